@@ -1,0 +1,1 @@
+//! RocksDB server, open-loop load generator, experiments and reports.

@@ -1,0 +1,254 @@
+//! From a linked object to a loaded program: the steps that are the same at every hook.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::sync::Once;
+
+use libbpf_rs::{AsRawLibbpf, MapCore as _, Object, ObjectBuilder, OpenObject, PrintLevel};
+use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
+
+use crate::{Error, Linked, Result, sys};
+
+/// Enough for the log of a program near the verifier's limit.
+const LOG_BYTES: usize = 4 << 20;
+
+/// A linked policy, opened and not yet loaded.
+#[derive(Debug)]
+pub struct PolicyObject {
+    object: OpenObject,
+    /// Where the kernel writes while it verifies: must outlive the load.
+    log: Vec<u8>,
+}
+
+impl PolicyObject {
+    /// Opens a linked policy and gives it the app's Maps.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when libbpf cannot read the object.
+    pub fn open(linked: &Linked) -> Result<Self> {
+        let mut this = Self::open_bytes(&linked.object, &linked.name)?;
+        for (name, fd) in &linked.maps {
+            this.share(name, fd.as_fd())?;
+        }
+        Ok(this)
+    }
+
+    /// Opens an object of ours that has no user half (a dispatcher, say).
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when libbpf cannot read the object.
+    pub fn open_bytes(bytes: &[u8], name: &str) -> Result<Self> {
+        route_libbpf_messages();
+        let object = ObjectBuilder::default()
+            .name(name)
+            .and_then(|builder| builder.open_memory(bytes))
+            .map_err(|e| Error::bpf(format!("open the BPF object of '{name}'"), &e))?;
+        Ok(Self { object, log: Vec::new() })
+    }
+
+    /// Replaces the object's own `map` by one that exists. A map the object
+    /// does not have is no error: the linker drops what a policy does not use.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when type or sizes differ.
+    pub fn share(&mut self, map: &str, fd: BorrowedFd<'_>) -> Result<()> {
+        for mut candidate in self.object.maps_mut() {
+            if candidate.name() == map {
+                return candidate
+                    .reuse_fd(fd)
+                    .map_err(|e| Error::bpf(format!("share the Map '{map}'"), &e));
+            }
+        }
+        Ok(())
+    }
+
+    /// The opened object, for steps only one hook needs.
+    pub fn object_mut(&mut self) -> &mut OpenObject {
+        &mut self.object
+    }
+
+    /// Loads the object; `program` is the one whose verifier log matters.
+    ///
+    /// # Errors
+    /// [`Error::Verifier`] with the kernel's log, or [`Error::Kernel`].
+    pub fn load(mut self, program: &str) -> Result<LoadedProgram> {
+        self.log.resize(LOG_BYTES, 0);
+        for mut candidate in self.object.progs_mut() {
+            if candidate.name() == program {
+                // SAFETY: the program belongs to self.object and the buffer to
+                // self.log; both live until load() below has returned.
+                let err = unsafe {
+                    libbpf_sys::bpf_program__set_log_buf(
+                        candidate.as_libbpf_object().as_ptr(),
+                        self.log.as_mut_ptr().cast(),
+                        self.log.len() as libbpf_sys::size_t,
+                    )
+                };
+                if err != 0 {
+                    let reason = io::Error::from_raw_os_error(-err);
+                    return Err(Error::kernel("set the verifier's log buffer", reason));
+                }
+                candidate.set_log_level(1);
+            }
+        }
+        let log = self.log;
+        let object = self.object.load().map_err(|e| {
+            let end = log.iter().position(|&byte| byte == 0).unwrap_or(log.len());
+            let text = String::from_utf8_lossy(&log[..end]).into_owned();
+            match Error::bpf(format!("load '{program}'"), &e) {
+                // The verifier also reports statistics of programs it accepted.
+                Error::Kernel { source, .. } if refused(&text) => {
+                    Error::Verifier { program: program.to_owned(), log: text, source }
+                }
+                other => other,
+            }
+        })?;
+        Ok(LoadedProgram { object, program: program.to_owned() })
+    }
+}
+
+/// An accepted program's log is its statistics only.
+fn refused(log: &str) -> bool {
+    log.lines().any(|line| !line.is_empty() && !line.starts_with("processed "))
+}
+
+/// A loaded object and the name of the program in it that matters.
+#[derive(Debug)]
+pub struct LoadedProgram {
+    object: Object,
+    program: String,
+}
+
+impl LoadedProgram {
+    /// The loaded object.
+    #[must_use]
+    pub fn object(&self) -> &Object {
+        &self.object
+    }
+
+    /// The loaded object, mutable.
+    pub fn object_mut(&mut self) -> &mut Object {
+        &mut self.object
+    }
+
+    /// Calls `f` with the program's fd.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when the object has no such program, else what `f` says.
+    pub fn with_fd<T>(&self, f: impl FnOnce(BorrowedFd<'_>) -> Result<T>) -> Result<T> {
+        for program in self.object.progs() {
+            if program.name() == self.program.as_str() {
+                return f(program.as_fd());
+            }
+        }
+        Err(Error::NotFound {
+            what: format!("program '{}' is not in its object", self.program),
+            advice: "rebuild: the hook's trusted half and its loader disagree".to_owned(),
+        })
+    }
+
+    /// Calls `f` with the fd of a map of the object.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when the object has no such map, else what `f` says.
+    pub fn with_map<T>(&self, map: &str, f: impl FnOnce(BorrowedFd<'_>) -> Result<T>) -> Result<T> {
+        for candidate in self.object.maps() {
+            if candidate.name() == map {
+                return f(candidate.as_fd());
+            }
+        }
+        Err(Error::NotFound {
+            what: format!("map '{map}' is not in its object"),
+            advice: "rebuild: the hook's object and its loader disagree".to_owned(),
+        })
+    }
+
+    /// Pins the program.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] with the path.
+    pub fn pin(&self, path: &Path) -> Result<()> {
+        self.with_fd(|fd| sys::obj_pin(fd, path))
+    }
+
+    /// Pins a map of the object.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] with the path.
+    pub fn pin_map(&self, map: &str, path: &Path) -> Result<()> {
+        self.with_map(map, |fd| sys::obj_pin(fd, path))
+    }
+}
+
+/// Writes `value` over the constant `name` in an object's read-only data, in
+/// the file image: before linking for a user's parameters, before opening for
+/// a hook's own. Returns false when there is no such constant.
+///
+/// # Errors
+/// [`Error::Usage`] when the sizes differ or the object is no ELF file.
+pub fn set_constant(image: &mut [u8], name: &str, value: &[u8]) -> Result<bool> {
+    let Some((offset, size)) = constant_at(image, name)? else {
+        return Ok(false);
+    };
+    if size != value.len() {
+        return Err(Error::Usage(format!("{name} has {size} bytes, not {}", value.len())));
+    }
+    image[offset..offset + size].copy_from_slice(value);
+    Ok(true)
+}
+
+/// The bytes of the constant `name`, as they stand in the file image.
+///
+/// # Errors
+/// [`Error::Usage`] when the object is no ELF file.
+pub fn constant(image: &[u8], name: &str) -> Result<Option<Vec<u8>>> {
+    Ok(constant_at(image, name)?.map(|(offset, size)| image[offset..offset + size].to_vec()))
+}
+
+fn constant_at(image: &[u8], name: &str) -> Result<Option<(usize, usize)>> {
+    let file =
+        object::File::parse(image).map_err(|e| Error::Usage(format!("not a BPF object: {e}")))?;
+    let Some(symbol) = file.symbols().find(|s| s.name() == Ok(name) && s.size() > 0) else {
+        return Ok(None);
+    };
+    let Some(section) = symbol.section_index().and_then(|i| file.section_by_index(i).ok()) else {
+        return Ok(None);
+    };
+    if !section.name().is_ok_and(|n| n == ".rodata" || n.starts_with(".rodata.")) {
+        return Ok(None);
+    }
+    let (Some((start, len)), at, size) =
+        (section.file_range(), symbol.address() - section.address(), symbol.size())
+    else {
+        return Ok(None);
+    };
+    if at.checked_add(size).is_none_or(|end| end > len) {
+        return Err(Error::Usage(format!("{name} lies outside its section")));
+    }
+    let place = |n: u64| usize::try_from(n).map_err(|e| Error::Usage(format!("{name}: {e}")));
+    Ok(Some((place(start + at)?, place(size)?)))
+}
+
+/// libbpf prints to stderr by default; we keep the verifier's log ourselves
+/// and send the rest to the log crate, once per process.
+fn route_libbpf_messages() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        libbpf_rs::set_print(Some((PrintLevel::Debug, |level, message| {
+            let message = message.trim_end();
+            match level {
+                PrintLevel::Warn => log::debug!(target: "libbpf", "{message}"),
+                _ => log::trace!(target: "libbpf", "{message}"),
+            }
+        })));
+    });
+}
+
+/// A C string, with a clear error for a NUL inside.
+pub(crate) fn c_string(path: &Path) -> Result<CString> {
+    use std::os::unix::ffi::OsStrExt as _;
+    CString::new(path.as_os_str().as_bytes())
+        .map_err(|_| Error::Usage(format!("{} contains a NUL byte", path.display())))
+}

@@ -1,0 +1,201 @@
+//! Pin folders: built aside, renamed into place, read back.
+//!
+//! bpffs forbids '.' in names and supports rename(2), also of folders. So a
+//! deployment's pins appear all at once, and what an interrupted call leaves
+//! is a folder whose name starts with [`TEMPORARY`].
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+
+use syrup_abi::abi::{SYRUP_ABI_VERSION, syrup_record};
+
+use crate::sys::{self, Map};
+use crate::{Error, Result};
+
+/// Prefix of folders that are not in place yet; no app or hook name can have it.
+pub const TEMPORARY: &str = "_new_";
+/// The pinned [`syrup_record`] inside a deployment's folder.
+pub const RECORD: &str = "record";
+
+/// A folder under construction: removed again unless [`Staged::commit`] is called.
+#[derive(Debug)]
+pub struct Staged {
+    path: PathBuf,
+    target: PathBuf,
+    committed: bool,
+}
+
+impl Staged {
+    /// Starts a folder that shall become `target`. What an earlier attempt
+    /// left is removed: the caller holds the engine's lock, so nobody is using it.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] with the path.
+    pub fn new(target: &Path) -> Result<Self> {
+        let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
+            return Err(Error::Usage(format!("{} is no pin folder", target.display())));
+        };
+        let path = parent.join(format!("{TEMPORARY}{}", name.to_string_lossy()));
+        remove_tree(&path)?;
+        fs::create_dir(&path)
+            .map_err(|e| Error::kernel(format!("make the folder {}", path.display()), e))?;
+        Ok(Self { path, target: target.to_owned(), committed: false })
+    }
+
+    /// The folder to pin into.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Renames the folder into place.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`]: `EEXIST`/`ENOTEMPTY` when the target is there.
+    pub fn commit(mut self) -> Result<()> {
+        fs::rename(&self.path, &self.target).map_err(|e| {
+            Error::kernel(format!("rename {} to {}", self.path.display(), self.target.display()), e)
+        })?;
+        self.committed = true;
+        Ok(())
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if !self.committed
+            && let Err(e) = remove_tree(&self.path)
+        {
+            log::warn!("{e}");
+        }
+    }
+}
+
+/// Puts `fd` at `path` in one step, replacing what is pinned there.
+///
+/// # Errors
+/// [`Error::Kernel`] with the path.
+pub fn repin(fd: std::os::fd::BorrowedFd<'_>, path: &Path) -> Result<()> {
+    let Some(name) = path.file_name() else {
+        return Err(Error::Usage(format!("{} is no pin", path.display())));
+    };
+    let aside = path.with_file_name(format!("{TEMPORARY}{}", name.to_string_lossy()));
+    match fs::remove_file(&aside) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Err(Error::kernel(format!("remove {}", aside.display()), e));
+        }
+        _ => {}
+    }
+    sys::obj_pin(fd, &aside)?;
+    fs::rename(&aside, path).map_err(|e| {
+        let _ = fs::remove_file(&aside);
+        Error::kernel(format!("rename {} to {}", aside.display(), path.display()), e)
+    })
+}
+
+/// Removes a pin folder with all it holds; one that is not there is no error.
+///
+/// # Errors
+/// [`Error::Kernel`] with the path.
+pub fn remove_tree(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(Error::kernel(format!("remove {}", path.display()), e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Creates and pins a deployment's record.
+///
+/// # Errors
+/// [`Error::Kernel`] with the path.
+pub fn write_record(dir: &Path, record: &syrup_record) -> Result<()> {
+    let path = dir.join(RECORD);
+    let map = match sys::obj_get(&path)? {
+        Some(fd) => Map::new(fd)?,
+        None => {
+            let map = create_array("syrup_record", size_of::<syrup_record>(), 1)?;
+            sys::obj_pin(map.as_fd(), &path)?;
+            map
+        }
+    };
+    // SAFETY: syrup_record is plain data without uninitialised padding (its
+    // size is asserted in abi.h and bindgen tests the layout).
+    let bytes = unsafe {
+        std::slice::from_raw_parts(
+            std::ptr::from_ref(record).cast::<u8>(),
+            size_of::<syrup_record>(),
+        )
+    };
+    map.update(&0u32.to_ne_bytes(), bytes)
+}
+
+/// Reads the record of a deployment's folder; `None` when there is none.
+///
+/// # Errors
+/// [`Error::Pin`] when another version of Syrup wrote it.
+pub fn read_record(dir: &Path) -> Result<Option<syrup_record>> {
+    let path = dir.join(RECORD);
+    let Some(fd) = sys::obj_get(&path)? else { return Ok(None) };
+    let map = Map::new(fd)?;
+    let wrong = |reason: String| Error::Pin { path: path.clone(), reason };
+    if map.value_size() as usize != size_of::<syrup_record>() {
+        return Err(wrong(format!("a record of {} bytes: another version's", map.value_size())));
+    }
+    let bytes = map.lookup(&0u32.to_ne_bytes())?.unwrap_or_default();
+    // SAFETY: the length was checked above and every bit pattern is a valid
+    // syrup_record; the read is unaligned on purpose.
+    let record: syrup_record = unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) };
+    if record.abi_version != SYRUP_ABI_VERSION {
+        return Err(wrong(format!(
+            "written by ABI version {}, this is {SYRUP_ABI_VERSION}: run 'syrupctl unload --all' with the version that wrote it",
+            record.abi_version
+        )));
+    }
+    Ok(Some(record))
+}
+
+/// Makes an unpinned array map.
+///
+/// # Errors
+/// [`Error::Kernel`].
+pub fn create_array(name: &str, value_size: usize, entries: u32) -> Result<Map> {
+    let opts = libbpf_sys::bpf_map_create_opts {
+        sz: size_of::<libbpf_sys::bpf_map_create_opts>() as libbpf_sys::size_t,
+        ..Default::default()
+    };
+    let handle = libbpf_rs::MapHandle::create(
+        libbpf_rs::MapType::Array,
+        Some(name),
+        4,
+        value_size as u32,
+        entries,
+        &opts,
+    )
+    .map_err(|e| Error::bpf(format!("create the map {name}"), &e))?;
+    let fd = handle
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|e| Error::kernel(format!("keep the map {name}"), e))?;
+    Map::new(fd)
+}
+
+/// A fixed-size, NUL-padded name field.
+#[must_use]
+pub fn name_field<const N: usize>(name: &str) -> [std::ffi::c_char; N] {
+    let mut field = [0; N];
+    for (to, from) in field.iter_mut().zip(name.bytes().take(N - 1)) {
+        *to = from as std::ffi::c_char;
+    }
+    field
+}
+
+/// The text of such a field.
+#[must_use]
+pub fn field_name(field: &[std::ffi::c_char]) -> String {
+    let bytes: Vec<u8> = field.iter().map(|&c| c as u8).take_while(|&b| b != 0).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}

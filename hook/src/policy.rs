@@ -1,0 +1,35 @@
+//! Policies on their way from the engine to a hook.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+
+use syrup_abi::abi;
+
+/// A policy that ships with its hook: source for people, object for hosts without clang.
+#[derive(Debug, Clone, Copy)]
+pub struct Builtin {
+    /// The name users type, kebab-case.
+    pub name: &'static str,
+    /// First sentence of the source's head comment.
+    pub summary: &'static str,
+    /// The C source.
+    pub source: &'static str,
+    /// The object, compiled with the hook's crate.
+    pub object: &'static [u8],
+}
+
+/// A checked policy linked with a hook's trusted half: ready to be opened,
+/// given its Maps and loaded. Made by the engine only.
+#[derive(Debug)]
+pub struct Linked {
+    /// Built-in name or file stem, as `list` shows it.
+    pub name: String,
+    /// SHA-256 of the user's object, before parameters were set.
+    pub sha256: [u8; 32],
+    /// The linked ELF object.
+    pub object: Vec<u8>,
+    /// The app's Maps that the policy names: created, pinned, possibly shared.
+    pub maps: BTreeMap<String, OwnedFd>,
+    /// What `SYRUP_THREAD_POLICY` said; all zero for packet policies.
+    pub thread: abi::syrup_thread_policy,
+}

@@ -1,0 +1,89 @@
+//! Other processes' sockets and threads.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
+
+use crate::{Error, Result};
+
+/// A pidfd: names this process even after its id was recycled.
+///
+/// # Errors
+/// [`Error::NotFound`] when there is no such process.
+pub fn open(pid: i32) -> Result<OwnedFd> {
+    let no_such = || Error::NotFound {
+        what: format!("there is no process {pid}"),
+        advice: "give the id of a running process".to_owned(),
+    };
+    let id = Pid::from_raw(pid).ok_or_else(no_such)?;
+    match rustix::process::pidfd_open(id, PidfdFlags::empty()) {
+        Ok(fd) => Ok(fd),
+        Err(rustix::io::Errno::SRCH) => Err(no_such()),
+        Err(e) => Err(Error::kernel(format!("open process {pid}"), e)),
+    }
+}
+
+/// The sockets of a process, by fd number, duplicated into ours
+/// (pidfd_getfd: needs ptrace rights over it).
+///
+/// # Errors
+/// [`Error::NotFound`] when there is no such process, [`Error::Kernel`] without the right.
+pub fn sockets(pid: i32) -> Result<Vec<(i32, OwnedFd)>> {
+    let pidfd = open(pid)?;
+    let dir = format!("/proc/{pid}/fd");
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(&dir).map_err(|e| Error::kernel(format!("read {dir}"), e))? {
+        let entry = entry.map_err(|e| Error::kernel(format!("read {dir}"), e))?;
+        let is_socket = fs::read_link(entry.path())
+            .is_ok_and(|target| target.to_string_lossy().starts_with("socket:"));
+        if let (true, Ok(number)) = (is_socket, entry.file_name().to_string_lossy().parse::<i32>())
+        {
+            numbers.push(number);
+        }
+    }
+    numbers.sort_unstable();
+    let mut sockets = Vec::new();
+    for number in numbers {
+        match rustix::process::pidfd_getfd(pidfd.as_fd(), number, PidfdGetfdFlags::empty()) {
+            Ok(fd) => sockets.push((number, fd)),
+            // Closed meanwhile.
+            Err(rustix::io::Errno::BADF) => {}
+            Err(e) => {
+                return Err(Error::kernel(format!("take socket {number} of process {pid}"), e));
+            }
+        }
+    }
+    Ok(sockets)
+}
+
+/// The threads of a process, in order of their ids (the leader first).
+///
+/// # Errors
+/// [`Error::NotFound`] when there is no such process.
+pub fn threads(pid: i32) -> Result<Vec<i32>> {
+    let dir = format!("/proc/{pid}/task");
+    let entries = match fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(Error::NotFound {
+                what: format!("there is no process {pid}"),
+                advice: "give the id of a running process".to_owned(),
+            });
+        }
+        Err(e) => return Err(Error::kernel(format!("read {dir}"), e)),
+    };
+    let mut tids: Vec<i32> = entries
+        .filter_map(|entry| entry.ok()?.file_name().to_string_lossy().parse().ok())
+        .collect();
+    tids.sort_unstable();
+    Ok(tids)
+}
+
+/// The process a thread belongs to.
+#[must_use]
+pub fn tgid_of(tid: i32) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())
+}

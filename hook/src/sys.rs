@@ -1,0 +1,212 @@
+//! bpf(2) calls on fds, where libbpf-rs wants an object of its own instead.
+
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::Path;
+
+use crate::load::c_string;
+use crate::{Error, Result};
+
+/// Pins a program, map or link.
+///
+/// # Errors
+/// [`Error::Kernel`] with the path.
+pub fn obj_pin(fd: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    let c_path = c_string(path)?;
+    // SAFETY: fd is open and c_path NUL-terminated for the length of the call.
+    let err = unsafe { libbpf_sys::bpf_obj_pin(fd.as_raw_fd(), c_path.as_ptr()) };
+    check(err).map_err(|e| Error::kernel(format!("pin {}", path.display()), e)).map(drop)
+}
+
+/// Opens a pinned object; `None` when there is no such pin.
+///
+/// # Errors
+/// [`Error::Kernel`] with the path.
+pub fn obj_get(path: &Path) -> Result<Option<OwnedFd>> {
+    let c_path = c_string(path)?;
+    // SAFETY: c_path is NUL-terminated for the length of the call.
+    let fd = unsafe { libbpf_sys::bpf_obj_get(c_path.as_ptr()) };
+    match check(fd) {
+        // SAFETY: the kernel just made this fd for us.
+        Ok(fd) => Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) })),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::kernel(format!("open the pin {}", path.display()), e)),
+    }
+}
+
+/// Opens a pinned object that must be there.
+///
+/// # Errors
+/// [`Error::Pin`] when it is not.
+pub fn obj_get_required(path: &Path) -> Result<OwnedFd> {
+    obj_get(path)?
+        .ok_or_else(|| Error::Pin { path: path.to_owned(), reason: "the pin is gone".to_owned() })
+}
+
+/// Kernel id of a program.
+///
+/// # Errors
+/// [`Error::Kernel`].
+pub fn program_id(fd: BorrowedFd<'_>) -> Result<u32> {
+    let mut info = libbpf_sys::bpf_prog_info::default();
+    let mut len = size_of::<libbpf_sys::bpf_prog_info>() as u32;
+    // SAFETY: info is a zeroed bpf_prog_info and len its size.
+    let err =
+        unsafe { libbpf_sys::bpf_prog_get_info_by_fd(fd.as_raw_fd(), &raw mut info, &raw mut len) };
+    check(err).map_err(|e| Error::kernel("read a program's id", e))?;
+    Ok(info.id)
+}
+
+/// A map by fd, with typed keys and values whose sizes were checked against
+/// the kernel's.
+#[derive(Debug)]
+pub struct Map {
+    fd: OwnedFd,
+    value_size: u32,
+    max_entries: u32,
+    per_cpu: bool,
+}
+
+impl Map {
+    /// Wraps a map's fd.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when fd is no map.
+    pub fn new(fd: OwnedFd) -> Result<Self> {
+        let info = map_info(fd.as_fd())?;
+        let per_cpu = matches!(
+            info.type_,
+            libbpf_sys::BPF_MAP_TYPE_PERCPU_ARRAY | libbpf_sys::BPF_MAP_TYPE_PERCPU_HASH
+        );
+        Ok(Self { fd, value_size: info.value_size, max_entries: info.max_entries, per_cpu })
+    }
+
+    /// Opens a pinned map that must be there.
+    ///
+    /// # Errors
+    /// [`Error::Pin`] when it is not.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::new(obj_get_required(path)?)
+    }
+
+    /// Number of entries the map can hold.
+    #[must_use]
+    pub fn max_entries(&self) -> u32 {
+        self.max_entries
+    }
+
+    /// Bytes of one value.
+    #[must_use]
+    pub fn value_size(&self) -> u32 {
+        self.value_size
+    }
+
+    /// The value's bytes, or `None` when there is no such key.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn lookup(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        let mut value = vec![0u8; self.buffer_len()?];
+        // SAFETY: key and value have the sizes the map was created with
+        // (buffer_len covers the per-CPU case).
+        let err = unsafe {
+            libbpf_sys::bpf_map_lookup_elem(
+                self.fd.as_raw_fd(),
+                key.as_ptr().cast(),
+                value.as_mut_ptr().cast(),
+            )
+        };
+        match check(err) {
+            Ok(_) => Ok(Some(value)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::kernel("read a map entry", e)),
+        }
+    }
+
+    /// Writes a value.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn update(&self, key: &[u8], value: &[u8]) -> Result<()> {
+        if value.len() != self.buffer_len()? {
+            return Err(Error::Usage(format!(
+                "a value of this map has {} bytes, not {}",
+                self.buffer_len()?,
+                value.len()
+            )));
+        }
+        // SAFETY: sizes were checked above; key's size is the caller's type.
+        let err = unsafe {
+            libbpf_sys::bpf_map_update_elem(
+                self.fd.as_raw_fd(),
+                key.as_ptr().cast(),
+                value.as_ptr().cast(),
+                0,
+            )
+        };
+        check(err).map_err(|e| Error::kernel("write a map entry", e)).map(drop)
+    }
+
+    /// Deletes a key; a key that is not there is no error.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn delete(&self, key: &[u8]) -> Result<()> {
+        // SAFETY: key has the size of the map's keys.
+        let err =
+            unsafe { libbpf_sys::bpf_map_delete_elem(self.fd.as_raw_fd(), key.as_ptr().cast()) };
+        match check(err) {
+            Ok(_) => Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(e) => Err(Error::kernel("delete a map entry", e)),
+        }
+    }
+
+    /// Sum over all CPUs of a per-CPU `u64` entry.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`], or [`Error::Usage`] when values are not `u64`.
+    pub fn sum(&self, key: u32) -> Result<u64> {
+        if self.value_size != 8 || !self.per_cpu {
+            return Err(Error::Usage("not a per-CPU counter map".to_owned()));
+        }
+        let bytes = self.lookup(&key.to_ne_bytes())?.unwrap_or_default();
+        Ok(bytes.as_chunks::<8>().0.iter().map(|chunk| u64::from_ne_bytes(*chunk)).sum())
+    }
+
+    fn buffer_len(&self) -> Result<usize> {
+        let size = self.value_size as usize;
+        if !self.per_cpu {
+            return Ok(size);
+        }
+        let cpus = libbpf_rs::num_possible_cpus()
+            .map_err(|e| Error::bpf("count the possible CPUs", &e))?;
+        Ok(size.next_multiple_of(8) * cpus)
+    }
+}
+
+impl AsFd for Map {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// What the kernel says of a map.
+///
+/// # Errors
+/// [`Error::Kernel`] when fd is no map.
+pub fn map_info(fd: BorrowedFd<'_>) -> Result<libbpf_sys::bpf_map_info> {
+    let mut info = libbpf_sys::bpf_map_info::default();
+    let mut len = size_of::<libbpf_sys::bpf_map_info>() as u32;
+    // SAFETY: info is a zeroed bpf_map_info and len its size.
+    let err =
+        unsafe { libbpf_sys::bpf_map_get_info_by_fd(fd.as_raw_fd(), &raw mut info, &raw mut len) };
+    check(err).map_err(|e| Error::kernel("read a map's properties", e))?;
+    Ok(info)
+}
+
+/// libbpf returns a negative errno; so do its fd-returning calls.
+fn check(ret: i32) -> io::Result<i32> {
+    if ret < 0 { Err(io::Error::from_raw_os_error(-ret)) } else { Ok(ret) }
+}

@@ -1,0 +1,1 @@
+//! The application library, Rust and C: deploy policies, register executors, share Maps.

@@ -1,0 +1,23 @@
+#!/bin/sh
+# The first program in the guest, run as root by virtme-ng's init: prepares the
+# machine and runs FOLDER/command.sh. FOLDER is shared with the host, which
+# learns there that the command started (`started`) and how it ended (`status`).
+folder=$1
+
+# A scheduler or a Map for a realistic load outgrows the defaults.
+ulimit -l unlimited
+ulimit -n 65536
+
+mount -t bpf bpf /sys/fs/bpf
+mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup
+ip link set lo up
+
+# Kernel messages go to the host as they come: they explain a guest that dies.
+dmesg --follow >"$folder/dmesg" 2>/dev/null &
+
+: >"$folder/started"
+/bin/sh "$folder/command.sh"
+status=$?
+# In one step, so that the host never reads half a number.
+echo "$status" >"$folder/status.new"
+mv "$folder/status.new" "$folder/status"

@@ -1,0 +1,225 @@
+"""One virtual machine: boot, run one command, stop.
+
+The guest sees the host's file system (writable layers in its memory) and the
+repository at the same path, writable for real. Progress is read from files
+that vm/guest.sh writes below target/vm, not from the output, which belongs to
+the command alone."""
+
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import Error, accel as acceleration
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+TIMED_OUT = 124
+
+# Several times what a boot takes on a busy machine: 3 s with KVM, 10-30 s
+# without. Of some 45 boots without KVM one hung for good.
+_BOOT_LIMIT_S = {"kvm": 60, "tcg": 180, "icount": 180}
+_KVM_TRIAL_LIMIT_S = 30
+# From the end of the command to the end of QEMU.
+_SHUTDOWN_LIMIT_S = 30
+
+# Variables that mean something to a program under test. The rest describes
+# the host.
+_PASSED = ("PATH", "HOME", "LANG", "CARGO_MANIFEST_DIR")
+_PASSED_PREFIXES = ("SYRUP_", "RUST_", "NEXTEST")
+
+
+@dataclass(frozen=True)
+class Machine:
+    kernel: Path
+    env: dict[str, str]
+    accel: str
+    cpus: int = 4
+    memory: str = "2G"
+    timeout_s: float = 900
+    console: bool = False
+    silent: bool = False
+
+
+class BootFailure(Error):
+    """The guest never started the command."""
+
+
+def run(machine: Machine, command: list[str]) -> int:
+    """The command's exit status, or 124 if it ran out of time. A boot that
+    fails is tried once more; a command never is."""
+    try:
+        return _attempt(machine, command, _BOOT_LIMIT_S[machine.accel])
+    except BootFailure as failure:
+        _say(f"{failure}; trying once more, with the guest's console shown")
+        again = Machine(**{**vars(machine), "console": True})
+        return _attempt(again, command, _BOOT_LIMIT_S[machine.accel])
+
+
+def boots(kernel: Path, env: dict[str, str], accel: str) -> bool:
+    machine = Machine(kernel, env, accel, cpus=1, memory="512M", timeout_s=10, silent=True)
+    try:
+        return _attempt(machine, ["true"], _KVM_TRIAL_LIMIT_S) == 0
+    except Error:
+        return False
+
+
+def _attempt(machine: Machine, command: list[str], boot_limit_s: float) -> int:
+    runs = REPOSITORY / "target" / "vm"
+    runs.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="run.", dir=runs) as folder,
+        # Sockets: their paths must be short, so not below the repository.
+        tempfile.TemporaryDirectory(prefix="syrup-vm.") as sockets,
+    ):
+        folder = Path(folder)
+        _write_command(folder / "command.sh", machine, command)
+        env = dict(machine.env, TMPDIR=sockets)
+        lifetime_s = boot_limit_s + machine.timeout_s + _SHUTDOWN_LIMIT_S
+        process = subprocess.Popen(
+            _bounded(_vng(machine, folder), lifetime_s),
+            stdin=subprocess.DEVNULL,
+            # Never our own: QEMU truncates a file that it is given as output.
+            stdout=subprocess.DEVNULL if machine.silent else subprocess.PIPE,
+            stderr=subprocess.DEVNULL if machine.silent else subprocess.PIPE,
+            start_new_session=True,
+            env=env,
+            cwd=REPOSITORY,
+        )
+        copiers = [] if machine.silent else [_copy(process.stdout, 1), _copy(process.stderr, 2)]
+        try:
+            return _watch(process, folder, machine, boot_limit_s)
+        finally:
+            _kill(process)
+            for copier in copiers:
+                copier.join()
+
+
+def _watch(process, folder: Path, machine: Machine, boot_limit_s: float) -> int:
+    started, status = folder / "started", folder / "status"
+
+    if not _wait(process, started, boot_limit_s):
+        raise BootFailure(
+            f"the guest did not boot within {boot_limit_s} s"
+            if process.poll() is None
+            else f"the guest did not boot (virtme-ng ended with {process.returncode})"
+        )
+    if not _wait(process, status, machine.timeout_s):
+        if process.poll() is None:
+            _say(f"the command did not end within {machine.timeout_s:g} s")
+            _show_kernel_messages(folder)
+            return TIMED_OUT
+        _show_kernel_messages(folder)
+        raise Error("the guest died while the command ran")
+    try:
+        # The last output is on its way until QEMU is gone.
+        process.wait(_SHUTDOWN_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        _say("the guest did not power off; stopped it")
+    return int(status.read_text(encoding="ascii"))
+
+
+def _wait(process, path: Path, limit_s: float) -> bool:
+    """Until `path` exists (True), the process ends or time is up."""
+    deadline = time.monotonic() + limit_s
+    while not path.exists():
+        if process.poll() is not None:
+            return path.exists()
+        if time.monotonic() > deadline:
+            return False
+        try:
+            process.wait(0.05)
+        except subprocess.TimeoutExpired:
+            pass
+    return True
+
+
+def _vng(machine: Machine, folder: Path) -> list[str]:
+    options = acceleration.QEMU_OPTIONS[machine.accel]
+    guest = shlex.join(["sh", str(REPOSITORY / "vm/guest.sh"), str(folder)])
+    return [
+        "vng",
+        f"--run={machine.kernel}",
+        "--user=root",
+        f"--cpus={machine.cpus}",
+        f"--memory={machine.memory}",
+        f"--rwdir={REPOSITORY}",
+        # One machine type with and without KVM.
+        "--disable-microvm",
+        *([] if machine.accel == "kvm" else ["--disable-kvm"]),
+        *(["--verbose"] if machine.console else []),
+        *([f"--qemu-opts={options}"] if options else []),
+        f"--exec={guest}",
+    ]
+
+
+def _bounded(command: list[str], lifetime_s: float) -> list[str]:
+    """virtme-ng, virtiofsd and QEMU form one process group under timeout(1),
+    which ends it if this process is killed (pdeathsig) or forgets to."""
+    return [
+        "setpriv", "--pdeathsig", "TERM",
+        "timeout", "--kill-after=5", f"{lifetime_s:g}",
+        *command,
+    ]  # fmt: skip
+
+
+def _kill(process) -> None:
+    """Ends the whole group; what asks for its memory back is QEMU, what has
+    files to remove is virtme-ng."""
+    for number, limit_s in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(limit_s)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            pass
+
+
+def _write_command(path: Path, machine: Machine, command: list[str]) -> None:
+    lines = [
+        f"export {name}={shlex.quote(value)}"
+        for name, value in os.environ.items()
+        if name in _PASSED or name.startswith(_PASSED_PREFIXES)
+    ]
+    lines.append(f"export SYRUP_VM={machine.accel}")
+    here = Path.cwd()
+    folder = here if here.is_relative_to(REPOSITORY) else REPOSITORY
+    lines.append(f"cd {shlex.quote(str(folder))}")
+    lines.append("exec " + shlex.join(command))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _copy(source, target: int) -> threading.Thread:
+    def copy():
+        while data := os.read(source.fileno(), 65536):
+            try:
+                while data:
+                    data = data[os.write(target, data) :]
+            except BrokenPipeError:
+                # Nobody listens any more (`| head`): keep the guest from
+                # blocking, its exit status still counts.
+                pass
+
+    thread = threading.Thread(target=copy, daemon=True)
+    thread.start()
+    return thread
+
+
+def _show_kernel_messages(folder: Path) -> None:
+    try:
+        lines = (folder / "dmesg").read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return
+    _say("the guest's last kernel messages:")
+    for line in lines[-20:]:
+        print(f"  {line}", file=sys.stderr)
+
+
+def _say(text: str) -> None:
+    print(f"vm: {text}", file=sys.stderr, flush=True)

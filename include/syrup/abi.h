@@ -126,6 +126,20 @@ struct syrup_record {
 };
 _Static_assert(sizeof(struct syrup_record) == 224, "syrup_record");
 
+/*
+ * Pinned with each socket-select deployment as a one-entry array: its
+ * reuseport group. The kernel makes one group per bind address, and a socket
+ * of another group cannot be selected.
+ */
+struct syrup_group {
+	__u32 nr_executors; /* highest index in use + 1; 0: no socket was registered yet */
+	__u32 ifindex;	    /* SO_BINDTODEVICE; 0: any */
+	__u8 address[16];   /* network order; an IPv4 address takes the first 4 bytes */
+	__u32 v6only;	    /* IPV6_V6ONLY */
+	__u32 _pad;
+};
+_Static_assert(sizeof(struct syrup_group) == 32, "syrup_group");
+
 /* Hooks, in the order of the way in: one spelling each (hook/src/id.rs). */
 enum syrup_hook {
 	SYRUP_HOOK_SCX_SYRUP = 1,

@@ -166,6 +166,10 @@ pub trait Hook: Send + Sync {
     /// Policies that ship with this hook.
     fn policies(&self) -> &'static [Builtin];
 
+    /// Shows `policy` to the verifier and lets it go: what `check` says of a
+    /// policy, without a deployment and without pins.
+    fn verify(&self, policy: &Linked) -> Result<()>;
+
     /// Makes `policy` live for an app that has none here. Everything is built
     /// under a temporary pin folder first and renamed into place last.
     fn deploy(&self, app: &App, policy: &Linked, target: &Target) -> Result<()>;

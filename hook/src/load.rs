@@ -233,7 +233,7 @@ fn constant_at(image: &[u8], name: &str) -> Result<Option<(usize, usize)>> {
 
 /// libbpf prints to stderr by default; we keep the verifier's log ourselves
 /// and send the rest to the log crate, once per process.
-fn route_libbpf_messages() {
+pub fn route_libbpf_messages() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         libbpf_rs::set_print(Some((PrintLevel::Debug, |level, message| {

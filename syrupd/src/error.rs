@@ -78,3 +78,30 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+impl From<syrup_hook::Error> for Error {
+    fn from(error: syrup_hook::Error) -> Self {
+        use syrup_hook::Error as Hook;
+        let message = error.to_string();
+        match error {
+            Hook::Verifier { program, log, .. } => crate::verifier::error(&program, &log, None),
+            Hook::Unsupported { advice, .. } => {
+                Self::new(Code::Unsupported, message).advise(advice)
+            }
+            Hook::Conflict { advice, .. } | Hook::NotFound { advice, .. } => {
+                Self::new(Code::Conflict, message).advise(advice)
+            }
+            Hook::Usage(_) => Self::new(Code::Usage, message),
+            Hook::Timeout(_) => Self::new(Code::Timeout, message),
+            Hook::Kernel { source, .. }
+                if source.kind() == std::io::ErrorKind::PermissionDenied =>
+            {
+                Self::new(Code::NotPermitted, message)
+                    .advise("run as root, or ask syrupd (it must run as root)")
+            }
+            Hook::Pin { .. } => Self::new(Code::Internal, message)
+                .advise("'syrupctl unload --all' removes what is left of a broken deployment"),
+            _ => Self::new(Code::Internal, message),
+        }
+    }
+}

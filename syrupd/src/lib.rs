@@ -7,10 +7,22 @@
 
 mod arbiter;
 mod base64;
+mod check;
+mod engine;
 mod error;
+mod hooks;
+mod lines;
+mod link;
+mod maps;
+mod names;
+mod params;
+mod policy;
+mod verifier;
 
 pub use arbiter::{
     AppInfo, Arbiter, DeploymentInfo, HookInfo, LoadRequest, MapEntry, MapInfo, PolicyInfo,
     PolicySource, Registration, ReplaceRequest,
 };
+pub use engine::{AsCaller, Caller, CheckReport, DEFAULT_BPFFS, Engine, Recovery};
 pub use error::{Code, Error, Result};
+pub use link::link;

@@ -1,0 +1,434 @@
+//! The check of a user's object before it is linked: everything not on a list
+//! is refused, because what the kernel allows a scheduler program is more than
+//! a policy may do. (With free kfuncs and the task pointer one policy made a
+//! 0.1 s test take 44 s without the watchdog noticing.)
+
+use libbpf_rs::btf::{Btf, BtfType, ReferencesType as _, types};
+use object::{
+    Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget, SectionKind,
+    SymbolSection,
+};
+use syrup_abi::abi;
+use syrup_hook::Input;
+
+use crate::error::{Code, Error, Result};
+use crate::lines::LineTable;
+
+/// Helpers a policy may call: number and name.
+const HELPERS: &[(i32, &str)] = &[
+    (1, "bpf_map_lookup_elem"),
+    (5, "bpf_ktime_get_ns"),
+    (7, "bpf_get_prandom_u32"),
+    (8, "bpf_get_smp_processor_id"),
+];
+
+/// Functions that the trusted half defines for policies.
+const SDK_FUNCTIONS: &[&str] = &["syrup_num_executors"];
+
+/// Instructions of one policy: far above any policy, far below what hurts.
+const MAX_INSTRUCTIONS: usize = 16 * 1024;
+
+const BPF_CALL: u8 = 0x85;
+const BPF_CALLX: u8 = 0x8d;
+const PSEUDO_CALL: u8 = 1;
+const PSEUDO_KFUNC: u8 = 2;
+
+/// What the check found in an object it accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checked {
+    /// What `schedule()` takes.
+    pub input: Input,
+    /// What `SYRUP_THREAD_POLICY` said.
+    pub thread: abi::syrup_thread_policy,
+    /// The Maps it names.
+    pub maps: Vec<String>,
+    /// Its parameters (`SYRUP_PARAM`).
+    pub params: Vec<String>,
+    /// Number of its instructions.
+    pub instructions: usize,
+}
+
+/// Checks a user's object. `file_name` is for messages.
+///
+/// # Errors
+/// [`Code::SourceRejected`], naming the user's line where there is one.
+pub fn check(file_name: &str, image: &[u8]) -> Result<Checked> {
+    let elf = object::File::parse(image)
+        .map_err(|e| refuse(format!("{file_name} is not a BPF object: {e}")))?;
+    if elf.architecture() != object::Architecture::Bpf || !elf.is_little_endian() {
+        return Err(refuse(format!("{file_name} is not a little-endian BPF object")));
+    }
+    syrup_hook::route_libbpf_messages();
+    let btf = Btf::from_raw("policy", image).ok().flatten().ok_or_else(|| {
+        refuse(format!("{file_name} has no type information"))
+            .advise("compile it with -g, or give the C file and let Syrup compile it")
+    })?;
+    let lines = LineTable::of(&elf);
+
+    check_sections(file_name, &elf)?;
+    let instructions = check_code(file_name, &elf, &lines)?;
+    check_symbols(file_name, &elf)?;
+    let maps = check_maps(file_name, &elf, &btf)?;
+    Ok(Checked {
+        input: input_of(file_name, &elf, &btf)?,
+        thread: thread_policy(file_name, image)?,
+        maps,
+        params: params_of(&elf),
+        instructions,
+    })
+}
+
+fn refuse(message: String) -> Error {
+    Error::new(Code::SourceRejected, message)
+}
+
+fn check_sections(file_name: &str, elf: &object::File<'_>) -> Result<()> {
+    for section in elf.sections() {
+        let name = section.name().unwrap_or("?");
+        let known = match section.kind() {
+            SectionKind::Text => name == ".text",
+            SectionKind::Data
+            | SectionKind::ReadOnlyData
+            | SectionKind::ReadOnlyString
+            | SectionKind::UninitializedData => {
+                matches!(name, ".maps" | ".data" | ".bss" | ".BTF" | ".BTF.ext")
+                    || name == ".rodata"
+                    || name.starts_with(".rodata.")
+            }
+            // Debug information, symbols, relocations: never loaded.
+            _ => name != "license" && name != "version",
+        };
+        if !known && section.size() > 0 {
+            return Err(refuse(format!("{file_name}: section '{name}' is not allowed")).advise(
+                "a policy holds schedule(), its Maps and its parameters only; \
+                 remove SEC(...) and the licence line, Syrup adds what the hook needs",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_code(file_name: &str, elf: &object::File<'_>, lines: &LineTable) -> Result<usize> {
+    let text = elf.section_by_name(".text").and_then(|s| s.data().ok()).unwrap_or_default();
+    let (instructions, rest) = text.as_chunks::<8>();
+    if !rest.is_empty() {
+        return Err(refuse(format!("{file_name}: .text is cut off")));
+    }
+    if instructions.len() > MAX_INSTRUCTIONS {
+        return Err(refuse(format!(
+            "{file_name}: {} instructions, the limit is {MAX_INSTRUCTIONS}",
+            instructions.len()
+        )));
+    }
+    let relocated = relocated_calls(elf);
+    for (index, instruction) in instructions.iter().enumerate() {
+        let offset = index * 8;
+        let place = || lines.place(offset, file_name);
+        let [op, regs, _, _, imm @ ..] = *instruction;
+        let imm = i32::from_le_bytes(imm);
+        match (op, regs >> 4) {
+            (BPF_CALLX, _) => {
+                return Err(refuse(format!("{}: an indirect call is not allowed", place())));
+            }
+            (BPF_CALL, PSEUDO_CALL) => {
+                // Calls inside .text, or to a name: check_symbols says which names.
+                if imm == -1 && !relocated.contains(&offset) {
+                    return Err(refuse(format!("{}: a call to nowhere", place())));
+                }
+                if let Some(name) = undefined_callee(elf, offset)
+                    && !SDK_FUNCTIONS.contains(&name.as_str())
+                {
+                    return Err(refuse(format!(
+                        "{}: calls '{name}', which a policy may not",
+                        place()
+                    ))
+                    .advise(allowed_calls()));
+                }
+            }
+            (BPF_CALL, PSEUDO_KFUNC) => {
+                return Err(
+                    refuse(format!("{}: calls a kernel function", place())).advise(allowed_calls())
+                );
+            }
+            (BPF_CALL, 0) if !HELPERS.iter().any(|&(number, _)| number == imm) => {
+                return Err(
+                    refuse(format!("{}: calls BPF helper {imm}", place())).advise(allowed_calls())
+                );
+            }
+            (BPF_CALL, kind) if kind > PSEUDO_KFUNC => {
+                return Err(refuse(format!("{}: a call of unknown kind {kind}", place())));
+            }
+            _ => {}
+        }
+    }
+    Ok(instructions.len())
+}
+
+fn allowed_calls() -> String {
+    let helpers: Vec<&str> = HELPERS.iter().map(|&(_, name)| name).collect();
+    format!(
+        "a policy only chooses, the hook enforces; it may call the functions of the policy SDK \
+         and the helpers {}",
+        helpers.join(", ")
+    )
+}
+
+fn relocated_calls(elf: &object::File<'_>) -> Vec<usize> {
+    let Some(text) = elf.section_by_name(".text") else { return Vec::new() };
+    text.relocations().filter_map(|(offset, _)| usize::try_from(offset).ok()).collect()
+}
+
+/// The name of an undefined symbol that the instruction at `offset` calls.
+fn undefined_callee(elf: &object::File<'_>, offset: usize) -> Option<String> {
+    let text = elf.section_by_name(".text")?;
+    text.relocations().find(|(at, _)| usize::try_from(*at).is_ok_and(|at| at == offset)).and_then(
+        |(_, relocation)| match relocation.target() {
+            RelocationTarget::Symbol(index) => {
+                let symbol = elf.symbol_by_index(index).ok()?;
+                symbol.is_undefined().then(|| symbol.name().unwrap_or("?").to_owned())
+            }
+            _ => None,
+        },
+    )
+}
+
+fn check_symbols(file_name: &str, elf: &object::File<'_>) -> Result<()> {
+    for symbol in elf.symbols() {
+        let name = symbol.name().unwrap_or("?");
+        match symbol.section() {
+            SymbolSection::Undefined if name.is_empty() => {}
+            SymbolSection::Undefined if !SDK_FUNCTIONS.contains(&name) => {
+                return Err(
+                    refuse(format!("{file_name}: '{name}' is not defined")).advise(allowed_calls())
+                );
+            }
+            SymbolSection::Section(_)
+                if name.starts_with("syrup_") && name != "syrup_thread_policy" =>
+            {
+                return Err(refuse(format!("{file_name}: defines '{name}'"))
+                    .advise("names starting with syrup_ belong to Syrup: rename it"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Map definitions may say type, key, value, max_entries and map_flags: no
+/// pinning, no inner maps, no initial values.
+fn check_maps(file_name: &str, elf: &object::File<'_>, btf: &Btf<'_>) -> Result<Vec<String>> {
+    let Some(section) = elf.section_by_name(".maps") else { return Ok(Vec::new()) };
+    let mut names = Vec::new();
+    for symbol in elf.symbols().filter(|s| s.section_index() == Some(section.index())) {
+        let name = symbol.name().unwrap_or("?");
+        if symbol.size() == 0 {
+            continue; // the section's own symbol
+        }
+        let bad = |why: &str| {
+            refuse(format!("{file_name}: Map '{name}': {why}")).advise(
+                "declare Maps with SYRUP_MAP(name, entries) or SYRUP_MAP_OF(name, type, entries)",
+            )
+        };
+        if !crate::names::is_map(name) {
+            return Err(bad("its name is not a C identifier of at most 15 characters"));
+        }
+        let definition = btf
+            .type_by_name::<types::Var<'_>>(name)
+            .map(|var| var.referenced_type().skip_mods_and_typedefs())
+            .and_then(|ty| types::Struct::try_from(ty).ok())
+            .ok_or_else(|| bad("it has no type information"))?;
+        for member in definition.iter() {
+            let field = member.name.map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            if !matches!(field.as_str(), "type" | "key" | "value" | "max_entries" | "map_flags") {
+                return Err(bad(&format!("the attribute '{field}' is not allowed")));
+            }
+        }
+        names.push(name.to_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn input_of(file_name: &str, elf: &object::File<'_>, btf: &Btf<'_>) -> Result<Input> {
+    let missing = || {
+        refuse(format!("{file_name} does not define schedule()")).advise(
+            "include <syrup/packet.h> or <syrup/thread.h> and define the schedule() it declares",
+        )
+    };
+    let defined = elf.symbols().any(|s| {
+        s.name() == Ok("schedule") && s.kind() == object::SymbolKind::Text && !s.is_undefined()
+    });
+    if !defined {
+        return Err(missing());
+    }
+    let prototype = btf
+        .type_by_name::<types::Func<'_>>("schedule")
+        .and_then(|f| types::FuncProto::try_from(f.referenced_type()).ok())
+        .ok_or_else(missing)?;
+    let pointees: Vec<Option<String>> = prototype
+        .iter()
+        .map(|param| {
+            btf.type_by_id::<BtfType<'_>>(param.ty)
+                .map(|ty| ty.skip_mods_and_typedefs())
+                .and_then(|ty| types::Ptr::try_from(ty).ok())
+                .map(|ptr| {
+                    let to = ptr.referenced_type().skip_mods_and_typedefs();
+                    to.name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+                })
+        })
+        .collect();
+    match pointees.as_slice() {
+        [Some(from), Some(to)] if from.is_empty() && to.is_empty() => Ok(Input::Packet),
+        [Some(thread)] if thread == "syrup_thread" => Ok(Input::Thread),
+        _ => Err(refuse(format!("{file_name}: schedule() has an unknown prototype")).advise(
+            "it takes (void *pkt_start, void *pkt_end) or (struct syrup_thread *t), and returns __s32",
+        )),
+    }
+}
+
+fn thread_policy(file_name: &str, image: &[u8]) -> Result<abi::syrup_thread_policy> {
+    let Ok(Some(bytes)) = syrup_hook::constant(image, "syrup_thread_policy") else {
+        return Ok(abi::syrup_thread_policy { queues: 1, ..Default::default() });
+    };
+    let (words, []) = bytes.as_chunks::<4>() else {
+        return Err(refuse(format!("{file_name}: SYRUP_THREAD_POLICY has the wrong size")));
+    };
+    let &[queues, preempt, executors, rescue_ms] = words else {
+        return Err(refuse(format!("{file_name}: SYRUP_THREAD_POLICY has the wrong size"))
+            .advise("it was compiled against another version of the SDK: compile it again"));
+    };
+    let policy = abi::syrup_thread_policy {
+        queues: u32::from_le_bytes(queues).max(1),
+        preempt: u32::from_le_bytes(preempt),
+        executors: u32::from_le_bytes(executors),
+        rescue_ms: u32::from_le_bytes(rescue_ms),
+    };
+    if policy.queues > abi::SYRUP_MAX_QUEUES {
+        return Err(refuse(format!(
+            "{file_name}: .queues = {}, the most is {}",
+            policy.queues,
+            abi::SYRUP_MAX_QUEUES
+        )));
+    }
+    if policy.preempt > 1 || policy.executors > abi::SYRUP_CORES {
+        return Err(refuse(format!(
+            "{file_name}: SYRUP_THREAD_POLICY: .preempt is true or false, .executors is SYRUP_QUEUES or SYRUP_CORES"
+        )));
+    }
+    Ok(policy)
+}
+
+fn params_of(elf: &object::File<'_>) -> Vec<String> {
+    let Some(rodata) = elf.section_by_name(".rodata") else { return Vec::new() };
+    let mut names: Vec<String> = elf
+        .symbols()
+        .filter(|s| s.section_index() == Some(rodata.index()) && s.size() > 0)
+        .filter_map(|s| s.name().ok())
+        .filter(|name| *name != "syrup_thread_policy" && !name.is_empty() && !name.contains('.'))
+        .map(str::to_owned)
+        .collect();
+    names.sort();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use syrup_abi::Compiler;
+
+    use super::*;
+
+    fn compile(source: &str) -> Vec<u8> {
+        Compiler::find().unwrap().compile("p.c", source).unwrap().object
+    }
+
+    fn refused(source: &str) -> String {
+        let error = check("p.c", &compile(source)).unwrap_err();
+        assert_eq!(error.code, Code::SourceRejected, "{error:?}");
+        error.message
+    }
+
+    const PACKET: &str = "#include <syrup/packet.h>\n";
+    const BODY: &str = "__s32 schedule(void *a, void *b)\n{\n(void)a; (void)b;\n";
+
+    #[test]
+    fn what_a_policy_declares_is_found() {
+        let checked = check(
+            "p.c",
+            &compile(
+                "#include <syrup/thread.h>\nSYRUP_MAP(request_type, 8);\nSYRUP_PARAM(__u32, LIMIT, 3);\n\
+                 SYRUP_THREAD_POLICY(.queues = 2, .preempt = true);\n\
+                 __s32 schedule(struct syrup_thread *t)\n{\n\
+                 __u64 *v = syrup_map_lookup(&request_type, t->index);\n\
+                 return v && *v > LIMIT ? 1 : 0;\n}\n",
+            ),
+        )
+        .unwrap();
+        assert_eq!(checked.input, Input::Thread);
+        assert_eq!(checked.maps, ["request_type"]);
+        assert_eq!(checked.params, ["LIMIT"]);
+        assert_eq!((checked.thread.queues, checked.thread.preempt), (2, 1));
+    }
+
+    #[test]
+    fn a_kernel_function_is_refused_with_its_line() {
+        let message = refused(&format!(
+            "{PACKET}extern void scx_bpf_kick_cpu(__s32 cpu, __u64 flags) \
+             __attribute__((section(\".ksyms\"), visibility(\"default\")));\n{BODY}\
+             scx_bpf_kick_cpu(0, 0);\nreturn 0;\n}}\n"
+        ));
+        assert!(message.contains("p.c:6: calls 'scx_bpf_kick_cpu'"), "{message}");
+    }
+
+    #[test]
+    fn a_helper_off_the_list_is_refused_with_its_line() {
+        let message = refused(&format!(
+            "{PACKET}static long (*const trace)(const char *f, __u32 n, ...) = (void *)6;\n{BODY}\
+             trace(\"x\", 2);\nreturn 0;\n}}\n"
+        ));
+        assert!(message.contains("p.c:6: calls BPF helper 6"), "{message}");
+    }
+
+    #[test]
+    fn sections_and_pins_of_their_own_are_refused() {
+        let section = refused(&format!(
+            "{PACKET}__attribute__((section(\"xdp\"), visibility(\"default\"), used)) \
+             int prog(void *ctx) {{ (void)ctx; return 2; }}\n{BODY}return 0;\n}}\n"
+        ));
+        assert!(section.contains("section 'xdp'"), "{section}");
+        let pinned = refused(&format!(
+            "{PACKET}struct {{ int (*type)[2]; __u32 *key; __u64 *value; int (*max_entries)[1]; \
+             int (*map_flags)[1024]; int (*pinning)[1]; }} mine \
+             __attribute__((section(\".maps\"), visibility(\"default\"), used));\n{BODY}return 0;\n}}\n"
+        ));
+        assert!(pinned.contains("'pinning'"), "{pinned}");
+    }
+
+    #[test]
+    fn names_of_the_sdk_cannot_be_taken() {
+        let message = refused(&format!(
+            "{PACKET}__u32 syrup_num_executors(void) {{ return 7; }}\n{BODY}return 0;\n}}\n"
+        ));
+        assert!(message.contains("defines 'syrup_num_executors'"), "{message}");
+    }
+
+    #[test]
+    fn schedule_must_be_there_with_a_known_prototype() {
+        assert!(refused("int other(void) { return 0; }\n").contains("does not define schedule()"));
+        let message = refused("int schedule(int x) { return x; }\n");
+        assert!(message.contains("unknown prototype"), "{message}");
+    }
+
+    #[test]
+    fn rubbish_is_refused_without_a_panic() {
+        let object = compile(&format!("{PACKET}{BODY}return 0;\n}}\n"));
+        for len in (0..object.len()).step_by(7) {
+            let _ = check("p.o", &object[..len]);
+        }
+        for at in (0..object.len()).step_by(3) {
+            let mut broken = object.clone();
+            broken[at] ^= 0xff;
+            let _ = check("p.o", &broken);
+        }
+        assert!(check("p.o", b"").is_err());
+    }
+}

@@ -1,0 +1,63 @@
+//! The one registry of hooks: CLI, documentation test and status derive from it.
+
+use syrup_hook::{Hook, HookId, Probe};
+
+use crate::arbiter::{HookInfo, PolicyInfo};
+use crate::error::{Code, Error, Result};
+
+/// Every hook, in the order of [`HookId::ALL`].
+pub(crate) fn all() -> Vec<&'static dyn Hook> {
+    Vec::new()
+}
+
+/// The implementation of a hook.
+pub(crate) fn get(name: &str) -> Result<&'static dyn Hook> {
+    let id: HookId = name.parse().map_err(|e: syrup_hook::UnknownHook| {
+        Error::new(Code::Usage, e.to_string())
+            .advise("'syrupctl hooks' says what each one schedules")
+    })?;
+    all().into_iter().find(|hook| hook.id() == id).ok_or_else(|| {
+        Error::new(Code::Internal, format!("hook '{id}' has a name and no implementation"))
+    })
+}
+
+/// What this machine offers.
+pub(crate) fn infos() -> Vec<HookInfo> {
+    all()
+        .into_iter()
+        .map(|hook| {
+            let (missing, advice) = match hook.probe() {
+                Probe::Available => (None, None),
+                Probe::Missing { what, advice } => (Some(what), Some(advice)),
+            };
+            HookInfo {
+                name: hook.id().to_string(),
+                input: hook.input().to_string(),
+                executor: hook.executor().to_owned(),
+                available: missing.is_none(),
+                missing,
+                advice,
+            }
+        })
+        .collect()
+}
+
+/// The shipped policies; one that ships with several hooks appears once.
+pub(crate) fn policies() -> Vec<PolicyInfo> {
+    let mut policies: Vec<PolicyInfo> = Vec::new();
+    for hook in all() {
+        for builtin in hook.policies() {
+            let input = hook.input().to_string();
+            match policies.iter_mut().find(|p| p.name == builtin.name && p.input == input) {
+                Some(known) => known.hooks.push(hook.id().to_string()),
+                None => policies.push(PolicyInfo {
+                    name: builtin.name.to_owned(),
+                    input,
+                    hooks: vec![hook.id().to_string()],
+                    summary: builtin.summary.to_owned(),
+                }),
+            }
+        }
+    }
+    policies
+}

@@ -1,0 +1,61 @@
+//! Which names are names.
+
+use crate::error::{Code, Error, Result};
+
+/// App names: `[a-z0-9][a-z0-9-]{0,62}`.
+///
+/// # Errors
+/// [`Code::Usage`].
+pub fn check_app(name: &str) -> Result<()> {
+    let fits = (1..=63).contains(&name.len())
+        && !name.starts_with('-')
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if fits {
+        return Ok(());
+    }
+    Err(Error::new(Code::Usage, format!("'{name}' is no app name"))
+        .advise("use 1 to 63 of a-z, 0-9 and '-', not starting with '-'"))
+}
+
+/// Map names: C identifiers that fit into the kernel's 15 characters, so that
+/// no two Maps of an app can look alike.
+pub(crate) fn is_map(name: &str) -> bool {
+    (1..=15).contains(&name.len())
+        && !name.starts_with(|c: char| c.is_ascii_digit())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+/// Map names in requests.
+///
+/// # Errors
+/// [`Code::Usage`].
+pub(crate) fn check_map(name: &str) -> Result<()> {
+    if is_map(name) {
+        return Ok(());
+    }
+    Err(Error::new(Code::Usage, format!("'{name}' is no Map name"))
+        .advise("a Map's name is the one in SYRUP_MAP(name, entries)"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn app_names_cannot_leave_their_folder() {
+        for good in ["a", "0", "rocks-db-2", &"x".repeat(63)] {
+            assert!(check_app(good).is_ok(), "{good}");
+        }
+        for bad in ["", "-a", "A", "a/b", "..", "_scx", "a.b", "a b", &"x".repeat(64), "\u{e9}"] {
+            assert_eq!(check_app(bad).unwrap_err().code, Code::Usage, "{bad}");
+        }
+    }
+
+    #[test]
+    fn map_names_are_short_identifiers() {
+        assert!(is_map("request_type"));
+        for bad in ["", "9a", "a-b", "a.b", "sixteen_letters_"] {
+            assert!(!is_map(bad), "{bad}");
+        }
+    }
+}

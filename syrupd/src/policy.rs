@@ -1,0 +1,140 @@
+//! From what the requester has to an object a hook can load: find or compile,
+//! check, set parameters, link.
+
+use sha2::{Digest as _, Sha256};
+use syrup_abi::{CompileError, Compiler};
+use syrup_hook::Hook;
+
+use crate::arbiter::PolicySource;
+use crate::check::{self, Checked};
+use crate::error::{Code, Error, Result};
+use crate::{link, params};
+
+/// Largest source, and object, that is looked at.
+pub(crate) const MAX_SOURCE_BYTES: usize = 1 << 20;
+pub(crate) const MAX_OBJECT_BYTES: usize = 4 << 20;
+
+/// A policy that was checked and linked for one hook.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    /// As `list` shows it.
+    pub(crate) name: String,
+    /// As messages show it.
+    pub(crate) file_name: String,
+    /// The user's text, to quote lines of.
+    pub(crate) source: Option<String>,
+    /// Of the object before parameters were set.
+    pub(crate) sha256: [u8; 32],
+    /// What the check found.
+    pub(crate) checked: Checked,
+    /// The linked object.
+    pub(crate) linked: Vec<u8>,
+}
+
+/// Prepares `policy` for `hook`.
+pub(crate) fn prepare(
+    hook: &dyn Hook,
+    policy: &PolicySource,
+    settings: &[(String, String)],
+) -> Result<Prepared> {
+    let Found { name, file_name, source, mut object } = find(hook, policy)?;
+    let checked = check::check(&file_name, &object)?;
+    if checked.input != hook.input() {
+        return Err(Error::new(
+            Code::SourceRejected,
+            format!(
+                "{file_name} schedules {}s; hook {} schedules {}s",
+                checked.input,
+                hook.id(),
+                hook.input()
+            ),
+        )
+        .advise(format!(
+            "include <{}> and define the schedule() it declares, or choose another hook ('syrupctl hooks')",
+            hook.input().header()
+        )));
+    }
+    let sha256 = Sha256::digest(&object).into();
+    params::set(&mut object, &checked.params, settings)?;
+    let linked = link::link(&object, hook.trusted_half())?;
+    Ok(Prepared { name, file_name, source, sha256, checked, linked })
+}
+
+struct Found {
+    name: String,
+    file_name: String,
+    source: Option<String>,
+    object: Vec<u8>,
+}
+
+fn find(hook: &dyn Hook, policy: &PolicySource) -> Result<Found> {
+    let too_large = |what: &str, len: usize, most: usize| {
+        Error::new(Code::SourceRejected, format!("{what}: {len} bytes, the limit is {most}"))
+    };
+    match policy {
+        PolicySource::Builtin { name } => {
+            let builtin = hook.policies().iter().find(|p| p.name == name).ok_or_else(|| {
+                let known: Vec<&str> = hook.policies().iter().map(|p| p.name).collect();
+                Error::new(Code::Usage, format!("hook {} has no policy '{name}'", hook.id()))
+                    .advise(format!("one of {}; or a C file, like ./policy.c", known.join(", ")))
+            })?;
+            Ok(Found {
+                name: name.clone(),
+                file_name: format!("{name}.c"),
+                source: Some(builtin.source.to_owned()),
+                object: builtin.object.to_vec(),
+            })
+        }
+        PolicySource::Source { file_name, text } => {
+            if text.len() > MAX_SOURCE_BYTES {
+                return Err(too_large(file_name, text.len(), MAX_SOURCE_BYTES));
+            }
+            let compiled = Compiler::find()
+                .and_then(|compiler| compiler.compile(file_name, text))
+                .map_err(|e| compile_error(file_name, &e))?;
+            Ok(Found {
+                name: stem(file_name),
+                file_name: file_name.clone(),
+                source: Some(text.clone()),
+                object: compiled.object,
+            })
+        }
+        PolicySource::Object { file_name, image } => {
+            if image.len() > MAX_OBJECT_BYTES {
+                return Err(too_large(file_name, image.len(), MAX_OBJECT_BYTES));
+            }
+            Ok(Found {
+                name: stem(file_name),
+                file_name: file_name.clone(),
+                source: None,
+                object: image.clone(),
+            })
+        }
+    }
+}
+
+fn compile_error(file_name: &str, error: &CompileError) -> Error {
+    match error {
+        CompileError::NoCompiler { tried } => Error::new(
+            Code::Unsupported,
+            format!("cannot compile {file_name}: no clang found (tried {tried})"),
+        )
+        .advise(
+            "install clang 17 or newer (Debian: apt-get install clang-19), set BPF_CLANG to it, \
+             or give a compiled policy object (FILE.o) or a built-in policy's name",
+        ),
+        CompileError::Rejected { diagnostics } => {
+            Error::new(Code::SourceRejected, format!("{file_name} does not compile"))
+                .detail(diagnostics.trim_end())
+                .advise("a policy sees the headers below <syrup/> only, and warnings are errors")
+        }
+        other => Error::new(Code::Internal, format!("cannot compile {file_name}: {other}")),
+    }
+}
+
+/// The name a file's policy is listed by.
+fn stem(file_name: &str) -> String {
+    let base = file_name.rsplit('/').next().unwrap_or(file_name);
+    let stem = base.rsplit_once('.').map_or(base, |(stem, _)| stem);
+    stem.chars().take(syrup_abi::abi::SYRUP_NAME_LEN as usize - 1).collect()
+}

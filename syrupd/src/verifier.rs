@@ -1,0 +1,109 @@
+//! Reading the verifier's log: which line of the user's file it refused, and why.
+
+use crate::error::{Code, Error};
+
+/// Lines of the log's end that are worth showing.
+const TAIL: usize = 12;
+
+/// Turns a verifier log into an error that points at the user's line.
+/// `source` is the user's text, to quote the line; kernels since 6.10 print
+/// `; text @ file:line` above each group of instructions.
+pub(crate) fn error(file_name: &str, log: &str, source: Option<&str>) -> Error {
+    let lines: Vec<&str> = log
+        .lines()
+        .filter(|line| !line.starts_with("processed ") && !line.trim().is_empty())
+        .collect();
+    let reason = reason(&lines);
+    let place = lines.iter().rev().find_map(|line| place(line, file_name));
+    let mut detail = String::new();
+    if let Some(number) = place {
+        let text = source.and_then(|s| s.lines().nth(number.checked_sub(1)?)).unwrap_or("");
+        detail.push_str(&format!("{file_name}:{number}: {}\n", text.trim()));
+    }
+    for line in &lines[lines.len().saturating_sub(TAIL)..] {
+        detail.push_str(&format!("  {line}\n"));
+    }
+    let at = place.map_or_else(|| file_name.to_owned(), |number| format!("{file_name}:{number}"));
+    Error::new(Code::VerifierRejected, format!("{at}: the kernel's verifier refused it: {reason}"))
+        .detail(detail.trim_end().to_owned())
+        .advise(advice(reason))
+}
+
+/// The last line that is neither an instruction, a register dump nor a source quote.
+fn reason<'a>(lines: &[&'a str]) -> &'a str {
+    lines
+        .iter()
+        .rev()
+        .find(|line| {
+            let first = line.trim_start();
+            let instruction = first
+                .split_once(':')
+                .is_some_and(|(n, _)| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+            !instruction && !first.starts_with(';') && !first.starts_with("from ")
+        })
+        .copied()
+        .unwrap_or("no reason given")
+}
+
+/// The line number in `; text @ file:line` when the file is the user's.
+fn place(line: &str, file_name: &str) -> Option<usize> {
+    let (_, at) = line.strip_prefix(';')?.rsplit_once(" @ ")?;
+    let (file, number) = at.rsplit_once(':')?;
+    let same = |a: &str, b: &str| a.rsplit('/').next() == b.rsplit('/').next();
+    if !same(file, file_name) {
+        return None;
+    }
+    number.parse().ok()
+}
+
+fn advice(reason: &str) -> &'static str {
+    if reason.contains("infinite loop")
+        || reason.contains("too large")
+        || reason.contains("back-edge")
+        || reason.contains("loop is not bounded")
+    {
+        "give every loop a constant upper bound"
+    } else if reason.contains("invalid access to packet") {
+        "read packets with SYRUP_READ(pkt_start, pkt_end, offset, &var): it checks the bounds"
+    } else if reason.contains("map_value") || reason.contains("mem_or_null") {
+        "check what syrup_map_lookup() returned against NULL before using it"
+    } else {
+        "the lines above are the verifier's own; 'syrupctl check FILE --hook HOOK' repeats them without loading"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "0: R1=ctx() R10=fp0\n\
+        ; return *(__u32 *)(pkt_start + 100); @ peek.c:5\n\
+        7: (61) r0 = *(u32 *)(r1 +100)\n\
+        invalid access to packet, off=100 size=4, R1(id=0,off=100,r=0)\n\
+        R1 offset is outside of the packet\n\
+        processed 8 insns (limit 1000000) max_states_per_insn 0\n";
+
+    #[test]
+    fn it_points_at_the_users_line_and_quotes_it() {
+        let source = "a\nb\nc\nd\n  return *(__u32 *)(pkt_start + 100);\n";
+        let error = error("dir/peek.c", LOG, Some(source));
+        assert_eq!(error.code, Code::VerifierRejected);
+        assert!(error.message.starts_with("dir/peek.c:5: "), "{}", error.message);
+        assert!(error.message.ends_with("outside of the packet"), "{}", error.message);
+        let detail = error.detail.unwrap();
+        assert!(detail.starts_with("dir/peek.c:5: return *(__u32 *)"), "{detail}");
+    }
+
+    #[test]
+    fn lines_of_other_files_are_not_the_users() {
+        assert_eq!(place("; x @ packet.h:3", "peek.c"), None);
+        assert_eq!(place("; a @ b @ peek.c:9", "peek.c"), Some(9));
+        assert_eq!(place("7: (61) r0 = 1", "peek.c"), None);
+    }
+
+    #[test]
+    fn an_endless_loop_gets_its_own_advice() {
+        let error = error("p.c", "; while @ p.c:2\ninfinite loop detected at insn 3\n", None);
+        assert_eq!(error.advice.unwrap(), "give every loop a constant upper bound");
+    }
+}

@@ -1,0 +1,36 @@
+//! `syrup-bench`: the server, the load and the experiments.
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use syrup_bench::{load, server};
+
+/// RocksDB server, open-loop load generator, experiments and reports for Syrup.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Server(server::Options),
+    Load(load::Options),
+}
+
+fn main() -> std::process::ExitCode {
+    match run(&Cli::parse().command) {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("syrup-bench: {error:#}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<()> {
+    match command {
+        Command::Server(options) => server::run(options),
+        Command::Load(options) => load::run(options),
+    }
+}

@@ -1,0 +1,69 @@
+//! UDP sockets of the server and of the load generator.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+
+/// A socket of the reuseport group at `address`.
+pub fn bind_shared(
+    address: SocketAddrV4,
+    receive_buffer_bytes: Option<usize>,
+) -> io::Result<OwnedFd> {
+    let socket = udp()?;
+    sockopt::set_socket_reuseport(&socket, true)?;
+    if let Some(bytes) = receive_buffer_bytes {
+        sockopt::set_socket_recv_buffer_size(&socket, bytes)?;
+    }
+    rustix::net::bind(&socket, &address)?;
+    Ok(socket)
+}
+
+/// A socket of a flow: its own port, connected to `server`, never blocking.
+/// The receive buffer is larger than the default, so that no reply is lost
+/// while the receiver waits for a CPU.
+pub fn connect(server: SocketAddrV4) -> io::Result<OwnedFd> {
+    let socket = udp()?;
+    sockopt::set_socket_recv_buffer_size(&socket, 4 << 20)?;
+    rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))?;
+    rustix::net::connect(&socket, &server)?;
+    rustix::io::ioctl_fionbio(socket.as_fd(), true)?;
+    Ok(socket)
+}
+
+fn udp() -> io::Result<OwnedFd> {
+    Ok(rustix::net::socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
+}
+
+/// Wakes every thread that is blocked in a receive on `socket`, now and later:
+/// a receive returns 0 bytes. For an unconnected UDP socket the kernel does
+/// this and says ENOTCONN all the same.
+pub fn wake_receivers(socket: impl AsFd) {
+    let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Read);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blocked_receiver_is_woken() {
+        let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+        let socket = bind_shared(address, Some(1 << 16)).unwrap();
+        std::thread::scope(|scope| {
+            let receiver = scope.spawn(|| {
+                let mut bytes = [0; 16];
+                rustix::net::recv(&socket, &mut bytes, rustix::net::RecvFlags::empty())
+            });
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            wake_receivers(&socket);
+            assert_eq!(receiver.join().unwrap().unwrap().0, 0);
+        });
+    }
+}

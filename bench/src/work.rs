@@ -1,0 +1,223 @@
+//! The work of one request: so many GETs, or a scan over so many keys. Longer
+//! service times mean more RocksDB work, never a spin loop.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::clock::thread_cpu_ns;
+use crate::rocksdb::{self, Database, VALUE_BYTES};
+use crate::wire::Class;
+
+/// Keys of one SCAN where nothing is scaled.
+pub const SCAN_KEYS: u64 = 5000;
+
+/// How much RocksDB work a request of each class is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Work {
+    /// RocksDB GETs per GET request.
+    pub gets: u64,
+    /// Keys read per SCAN request.
+    pub scan_keys: u64,
+}
+
+impl Work {
+    /// One GET, and a scan of [`SCAN_KEYS`].
+    pub const NATURAL: Self = Self { gets: 1, scan_keys: SCAN_KEYS };
+}
+
+/// What one unit of work costs on this machine now, in CPU time.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct UnitCost {
+    /// One GET of a random key.
+    pub get_ns: f64,
+    /// One key of a scan.
+    pub scan_key_ns: f64,
+}
+
+impl UnitCost {
+    /// The work that takes these CPU times; a time of 0 means natural work.
+    #[must_use]
+    pub fn work_for(&self, get_us: f64, scan_us: f64) -> Work {
+        let units = |us: f64, unit_ns: f64| ((us * 1000.0 / unit_ns).round() as u64).max(1);
+        Work {
+            gets: if get_us > 0.0 { units(get_us, self.get_ns) } else { Work::NATURAL.gets },
+            scan_keys: if scan_us > 0.0 {
+                units(scan_us, self.scan_key_ns)
+            } else {
+                Work::NATURAL.scan_keys
+            },
+        }
+    }
+
+    /// CPU time of a request with this work, in microseconds.
+    #[must_use]
+    pub fn service_us(&self, work: Work, class: Class) -> f64 {
+        match class {
+            Class::Get => work.gets as f64 * self.get_ns / 1000.0,
+            Class::Scan => work.scan_keys as f64 * self.scan_key_ns / 1000.0,
+        }
+    }
+}
+
+/// An open, warm database and its number of keys.
+pub struct Store {
+    database: Database,
+    keys: u64,
+}
+
+impl Store {
+    /// Opens `path`, building it first when it is not there, and reads every
+    /// key once, so that all blocks are in memory.
+    pub fn open(path: &Path, keys: u64) -> Result<Self> {
+        ensure!(keys > 0, "--keys must be at least 1");
+        ensure_built(path, keys)?;
+        // Blocks of the database, plus their index, plus RocksDB's own records.
+        let cache_bytes = (keys as usize * (VALUE_BYTES + 40)).max(16 << 20);
+        let database = Database::open(path, cache_bytes)
+            .with_context(|| format!("cannot open the database {}", path.display()))?;
+        let store = Self { database, keys };
+        store.database.scan(0, keys)?;
+        Ok(store)
+    }
+
+    /// Number of keys.
+    #[must_use]
+    pub fn keys(&self) -> u64 {
+        self.keys
+    }
+
+    /// Serves one request; returns what was read, so that it must be read.
+    pub fn serve(&self, class: Class, key: u64, work: Work) -> Result<u64, rocksdb::Error> {
+        match class {
+            Class::Get => {
+                let mut sum = 0u64;
+                let mut key = key % self.keys;
+                for _ in 0..work.gets {
+                    sum = sum.wrapping_add(self.database.get(key)?);
+                    key = scattered(key) % self.keys;
+                }
+                Ok(sum)
+            }
+            Class::Scan => self.database.scan(key % self.keys, work.scan_keys),
+        }
+    }
+
+    /// Measures what units of work cost, in CPU time of the calling thread:
+    /// the median of several batches of each.
+    pub fn calibrate(&self) -> Result<UnitCost> {
+        const BATCHES: u64 = 7;
+        const GETS: u64 = 200;
+        let scan_keys = SCAN_KEYS.min(self.keys);
+        let mut get = Vec::new();
+        let mut scan = Vec::new();
+        for batch in 0..BATCHES {
+            let key = scattered(batch);
+            let start = thread_cpu_ns();
+            self.serve(Class::Get, key, Work { gets: GETS, scan_keys })?;
+            let middle = thread_cpu_ns();
+            self.serve(Class::Scan, key, Work { gets: GETS, scan_keys })?;
+            get.push((middle - start) as f64 / GETS as f64);
+            scan.push((thread_cpu_ns() - middle) as f64 / scan_keys as f64);
+        }
+        Ok(UnitCost { get_ns: median(&mut get), scan_key_ns: median(&mut scan) })
+    }
+}
+
+/// Builds the database at `path` unless one with `keys` keys is there already.
+/// It is built beside and renamed, so that a broken build is never used.
+pub fn ensure_built(path: &Path, keys: u64) -> Result<()> {
+    let note = path.join("syrup-bench.keys");
+    if path.exists() {
+        let found = std::fs::read_to_string(&note).unwrap_or_default();
+        ensure!(
+            found.trim() == keys.to_string(),
+            "{} exists but does not hold {keys} keys (it says '{}'): remove it, or give another \
+             --db or --keys",
+            path.display(),
+            found.trim()
+        );
+        return Ok(());
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let parent = parent.map_or_else(|| PathBuf::from("."), Path::to_path_buf);
+    std::fs::create_dir_all(&parent)
+        .with_context(|| format!("cannot create {}", parent.display()))?;
+    let staging = tempfile::tempdir_in(&parent)
+        .with_context(|| format!("cannot write to {}", parent.display()))?;
+    let built = staging.path().join("db");
+    Database::build(&built, keys)?;
+    std::fs::write(built.join("syrup-bench.keys"), keys.to_string())?;
+    match std::fs::rename(&built, path) {
+        // Another process built the same one meanwhile.
+        Err(_) if path.exists() => Ok(()),
+        outcome => outcome.with_context(|| format!("cannot create {}", path.display())),
+    }
+}
+
+/// A fixed, well-mixed function of a number (a step of SplitMix64).
+#[must_use]
+pub fn scattered(number: u64) -> u64 {
+    let mut mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+/// The middle value (the upper one of two); 0 for none.
+pub fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn work_fits_the_time_that_was_asked_for() {
+        let cost = UnitCost { get_ns: 4000.0, scan_key_ns: 200.0 };
+        assert_eq!(cost.work_for(0.0, 0.0), Work::NATURAL);
+        let work = cost.work_for(1600.0, 96_000.0);
+        assert_eq!(work, Work { gets: 400, scan_keys: 480_000 });
+        assert_eq!(cost.service_us(work, Class::Get), 1600.0);
+        assert_eq!(cost.service_us(work, Class::Scan), 96_000.0);
+        assert_eq!(cost.work_for(0.1, 0.1), Work { gets: 1, scan_keys: 1 });
+    }
+
+    #[test]
+    fn calibrated_work_takes_about_as_long_as_asked() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("db"), 20_000).unwrap();
+        let cost = store.calibrate().unwrap();
+        let work = cost.work_for(2000.0, 8000.0);
+        for (class, target_us) in [(Class::Get, 2000.0), (Class::Scan, 8000.0)] {
+            let mut runs: Vec<f64> = (0..5)
+                .map(|run| {
+                    let start = thread_cpu_ns();
+                    store.serve(class, run * 1234, work).unwrap();
+                    (thread_cpu_ns() - start) as f64 / 1000.0
+                })
+                .collect();
+            let measured = median(&mut runs);
+            assert!(
+                (target_us / 2.0..target_us * 2.0).contains(&measured),
+                "{class:?}: {measured} us instead of {target_us}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_database_is_built_once_and_its_size_is_checked() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/db");
+        ensure_built(&path, 100).unwrap();
+        let built = std::fs::metadata(&path).unwrap().modified().unwrap();
+        ensure_built(&path, 100).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().modified().unwrap(), built);
+        let error = ensure_built(&path, 101).unwrap_err();
+        assert!(error.to_string().contains("does not hold 101 keys"), "{error}");
+        assert_eq!(std::fs::read_dir(folder.path().join("deep")).unwrap().count(), 1);
+    }
+}

@@ -1,12 +1,12 @@
 //! From a linked object to a loaded program: the steps that are the same at every hook.
 
-use std::ffi::CString;
+use std::ffi::{CString, c_char, c_int, c_void};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Once;
 
-use libbpf_rs::{AsRawLibbpf, MapCore as _, Object, ObjectBuilder, OpenObject, PrintLevel};
+use libbpf_rs::{AsRawLibbpf, MapCore as _, Object, ObjectBuilder, OpenObject};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use crate::{Error, Linked, Result, sys};
@@ -232,18 +232,48 @@ fn constant_at(image: &[u8], name: &str) -> Result<Option<(usize, usize)>> {
 }
 
 /// libbpf prints to stderr by default; we keep the verifier's log ourselves
-/// and send the rest to the log crate, once per process.
+/// and send the rest to the log crate. Called before anything that opens an object.
+///
+/// Not through `libbpf_rs::set_print`: that one panics, and so aborts, on a
+/// message that is not UTF-8, and messages quote names out of tenants' objects.
 pub fn route_libbpf_messages() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        libbpf_rs::set_print(Some((PrintLevel::Debug, |level, message| {
-            let message = message.trim_end();
-            match level {
-                PrintLevel::Warn => log::debug!(target: "libbpf", "{message}"),
-                _ => log::trace!(target: "libbpf", "{message}"),
-            }
-        })));
+        let print: unsafe extern "C" fn(_, _, *mut c_void) -> c_int = print;
+        // SAFETY: libbpf's type says va_list by its platform's name; on every
+        // platform BPF programs are loaded from it is passed as one pointer.
+        unsafe {
+            let print: libbpf_sys::libbpf_print_fn_t = std::mem::transmute(print);
+            libbpf_sys::libbpf_set_print(print);
+        }
     });
+}
+
+unsafe extern "C" {
+    fn vsnprintf(to: *mut c_char, size: usize, format: *const c_char, args: *mut c_void) -> c_int;
+}
+
+unsafe extern "C" fn print(
+    level: libbpf_sys::libbpf_print_level,
+    format: *const c_char,
+    args: *mut c_void,
+) -> c_int {
+    let level = match level {
+        // libbpf warns about each failed step of a load; the error that we
+        // return says it better.
+        libbpf_sys::LIBBPF_WARN => log::Level::Debug,
+        _ => log::Level::Trace,
+    };
+    if log::log_enabled!(target: "libbpf", level) {
+        let mut text = [0u8; 1024];
+        // SAFETY: format and args are libbpf's, made for the printf family;
+        // the buffer's size is given and the result NUL-terminated.
+        unsafe { vsnprintf(text.as_mut_ptr().cast(), text.len(), format, args) };
+        let end = text.iter().position(|&byte| byte == 0).unwrap_or(text.len());
+        let text = String::from_utf8_lossy(&text[..end]);
+        log::log!(target: "libbpf", level, "{}", text.trim_end());
+    }
+    0
 }
 
 /// A C string, with a clear error for a NUL inside.

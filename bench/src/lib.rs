@@ -5,6 +5,7 @@ pub mod load;
 pub mod priority;
 pub mod rocksdb;
 pub mod server;
+pub mod simulate;
 pub mod socket;
 pub mod wire;
 pub mod work;

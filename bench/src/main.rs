@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use syrup_bench::{load, server};
+use syrup_bench::{load, server, simulate};
 
 /// RocksDB server, open-loop load generator, experiments and reports for Syrup.
 #[derive(Debug, Parser)]
@@ -16,6 +16,7 @@ struct Cli {
 enum Command {
     Server(server::Options),
     Load(load::Options),
+    Simulate(simulate::Options),
 }
 
 fn main() -> std::process::ExitCode {
@@ -32,5 +33,6 @@ fn run(command: &Command) -> Result<()> {
     match command {
         Command::Server(options) => server::run(options),
         Command::Load(options) => load::run(options),
+        Command::Simulate(options) => simulate::run(options),
     }
 }

@@ -184,6 +184,7 @@ fn serve(
                 stop,
                 service,
                 request_type: app.request_type(index),
+                yields: false,
                 served,
             };
             let (app, registered, failure) = (&app, &registered, &failure);

@@ -4,11 +4,13 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::Timespec;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketAddrAny};
 
 use crate::clock::{now_ns, sleep_until};
-use crate::wire::{BYTES, Message};
+use crate::wire::{BYTES, Class, Message};
 use crate::work::{Store, Work};
 
 /// What serving a request is.
@@ -42,6 +44,18 @@ pub struct Served {
     pub malformed: AtomicU64,
 }
 
+/// How long a marked packet may take to reach the queue.
+const MARK_TIMEOUT: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+
+/// What a thread remembers between requests.
+#[derive(Default)]
+struct State {
+    /// The mark of the request before, or [`IDLE`] if the thread was idle since.
+    last: u64,
+    /// When the service before was due to end, unless the thread was idle since.
+    busy_until_ns: Option<u64>,
+}
+
 /// One server thread's view of the server.
 pub struct Worker<'a> {
     /// Its index, the same at all hooks.
@@ -54,6 +68,9 @@ pub struct Worker<'a> {
     pub service: &'a Service,
     /// This thread's entry of the shared Map `request_type`.
     pub request_type: &'a AtomicU64,
+    /// A thread policy schedules this thread: yield when the mark changed
+    /// while it ran.
+    pub yields: bool,
     /// Where to count.
     pub served: &'a Served,
 }
@@ -62,41 +79,35 @@ impl Worker<'_> {
     /// Serves until told to stop.
     ///
     /// `request_type` tells policies what this thread is at. A socket policy
-    /// writes it too, when it chooses this thread and before the thread wakes.
-    /// So it is written at the start of a request, and left alone between two
-    /// requests when the next one is queued already. It becomes idle only when
-    /// the queue is empty and the value is still the one written here:
-    /// otherwise a packet that was just steered here would lose its mark.
-    /// A race remains, when the policy writes the same number between the look
-    /// at the queue and the exchange: the thread then wakes with an idle mark
-    /// and corrects it itself, a few microseconds late.
+    /// writes it too, for the thread it chooses and before that thread wakes,
+    /// so the rules are those of the scan-avoid policy:
+    ///  * a SCAN is stored at its start; a GET never covers the mark of a SCAN
+    ///    that was steered here and waits behind it;
+    ///  * between two requests the mark does not become idle when the next one
+    ///    is queued already: a GET could be steered behind a SCAN meanwhile;
+    ///  * a mark that is not this thread's own, with nothing in the queue, is a
+    ///    packet on its way here, or lost: see [`Self::become_idle`].
     pub fn run(&self) -> Result<()> {
-        // When the service before this one was due to end, if the thread has
-        // not been idle since.
-        let mut busy_until_ns = None;
-        let mut last = IDLE;
+        let mut state = State::default();
         loop {
-            let Some((request, from)) = self.receive(last, &mut busy_until_ns)? else {
-                return Ok(());
-            };
-            last = request.class as u64;
-            self.request_type.store(request.class as u64, Ordering::Release);
+            let Some((request, from)) = self.receive(&mut state)? else { return Ok(()) };
+            self.take(request.class, &mut state);
             match self.service {
                 Service::RocksDb { store, work } => {
                     std::hint::black_box(store.serve(request.class, request.key, *work)?);
-                    busy_until_ns = Some(now_ns());
+                    state.busy_until_ns = Some(now_ns());
                 }
                 Service::Sleep { ns } => {
                     // A request that waited in the queue starts when the one
                     // before it was due to end, not when this thread woke:
                     // else every overshoot of a sleep would add up.
-                    let start_ns = match busy_until_ns {
+                    let start_ns = match state.busy_until_ns {
                         Some(before) => request.sent_ns.max(before).min(now_ns()),
                         None => now_ns(),
                     };
                     let deadline_ns = start_ns + ns[request.class.index()];
                     sleep_until(deadline_ns);
-                    busy_until_ns = Some(deadline_ns);
+                    state.busy_until_ns = Some(deadline_ns);
                 }
             }
             let reply = Message { served_by: self.index, ..request };
@@ -108,13 +119,51 @@ impl Worker<'_> {
         }
     }
 
-    /// The next request, or `None` when the server stops. When the queue is
-    /// empty, clears `busy_until_ns` and the mark `last` before it blocks.
-    fn receive(
-        &self,
-        last: u64,
-        busy_until_ns: &mut Option<u64>,
-    ) -> Result<Option<(Message, SocketAddrAny)>> {
+    /// Marks the request that is about to be served, and lets a thread policy
+    /// decide again when it decided on something else.
+    fn take(&self, class: Class, state: &mut State) {
+        let mark = class as u64;
+        let decided_on = match state.last {
+            IDLE => self.request_type.load(Ordering::Acquire),
+            last => last,
+        };
+        if class == Class::Scan {
+            self.request_type.store(mark, Ordering::Release);
+        } else if self.swap(state.last, mark).is_err() {
+            // A policy's mark: a SCAN's stays.
+            let _ = self.swap(IDLE, mark);
+        }
+        if self.yields && decided_on != mark {
+            rustix::thread::sched_yield();
+        }
+        state.last = mark;
+    }
+
+    fn swap(&self, from: u64, to: u64) -> Result<u64, u64> {
+        self.request_type.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire)
+    }
+
+    /// The queue is empty. True if the thread may block; false to look again,
+    /// because a policy has marked a packet that is not in the queue yet.
+    fn become_idle(&self, state: &mut State) -> bool {
+        state.busy_until_ns = None;
+        let last = std::mem::replace(&mut state.last, IDLE);
+        let stale = match self.swap(last, IDLE) {
+            Ok(_) | Err(IDLE) => return true,
+            Err(other) => other,
+        };
+        // Such a packet takes microseconds from the policy to the queue.
+        let mut wait = [PollFd::new(&self.socket, PollFlags::IN)];
+        let arrived = poll(&mut wait, Some(&MARK_TIMEOUT)).is_ok_and(|ready| ready > 0);
+        if !arrived {
+            // It found the queue full and was lost.
+            let _ = self.swap(stale, IDLE);
+        }
+        !arrived
+    }
+
+    /// The next request, or `None` when the server stops.
+    fn receive(&self, state: &mut State) -> Result<Option<(Message, SocketAddrAny)>> {
         let mut flags = RecvFlags::DONTWAIT;
         let mut bytes = [0; BYTES + 1];
         loop {
@@ -130,15 +179,9 @@ impl Worker<'_> {
                     if self.stop.load(Ordering::Acquire) {
                         return Ok(None);
                     }
-                    *busy_until_ns = None;
-                    flags = RecvFlags::empty();
-                    // Fails when a policy has marked the next request: fine.
-                    let _ = self.request_type.compare_exchange(
-                        last,
-                        IDLE,
-                        Ordering::AcqRel,
-                        Ordering::Relaxed,
-                    );
+                    if self.become_idle(state) {
+                        flags = RecvFlags::empty();
+                    }
                 }
                 Err(Errno::INTR) => {}
                 // A client went away: the error belongs to an earlier reply.
@@ -156,5 +199,125 @@ pub fn stop_all(stop: &AtomicBool, sockets: &[OwnedFd]) {
     stop.store(true, Ordering::Release);
     for socket in sockets {
         crate::socket::wake_receivers(socket);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddrV4};
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    const GET: u64 = Class::Get as u64;
+    const SCAN: u64 = Class::Scan as u64;
+
+    struct Bench {
+        socket: OwnedFd,
+        stop: AtomicBool,
+        service: Service,
+        mark: AtomicU64,
+        served: Served,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let any = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
+            Self {
+                socket: crate::socket::bind_shared(any, None).unwrap(),
+                stop: AtomicBool::new(false),
+                service: Service::Sleep { ns: [1000, 1000] },
+                mark: AtomicU64::new(IDLE),
+                served: Served::default(),
+            }
+        }
+
+        fn worker(&self) -> Worker<'_> {
+            Worker {
+                index: 0,
+                socket: self.socket.as_fd(),
+                stop: &self.stop,
+                service: &self.service,
+                request_type: &self.mark,
+                yields: false,
+                served: &self.served,
+            }
+        }
+
+        fn mark(&self) -> u64 {
+            self.mark.load(Ordering::Relaxed)
+        }
+    }
+
+    fn serving(last: u64) -> State {
+        State { last, busy_until_ns: Some(1) }
+    }
+
+    #[test]
+    fn a_get_never_covers_the_mark_of_a_waiting_scan() {
+        let bench = Bench::new();
+        bench.mark.store(SCAN, Ordering::Relaxed);
+        let mut state = serving(GET);
+        bench.worker().take(Class::Get, &mut state);
+        assert_eq!(bench.mark(), SCAN);
+        // Woken by the packet of a policy that marked it.
+        bench.worker().take(Class::Get, &mut State::default());
+        assert_eq!(bench.mark(), SCAN);
+    }
+
+    #[test]
+    fn a_get_after_a_scan_replaces_the_scans_own_mark() {
+        let bench = Bench::new();
+        bench.worker().take(Class::Scan, &mut State::default());
+        assert_eq!(bench.mark(), SCAN);
+        bench.worker().take(Class::Get, &mut serving(SCAN));
+        assert_eq!(bench.mark(), GET);
+        assert!(bench.worker().become_idle(&mut serving(GET)));
+        assert_eq!(bench.mark(), IDLE);
+    }
+
+    #[test]
+    fn the_mark_of_a_lost_packet_is_cleared_and_one_on_its_way_is_awaited() {
+        let bench = Bench::new();
+        bench.mark.store(SCAN, Ordering::Relaxed);
+        assert!(bench.worker().become_idle(&mut serving(GET)));
+        assert_eq!(bench.mark(), IDLE);
+
+        bench.mark.store(SCAN, Ordering::Relaxed);
+        let sender = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let to: SocketAddrV4 = rustix::net::getsockname(&bench.socket).unwrap().try_into().unwrap();
+        sender.send_to(b"on its way", to).unwrap();
+        assert!(!bench.worker().become_idle(&mut serving(GET)));
+        assert_eq!(bench.mark(), SCAN);
+    }
+
+    #[test]
+    fn a_worker_answers_and_stops() {
+        let bench = Bench::new();
+        let to: SocketAddrV4 = rustix::net::getsockname(&bench.socket).unwrap().try_into().unwrap();
+        let client = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(|| bench.worker().run());
+            let request = Message {
+                class: Class::Scan,
+                id: 4,
+                user: 0,
+                served_by: 9,
+                key: 0,
+                intended_ns: 0,
+                sent_ns: 0,
+            };
+            client.send_to(b"no request", to).unwrap();
+            client.send_to(&request.encode(), to).unwrap();
+            let mut bytes = [0; BYTES];
+            client.recv(&mut bytes).unwrap();
+            assert_eq!(Message::decode(&bytes), Some(Message { served_by: 0, ..request }));
+            stop_all(&bench.stop, std::slice::from_ref(&bench.socket));
+            worker.join().unwrap().unwrap();
+        });
+        assert_eq!(bench.served.by_class[1].load(Ordering::Relaxed), 1);
+        assert_eq!(bench.served.malformed.load(Ordering::Relaxed), 1);
+        assert_eq!(bench.mark(), IDLE);
     }
 }

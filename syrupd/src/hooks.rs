@@ -21,8 +21,10 @@ pub(crate) fn get(name: &str) -> Result<&'static dyn Hook> {
     })
 }
 
-/// What this machine offers.
-pub(crate) fn infos() -> Vec<HookInfo> {
+/// The hooks and what this machine offers of them. Asks no arbiter, so that it
+/// can be told before one runs.
+#[must_use]
+pub fn infos() -> Vec<HookInfo> {
     all()
         .into_iter()
         .map(|hook| {
@@ -43,7 +45,8 @@ pub(crate) fn infos() -> Vec<HookInfo> {
 }
 
 /// The shipped policies; one that ships with several hooks appears once.
-pub(crate) fn policies() -> Vec<PolicyInfo> {
+#[must_use]
+pub fn policies() -> Vec<PolicyInfo> {
     let mut policies: Vec<PolicyInfo> = Vec::new();
     for hook in all() {
         for builtin in hook.policies() {

@@ -25,4 +25,6 @@ pub use arbiter::{
 };
 pub use engine::{AsCaller, Caller, CheckReport, DEFAULT_BPFFS, Engine, Recovery};
 pub use error::{Code, Error, Result};
+pub use hooks::{infos as hooks, policies};
 pub use link::link;
+pub use policy::compile;

@@ -89,14 +89,11 @@ fn find(hook: &dyn Hook, policy: &PolicySource) -> Result<Found> {
             if text.len() > MAX_SOURCE_BYTES {
                 return Err(too_large(file_name, text.len(), MAX_SOURCE_BYTES));
             }
-            let compiled = Compiler::find()
-                .and_then(|compiler| compiler.compile(file_name, text))
-                .map_err(|e| compile_error(file_name, &e))?;
             Ok(Found {
                 name: stem(file_name),
                 file_name: file_name.clone(),
                 source: Some(text.clone()),
-                object: compiled.object,
+                object: compile(file_name, text)?,
             })
         }
         PolicySource::Object { file_name, image } => {
@@ -111,6 +108,19 @@ fn find(hook: &dyn Hook, policy: &PolicySource) -> Result<Found> {
             })
         }
     }
+}
+
+/// Compiles a policy's C source. Separate, because an ordinary user compiles
+/// for itself and gives the daemon the object.
+///
+/// # Errors
+/// [`Code::SourceRejected`] with the compiler's diagnostics, [`Code::Unsupported`]
+/// without a compiler.
+pub fn compile(file_name: &str, text: &str) -> Result<Vec<u8>> {
+    Compiler::find()
+        .and_then(|compiler| compiler.compile(file_name, text))
+        .map(|compiled| compiled.object)
+        .map_err(|e| compile_error(file_name, &e))
 }
 
 fn compile_error(file_name: &str, error: &CompileError) -> Error {

@@ -193,7 +193,7 @@ mod tests {
         let source = ROUND_ROBIN.replace("next++", "nxt++");
         let error = Compiler::find().unwrap().compile("my policy.c", &source).unwrap_err();
         let CompileError::Rejected { diagnostics } = error else { panic!("{error:?}") };
-        assert!(diagnostics.contains("my policy.c:6:"), "{diagnostics}");
+        assert!(diagnostics.contains("my policy.c:5:"), "{diagnostics}");
     }
 
     #[test]

@@ -1,1 +1,86 @@
-//! Integration tests and their helpers.
+//! Helpers of the integration tests: the built binaries, run as a user would
+//! run them, against a BPF file system of the test's own.
+//!
+//! The same test binaries run natively as root and in the virtual machine. A
+//! test that lacks something calls [`require`], the one way to skip.
+
+mod ctl;
+mod kernel;
+mod traffic;
+
+pub use ctl::{Ctl, Daemon, Ran};
+pub use kernel::{KernelObjects, ThreadClass, sched_class};
+pub use traffic::{Group, Sender, own_network, udp_group};
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// What a test may need beyond a plain user on any kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// Root, to load BPF programs and to make namespaces.
+    Root,
+    /// A kernel with sched_ext that can load a scheduler.
+    SchedExt,
+}
+
+/// True when everything is there; else notes the skip, naming what is missing,
+/// and the test returns at once. `SYRUP_TEST_STRICT=1` makes a skip a failure.
+#[must_use]
+pub fn require(needs: &[Need]) -> bool {
+    for need in needs {
+        let missing = match need {
+            Need::Root => (!rustix::process::geteuid().is_root()).then_some("root"),
+            Need::SchedExt => (!PathBuf::from("/sys/kernel/sched_ext/state").exists())
+                .then_some("a kernel with sched_ext (run it with vm/run)"),
+        };
+        if let Some(missing) = missing {
+            note_skip(missing);
+            return false;
+        }
+    }
+    true
+}
+
+fn note_skip(missing: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("?");
+    assert!(
+        std::env::var_os("SYRUP_TEST_STRICT").is_none(),
+        "{test}: would be skipped for want of {missing}, and SYRUP_TEST_STRICT is set"
+    );
+    // libtest has no skip: the runner counts these lines (tests/run).
+    if let Some(path) = std::env::var_os("SYRUP_TEST_SKIPS") {
+        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
+        writeln!(file, "{test}: needs {missing}").unwrap();
+    }
+    eprintln!("SKIP {test}: needs {missing}");
+}
+
+/// Waits until `condition` gives a value.
+///
+/// # Panics
+/// After `limit`, naming what was waited for.
+pub fn wait_for<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited {limit:?} for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The built binary `name`, beside the test's own.
+///
+/// # Panics
+/// When it was not built.
+#[must_use]
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let path = test.parent().and_then(|deps| deps.parent()).unwrap().join(name);
+    assert!(path.is_file(), "{} is not built: cargo build --workspace", path.display());
+    path
+}

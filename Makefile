@@ -1,0 +1,38 @@
+# The two commands of the README, and a few for those who work on Syrup.
+# Cargo and vm/run decide what is up to date; nothing here does.
+
+RELEASE := target/release
+# The demo's machine: two cores, and time that counts instructions where there
+# is no hardware virtualisation, so that scheduling ratios mean something.
+DEMO_VM := --icount --cpus 2 --memory 3G --timeout 3600
+
+.PHONY: help
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: demo
+demo: release ## RocksDB under four scheduling configurations, in a VM: table and report
+	$(RELEASE)/syrup-bench prepare --database target/bench-db
+	vm/run $(DEMO_VM) -- $(RELEASE)/syrup-bench demo --database target/bench-db --out target/demo
+	$(RELEASE)/syrup-bench check target/demo/results.json
+
+.PHONY: test
+test: deps ## every test, natively and in VMs
+	tests/run
+
+.PHONY: native
+native: release ## the time-dilated socket experiments, on this kernel
+	$(RELEASE)/syrup-bench native --out target/native
+
+.PHONY: release
+release: deps
+	cargo build --release -p syrupctl -p syrupd -p syrup-bench
+
+.PHONY: deps
+deps: ## install what building and testing need
+	scripts/install-deps
+
+.PHONY: format
+format: ## format Rust and C
+	cargo fmt --all
+	clang-format-19 -i $$(git ls-files '*.c' '*.h')

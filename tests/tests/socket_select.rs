@@ -1,0 +1,162 @@
+//! The hook `socket-select` end to end: `syrupctl`, `syrupd`, real sockets.
+
+use std::time::Duration;
+
+use syrup_tests::{Ctl, KernelObjects, Need, Sender, own_network, require, udp_group, wait_for};
+
+const PORT: u16 = 7100;
+
+fn counter(ctl: &Ctl, name: &str) -> u64 {
+    ctl.deployment("web", "socket-select")["counters"][name].as_u64().unwrap()
+}
+
+fn verdicts(ctl: &Ctl) -> Vec<u64> {
+    let deployment = ctl.deployment("web", "socket-select");
+    deployment["verdicts"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap()).collect()
+}
+
+fn load(ctl: &Ctl, policy: &str) -> syrup_tests::Ran {
+    let (port, pid) = (PORT.to_string(), std::process::id().to_string());
+    ctl.run(&[
+        "load",
+        "socket-select",
+        "--policy",
+        policy,
+        "--app",
+        "web",
+        "--port",
+        &port,
+        "--pid",
+        &pid,
+    ])
+}
+
+fn replace(ctl: &Ctl, policy: &str) {
+    ctl.run(&["replace", "socket-select", "--policy", policy, "--app", "web"]).ok();
+}
+
+#[test]
+fn round_robin_spreads_the_flows_of_a_running_program_evenly() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    own_network();
+    let ctl = Ctl::new();
+    let group = udp_group(PORT, 6);
+    load(&ctl, "round-robin").ok();
+    let sender = Sender::start(PORT, 50);
+    sender.wait_for_more(3000);
+    let (sent, answered) = sender.stop();
+    assert_eq!(sent, answered);
+
+    let counts: Vec<u64> =
+        group.received.iter().map(|c| c.load(std::sync::atomic::Ordering::Relaxed)).collect();
+    let mean = counts.iter().sum::<u64>() as f64 / 6.0;
+    let max = *counts.iter().max().unwrap() as f64;
+    assert!(max / mean <= 1.02, "{counts:?}");
+    assert_eq!(verdicts(&ctl)[..6], counts, "status tells what the sockets saw");
+    assert_eq!(counter(&ctl, "inputs"), sent);
+}
+
+#[test]
+fn killing_the_daemon_under_load_loses_nothing_and_the_next_one_adopts() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    own_network();
+    let ctl = Ctl::new();
+    let group = udp_group(PORT, 4);
+    let daemon = ctl.daemon();
+    load(&ctl, "round-robin").ok();
+    let before = ctl.json(&["list"])["deployments"][0].clone();
+
+    let sender = Sender::start(PORT, 20);
+    sender.wait_for_more(500);
+    daemon.kill9();
+    sender.wait_for_more(2000);
+    let next = ctl.daemon();
+    sender.wait_for_more(500);
+    let (sent, answered) = sender.stop();
+
+    assert_eq!(sent, answered, "a datagram was lost");
+    assert_eq!(group.total(), sent);
+    assert_eq!(counter(&ctl, "no_policy"), 0, "an input fell to the default");
+    assert_eq!(verdicts(&ctl).iter().sum::<u64>(), sent, "an input was not decided by the policy");
+    let after = ctl.json(&["list"])["deployments"][0].clone();
+    for field in ["app", "hook", "policy", "policy_sha256", "program_id", "generation", "port"] {
+        assert_eq!(before[field], after[field], "{field}");
+    }
+    drop(next);
+}
+
+#[test]
+fn replace_under_load_lets_the_old_or_the_new_policy_decide_every_input() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    own_network();
+    let ctl = Ctl::new();
+    let first = ctl.file("first.c", FIRST);
+    let second = ctl.file("second.c", SECOND);
+    let group = udp_group(PORT, 2);
+    load(&ctl, &first).ok();
+    let sender = Sender::start(PORT, 8);
+    for round in 0..10 {
+        sender.wait_for_more(100);
+        replace(&ctl, if round % 2 == 0 { &second } else { &first });
+    }
+    sender.wait_for_more(100);
+    let (sent, answered) = sender.stop();
+    assert_eq!(sent, answered);
+    assert_eq!(group.total(), sent);
+    assert_eq!(counter(&ctl, "no_policy"), 0, "the default decided");
+    let verdicts = verdicts(&ctl);
+    assert_eq!(verdicts.iter().sum::<u64>(), sent);
+    assert!(verdicts[0] >= 500 && verdicts[1] >= 500, "both decided: {verdicts:?}");
+    assert_eq!(ctl.deployment("web", "socket-select")["generation"], 10);
+}
+
+const FIRST: &str = "#include <syrup/packet.h>\n\
+    __s32 schedule(void *pkt_start, void *pkt_end)\n{\n\treturn 0;\n}\n";
+const SECOND: &str = "#include <syrup/packet.h>\n\
+    __s32 schedule(void *pkt_start, void *pkt_end)\n{\n\treturn 1;\n}\n";
+
+#[test]
+fn unload_all_leaves_the_kernel_as_it_was_while_the_program_runs_on() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    own_network();
+    let ctl = Ctl::new();
+    let group = udp_group(PORT, 3);
+    let before = KernelObjects::now();
+    load(&ctl, "scan-avoid").ok();
+    assert_ne!(KernelObjects::now(), before);
+    ctl.run(&["unload", "--all"]).ok();
+    ctl.assert_empty();
+    wait_for("the kernel to free our objects", Duration::from_secs(20), || {
+        KernelObjects::now().since(&before).is_empty().then_some(())
+    });
+
+    let sender = Sender::start(PORT, 20);
+    sender.wait_for_more(200);
+    let (sent, answered) = sender.stop();
+    assert_eq!(sent, answered);
+    assert_eq!(group.total(), sent, "the kernel's hash decides again");
+}
+
+#[test]
+fn maps_are_read_and_written_from_the_command_line() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    own_network();
+    let ctl = Ctl::new();
+    let _group = udp_group(PORT, 3);
+    load(&ctl, "scan-avoid").ok();
+    ctl.run(&["map", "set", "web", "request_type", "2", "7"]).ok();
+    let got = ctl.json(&["map", "get", "web", "request_type", "2"]);
+    assert_eq!(got["entries"][0]["value"], 7, "{got}");
+    ctl.run(&["map", "get", "web", "request_type", "65536"]).fails(2, "no key 65536");
+    ctl.run(&["map", "get", "web", "nothing", "0"]).fails(7, "no Map 'nothing'");
+}

@@ -1,0 +1,178 @@
+//! The hook `scx-syrup` end to end; needs a kernel with sched_ext.
+
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use syrup_tests::{Ctl, KernelObjects, Need, ThreadClass, require, sched_class, wait_for};
+
+/// A real multi-threaded process that computes and sleeps: bounded, and ended
+/// with the value.
+struct Program(Child);
+
+impl Program {
+    fn start() -> Self {
+        // Sleeping threads, so that each wake-up is an input.
+        let script = "import threading, time\n\
+            def work():\n    end = time.time() + 300\n    while time.time() < end:\n\
+            \x20       sum(range(2000)); time.sleep(0.002)\n\
+            ts = [threading.Thread(target=work) for _ in range(4)]\n\
+            [t.start() for t in ts]; [t.join() for t in ts]\n";
+        let child = Command::new("python3")
+            .args(["-c", script])
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("python3");
+        let program = Self(child);
+        wait_for("the program's threads", Duration::from_secs(30), || {
+            (program.threads().len() >= 5).then_some(())
+        });
+        program
+    }
+
+    fn pid(&self) -> String {
+        self.0.id().to_string()
+    }
+
+    fn threads(&self) -> Vec<i32> {
+        std::fs::read_dir(format!("/proc/{}/task", self.0.id()))
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .collect()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn inputs(ctl: &Ctl) -> u64 {
+    ctl.deployment("calc", "scx-syrup")["counters"]["inputs"].as_u64().unwrap()
+}
+
+fn wait_for_inputs(ctl: &Ctl, more: u64) {
+    let goal = inputs(ctl) + more;
+    wait_for("thread inputs", Duration::from_secs(60), || (inputs(ctl) >= goal).then_some(()));
+}
+
+fn load(ctl: &Ctl, policy: &str, program: &Program) -> syrup_tests::Ran {
+    ctl.run(&["load", "scx-syrup", "--policy", policy, "--app", "calc", "--pid", &program.pid()])
+}
+
+#[test]
+fn get_priority_loads_on_a_bare_machine_and_unload_restores_it() {
+    if !require(&[Need::Root, Need::SchedExt]) {
+        return;
+    }
+    let ctl = Ctl::new();
+    let before = KernelObjects::now();
+    ctl.run(&["load", "scx-syrup", "--policy", "get-priority"]).ok();
+    assert_eq!(std::fs::read_to_string("/sys/kernel/sched_ext/state").unwrap().trim(), "enabled");
+    ctl.run(&["unload", "--all"]).ok();
+    ctl.assert_empty();
+    wait_for("sched_ext to be disabled", Duration::from_secs(20), || {
+        let state = std::fs::read_to_string("/sys/kernel/sched_ext/state").unwrap();
+        (state.trim() == "disabled").then_some(())
+    });
+    wait_for("the kernel to free our objects", Duration::from_secs(30), || {
+        KernelObjects::now().since(&before).is_empty().then_some(())
+    });
+}
+
+#[test]
+fn the_policy_schedules_a_running_program_and_gives_its_threads_back() {
+    if !require(&[Need::Root, Need::SchedExt]) {
+        return;
+    }
+    let ctl = Ctl::new();
+    let program = Program::start();
+    load(&ctl, "fifo", &program).ok();
+    for tid in program.threads() {
+        assert_eq!(sched_class(tid), ThreadClass::Ext);
+    }
+    wait_for_inputs(&ctl, 50);
+    ctl.run(&["unload", "scx-syrup", "--app", "calc"]).ok();
+    for tid in program.threads() {
+        assert_eq!(sched_class(tid), ThreadClass::Fair);
+    }
+    ctl.assert_empty();
+}
+
+#[test]
+fn killing_the_daemon_keeps_the_policy_and_the_next_one_adopts() {
+    if !require(&[Need::Root, Need::SchedExt]) {
+        return;
+    }
+    let ctl = Ctl::new();
+    let program = Program::start();
+    let daemon = ctl.daemon();
+    load(&ctl, "get-priority", &program).ok();
+    let before = ctl.deployment("calc", "scx-syrup");
+    daemon.kill9();
+    wait_for_inputs(&ctl, 50);
+    let next = ctl.daemon();
+    let after = ctl.deployment("calc", "scx-syrup");
+    for field in ["policy", "policy_sha256", "program_id", "generation"] {
+        assert_eq!(before[field], after[field], "{field}");
+    }
+    assert_eq!(after["counters"]["no_policy"], 0, "an input fell to the default");
+    assert_eq!(after["state"], "live");
+    drop(next);
+}
+
+#[test]
+fn replace_under_load_lets_the_old_or_the_new_policy_decide_every_input() {
+    if !require(&[Need::Root, Need::SchedExt]) {
+        return;
+    }
+    let ctl = Ctl::new();
+    let program = Program::start();
+    load(&ctl, "fifo", &program).ok();
+    for policy in ["get-priority", "vruntime", "fifo", "get-priority"] {
+        wait_for_inputs(&ctl, 20);
+        ctl.run(&["replace", "scx-syrup", "--app", "calc", "--policy", policy]).ok();
+        assert_eq!(ctl.deployment("calc", "scx-syrup")["policy"], policy);
+    }
+    wait_for_inputs(&ctl, 20);
+    let deployment = ctl.deployment("calc", "scx-syrup");
+    assert_eq!(deployment["counters"]["no_policy"], 0, "the default decided");
+    assert_eq!(deployment["state"], "live");
+}
+
+#[test]
+fn a_policy_that_never_chooses_a_queue_is_reported_as_degraded() {
+    if !require(&[Need::Root, Need::SchedExt]) {
+        return;
+    }
+    let ctl = Ctl::new();
+    let program = Program::start();
+    let source = "#include <syrup/thread.h>\nSYRUP_THREAD_POLICY(.queues = 2);\n\
+        __s32 schedule(struct syrup_thread *t)\n{\n\treturn 9;\n}\n";
+    let ran = load(&ctl, &ctl.file("nowhere.c", source), &program);
+    assert_eq!(ran.code, 10, "{}{}", ran.stdout, ran.stderr);
+    assert!(ran.stderr.contains("help:"), "{}", ran.stderr);
+    ctl.run(&["unload", "--all"]).ok();
+    ctl.assert_empty();
+    for tid in program.threads() {
+        assert_eq!(sched_class(tid), ThreadClass::Fair);
+    }
+}
+
+#[test]
+fn an_endless_loop_is_refused_by_the_verifier_and_leaves_no_scheduler() {
+    if !require(&[Need::Root, Need::SchedExt]) {
+        return;
+    }
+    let ctl = Ctl::new();
+    let source = "#include <syrup/thread.h>\n\
+        __s32 schedule(struct syrup_thread *t)\n{\n\
+        \tvolatile __u32 n = 0;\n\twhile (n < 4000000000U)\n\t\tn += syrup_random() & 1;\n\treturn 0;\n}\n";
+    ctl.run(&["load", "scx-syrup", "--policy", &ctl.file("endless.c", source)])
+        .fails(4, "endless.c:");
+    ctl.assert_empty();
+    let state = std::fs::read_to_string("/sys/kernel/sched_ext/state").unwrap();
+    assert_ne!(state.trim(), "enabled");
+}

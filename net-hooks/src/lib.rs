@@ -1,1 +1,20 @@
-//! Packet hooks: socket-select.
+//! Packet hooks: where policies choose who gets a packet or a connection.
+//!
+//! * [`SocketSelect`]: the socket of a reuseport group, for UDP datagrams and
+//!   TCP connections.
+//! * [`owners`], [`reuseport_sockets`]: which running processes could be adopted.
+//! * [`run_time`]: what a deployment costs per packet.
+
+mod pins;
+mod run_time;
+mod socket_select;
+mod sockets;
+
+use syrup_hook::Builtin;
+
+pub use run_time::{RunTime, count_run_time, run_time};
+pub use socket_select::SocketSelect;
+pub use sockets::{owners, reuseport_sockets};
+
+/// Policies for packets. One source fits every packet hook.
+pub const POLICIES: &[Builtin] = include!(concat!(env!("OUT_DIR"), "/policies.rs"));

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: GPL-2.0 OR MIT */
+/*
+ * Keeps requests away from executors that serve, or are about to serve, a
+ * SCAN: the first executor from a random start that does not. If all of them
+ * do, the random one.
+ *
+ * Wire format: the payload starts with a __u64 request type, GET = 1, SCAN = 2.
+ *
+ * A bad idea when nobody writes idle back into the Map after a SCAN (every
+ * executor ends up labelled SCAN and the choice is random), or when SCANs fill
+ * all executors anyway. Shorter datagrams, and all TCP connections (a SYN
+ * carries no request), are spread without regard to their type.
+ *
+ * Maps: request_type, by executor index: 0 idle, GET, SCAN.
+ *  - This policy labels the executor it chose with the packet's type, before
+ *    the executor's thread wakes: a thread policy (get-priority) finds the type
+ *    at wakeup, and the next packet avoids a queued SCAN at once. It swaps
+ *    against the label it looked at, so it never turns a SCAN into a GET.
+ *  - The server, taking a request: stores SCAN, or swaps idle for GET (so the
+ *    label of a SCAN that waits behind the GET stands).
+ *  - Done with it: swaps its type for idle.
+ *  - Before it waits on an empty socket: stores idle. That also clears the
+ *    label of a SCAN that found the socket full and was lost.
+ */
+#include <syrup/packet.h>
+
+enum { IDLE, GET, SCAN };
+SYRUP_MAP(request_type, 65536);
+
+__s32 schedule(void *pkt_start, void *pkt_end)
+{
+	__u32 n = syrup_num_executors(), start = syrup_random() % n;
+	__u64 type = GET, seen, *label;
+
+	SYRUP_READ(pkt_start, pkt_end, SYRUP_UDP_PAYLOAD, &type);
+	for (__u32 i = 0; i < n && i < SYRUP_MAX_EXECUTORS; i++) {
+		__u32 index = (start + i) % n;
+
+		label = syrup_map_lookup(&request_type, index);
+		if (!label)
+			return SYRUP_PASS;
+		seen = *label;
+		if (seen != SCAN &&
+		    __sync_bool_compare_and_swap(label, seen, type == SCAN ? SCAN : GET))
+			return index;
+	}
+	return start;
+}

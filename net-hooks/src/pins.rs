@@ -1,0 +1,354 @@
+//! A deployment as its pins describe it, and the steps by which they change.
+//!
+//! A folder holds `dispatcher`, `policy`, `policies`, `executors`, `group`,
+//! `counters`, `verdicts` and `record`. While a policy is being replaced it
+//! also holds `_new_policy/` with the next `policy` and `record`; which of the
+//! two is true is decided by the program in the PROG_ARRAY, so a process that
+//! dies between any two steps leaves no doubt.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use syrup_abi::abi::{SYRUP_MAX_EXECUTORS, syrup_group, syrup_record};
+use syrup_hook::pin::{self, TEMPORARY};
+use syrup_hook::sys::{self, Map};
+use syrup_hook::{Counters, Error, Result, Verdicts};
+
+use crate::sockets::{self, GroupKey, Member};
+
+pub(crate) const DISPATCHER: &str = "dispatcher";
+pub(crate) const POLICY: &str = "policy";
+/// Pins of maps, and the names the maps have in the BPF objects.
+pub(crate) const POLICIES: (&str, &str) = ("policies", "syrup_policies");
+pub(crate) const COUNTERS: (&str, &str) = ("counters", "syrup_counters");
+pub(crate) const EXECUTORS: (&str, &str) = ("executors", "syrup_executors");
+pub(crate) const GROUP: (&str, &str) = ("group", "syrup_group");
+pub(crate) const VERDICTS: (&str, &str) = ("verdicts", "syrup_verdicts");
+
+/// How long the kernel may take to free what nobody holds any more: some RCU
+/// grace periods.
+const FREEING: Duration = Duration::from_secs(2);
+
+/// An opened deployment folder.
+#[derive(Debug)]
+pub(crate) struct Pins {
+    dir: PathBuf,
+    policies: Map,
+    pub executors: Map,
+    pub group: Map,
+    pub counters: Map,
+    pub verdicts: Map,
+}
+
+impl Pins {
+    /// Opens a deployment's folder.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let map = |(pin, _): (&str, &str)| Map::open(&dir.join(pin));
+        let this = Self {
+            dir: dir.to_owned(),
+            policies: map(POLICIES)?,
+            executors: map(EXECUTORS)?,
+            group: map(GROUP)?,
+            counters: map(COUNTERS)?,
+            verdicts: map(VERDICTS)?,
+        };
+        if this.group.value_size() as usize != size_of::<syrup_group>() {
+            return Err(Error::Pin {
+                path: dir.join(GROUP.0),
+                reason: format!("a group of {} bytes: another version's", this.group.value_size()),
+            });
+        }
+        Ok(this)
+    }
+
+    /// Kernel id of the program that decides now; `None` when the slot is empty.
+    pub fn live_program(&self) -> Result<Option<u32>> {
+        let id = self.policies.lookup(&0u32.to_ne_bytes())?;
+        Ok(id.and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes))
+    }
+
+    /// The record of the program that decides now.
+    pub fn record(&self) -> Result<syrup_record> {
+        if self.next_is_live()?
+            && let Some(record) = pin::read_record(&self.next())?
+        {
+            return Ok(record);
+        }
+        pin::read_record(&self.dir)?.ok_or_else(|| Error::Pin {
+            path: self.dir.join(pin::RECORD),
+            reason: "the pin is gone".to_owned(),
+        })
+    }
+
+    /// Finishes or undoes what an interrupted [`Pins::replace`] left.
+    pub fn settle(&self) -> Result<()> {
+        let next = self.next();
+        if self.next_is_live()? {
+            for name in [pin::RECORD, POLICY] {
+                match fs::rename(next.join(name), self.dir.join(name)) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                        let what = format!("rename {}", next.join(name).display());
+                        return Err(Error::kernel(what, e));
+                    }
+                    _ => {}
+                }
+            }
+        }
+        pin::remove_tree(&next)
+    }
+
+    /// Makes `program` decide from the next input on, described by `record`.
+    pub fn replace(&self, program: BorrowedFd<'_>, record: &syrup_record) -> Result<()> {
+        self.settle()?;
+        let next = self.next();
+        fs::create_dir(&next)
+            .map_err(|e| Error::kernel(format!("make the folder {}", next.display()), e))?;
+        let prepared = sys::obj_pin(program, &next.join(POLICY))
+            .and_then(|()| pin::write_record(&next, record))
+            .and_then(|()| self.set_policy(program));
+        match prepared {
+            Ok(()) => self.settle(),
+            Err(e) => {
+                pin::remove_tree(&next)?;
+                Err(e)
+            }
+        }
+    }
+
+    /// Puts a program into the slot.
+    pub fn set_policy(&self, program: BorrowedFd<'_>) -> Result<()> {
+        self.policies.update(&0u32.to_ne_bytes(), &program.as_raw_fd().to_ne_bytes())
+    }
+
+    fn next(&self) -> PathBuf {
+        self.dir.join(format!("{TEMPORARY}{POLICY}"))
+    }
+
+    fn next_is_live(&self) -> Result<bool> {
+        let Some(program) = sys::obj_get(&self.next().join(POLICY))? else { return Ok(false) };
+        Ok(Some(sys::program_id(program.as_fd())?) == self.live_program()?)
+    }
+
+    /// What is known of the reuseport group.
+    pub fn group(&self) -> Result<syrup_group> {
+        let bytes = self.group.lookup(&0u32.to_ne_bytes())?.unwrap_or_default();
+        if bytes.len() != size_of::<syrup_group>() {
+            return Ok(syrup_group::default());
+        }
+        // SAFETY: the length was checked and every bit pattern is a valid
+        // syrup_group; the read is unaligned on purpose.
+        Ok(unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) })
+    }
+
+    fn set_group(&self, group: &syrup_group) -> Result<()> {
+        // SAFETY: syrup_group is plain data without uninitialised padding.
+        let bytes = unsafe {
+            std::slice::from_raw_parts(
+                std::ptr::from_ref(group).cast::<u8>(),
+                size_of::<syrup_group>(),
+            )
+        };
+        self.group.update(&0u32.to_ne_bytes(), bytes)
+    }
+
+    /// The group of the registered sockets; `None` before the first.
+    pub fn group_key(&self) -> Result<Option<GroupKey>> {
+        Ok(GroupKey::of(&self.record()?, &self.group()?))
+    }
+
+    /// Cookie of the socket in each slot; `None` where there is none or it was closed.
+    pub fn cookies(&self) -> Result<Vec<Option<u64>>> {
+        (0..SYRUP_MAX_EXECUTORS)
+            .map(|index| {
+                let cookie = self.executors.lookup(&index.to_ne_bytes())?;
+                Ok(cookie.and_then(|bytes| bytes.try_into().ok()).map(u64::from_ne_bytes))
+            })
+            .collect()
+    }
+
+    /// Makes sockets of one group the executors at the given indexes and
+    /// attaches the dispatcher to the group. `record` is written with what
+    /// the sockets are bound to. Undoes its own steps when one fails.
+    pub fn add(&self, members: &[(u32, &Member)], mut record: syrup_record) -> Result<()> {
+        let Some((_, first)) = members.first() else {
+            return pin::write_record(&self.dir, &record);
+        };
+        let dispatcher = sys::obj_get_required(&self.dir.join(DISPATCHER))?;
+        let before = self.group()?;
+        let was = self.cookies()?;
+        let mut added = Vec::new();
+        let mut step = || {
+            for (index, member) in members {
+                self.insert(*index, member)?;
+                added.push(*index);
+            }
+            // From here on schedule() may name the new indexes.
+            let mut group = before;
+            let cookies = self.cookies()?;
+            let end = cookies.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+            group.nr_executors = end as u32;
+            first.key.describe(&mut record, &mut group);
+            record.nr_executors = group.nr_executors;
+            self.set_group(&group)?;
+            pin::write_record(&self.dir, &record)?;
+            sockets::attach(first.fd.as_fd(), dispatcher.as_fd())
+        };
+        let done = step();
+        if done.is_err() {
+            if was.iter().all(Option::is_none) {
+                sockets::detach(first.fd.as_fd())?;
+            }
+            for index in added {
+                self.executors.delete(&index.to_ne_bytes())?;
+            }
+            self.set_group(&before)?;
+        }
+        done
+    }
+
+    /// A socket that a map of ours held until a moment ago is busy until the
+    /// kernel has freed that map.
+    fn insert(&self, index: u32, member: &Member) -> Result<()> {
+        let value = u64::try_from(member.fd.as_raw_fd()).unwrap_or_default().to_ne_bytes();
+        let deadline = Instant::now() + FREEING;
+        loop {
+            match self.executors.update(&index.to_ne_bytes(), &value) {
+                Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
+                    if Instant::now() > deadline {
+                        return Err(Error::Conflict {
+                            what: format!(
+                                "a socket of {} is already in another program's socket map",
+                                member.key
+                            ),
+                            advice: "detach that program first: a socket can be in one map only"
+                                .to_owned(),
+                        });
+                    }
+                    thread::sleep(Duration::from_millis(5));
+                }
+                Err(Error::Kernel { source, .. })
+                    if source.raw_os_error() == Some(libc::EINVAL) =>
+                {
+                    return Err(Error::Usage(format!(
+                        "the socket of {} is in no reuseport group: SO_REUSEPORT must be set \
+                         before bind",
+                        member.key
+                    )));
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Sums of the counters.
+    pub fn counters(&self) -> Result<Counters> {
+        let mut counters = Counters::default();
+        for (key, value) in (0u32..).zip(counters.0.iter_mut()) {
+            *value = self.counters.sum(key)?;
+        }
+        Ok(counters)
+    }
+
+    /// How often each of the first `nr` executors was chosen.
+    pub fn verdicts(&self, nr: u32) -> Result<Verdicts> {
+        (0..nr.min(SYRUP_MAX_EXECUTORS)).map(|index| self.verdicts.sum(index)).collect()
+    }
+}
+
+/// Where a deployment is built, and where it goes before it is taken down.
+pub(crate) fn aside(dir: &Path) -> PathBuf {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    dir.with_file_name(format!("{TEMPORARY}{name}"))
+}
+
+/// Detaches, empties and removes the folder of a deployment, complete or not,
+/// and waits until the kernel has freed what was pinned there.
+///
+/// Emptying the executors frees the sockets for the next deployment at once;
+/// otherwise they stay busy until the map is freed.
+pub(crate) fn take_down(dir: &Path) -> Result<()> {
+    if !dir.exists() {
+        return Ok(());
+    }
+    let held = Held::of(dir);
+    if let Ok(pins) = Pins::open(dir) {
+        let hint = pins.record().map_or(0, |record| record.pid);
+        if let Ok(Some(key)) = pins.group_key()
+            && let Some(socket) = sockets::any_member(&key, hint)
+        {
+            sockets::detach(socket.as_fd())?;
+        }
+        for index in 0..SYRUP_MAX_EXECUTORS {
+            pins.executors.delete(&index.to_ne_bytes())?;
+        }
+    }
+    pin::remove_tree(dir)?;
+    held.wait_until_freed(dir);
+    Ok(())
+}
+
+/// Kernel ids of what a folder pins.
+struct Held {
+    programs: Vec<u32>,
+    maps: Vec<u32>,
+}
+
+impl Held {
+    fn of(dir: &Path) -> Self {
+        let open = |name: &str| sys::obj_get(&dir.join(name)).ok().flatten();
+        let programs = [DISPATCHER, POLICY]
+            .iter()
+            .filter_map(|name| sys::program_id(open(name)?.as_fd()).ok())
+            .collect();
+        let maps = [POLICIES.0, COUNTERS.0, EXECUTORS.0, GROUP.0, VERDICTS.0, pin::RECORD]
+            .iter()
+            .filter_map(|name| Some(sys::map_info(open(name)?.as_fd()).ok()?.id))
+            .collect();
+        Self { programs, maps }
+    }
+
+    /// A dispatcher that stays is attached to a group whose sockets we could
+    /// not reach. It finds its slot empty and passes, so that is no failure.
+    fn wait_until_freed(&self, dir: &Path) {
+        let deadline = Instant::now() + FREEING;
+        loop {
+            let programs = self.programs.iter().filter(|&&id| program_exists(id)).count();
+            let maps = self.maps.iter().filter(|&&id| map_exists(id)).count();
+            if programs + maps == 0 {
+                return;
+            }
+            if Instant::now() > deadline {
+                log::warn!(
+                    "{}: {programs} programs and {maps} maps are still in use by others",
+                    dir.display()
+                );
+                return;
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+fn program_exists(id: u32) -> bool {
+    // SAFETY: a plain call; it returns an fd or a negative errno.
+    is_fd(unsafe { libbpf_sys::bpf_prog_get_fd_by_id(id) })
+}
+
+fn map_exists(id: u32) -> bool {
+    // SAFETY: a plain call; it returns an fd or a negative errno.
+    is_fd(unsafe { libbpf_sys::bpf_map_get_fd_by_id(id) })
+}
+
+/// Whether the kernel returned an fd, which is closed at once.
+fn is_fd(fd: i32) -> bool {
+    if fd < 0 {
+        return false;
+    }
+    // SAFETY: the kernel just made this fd and nobody else knows it.
+    drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    true
+}

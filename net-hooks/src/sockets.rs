@@ -1,0 +1,484 @@
+//! Sockets of reuseport groups: what they are bound to, and who holds them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fmt;
+use std::fs;
+use std::io;
+use std::mem::size_of;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::net::sockopt;
+use syrup_abi::abi::{syrup_group, syrup_record};
+use syrup_hook::{Error, Proto, Result, process};
+
+/// What makes sockets members of one reuseport group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct GroupKey {
+    pub netns_cookie: u64,
+    pub proto: Proto,
+    pub address: SocketAddr,
+    pub v6only: bool,
+    pub ifindex: u32,
+}
+
+impl GroupKey {
+    /// The group a deployment's pins describe; `None` before its first socket.
+    pub fn of(record: &syrup_record, group: &syrup_group) -> Option<Self> {
+        let proto = Proto::from_number(record.proto)?;
+        if record.port == 0 || group.nr_executors == 0 {
+            return None;
+        }
+        let ip = match i32::from(record.family) {
+            libc::AF_INET => {
+                let [a, b, c, d, ..] = group.address;
+                IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+            }
+            libc::AF_INET6 => IpAddr::V6(Ipv6Addr::from(group.address)),
+            _ => return None,
+        };
+        Some(Self {
+            netns_cookie: record.netns_cookie,
+            proto,
+            address: SocketAddr::new(ip, record.port),
+            v6only: group.v6only != 0,
+            ifindex: group.ifindex,
+        })
+    }
+
+    /// Writes it where [`GroupKey::of`] finds it.
+    pub fn describe(&self, record: &mut syrup_record, group: &mut syrup_group) {
+        record.netns_cookie = self.netns_cookie;
+        record.proto = self.proto.number();
+        record.port = self.address.port();
+        group.address = [0; 16];
+        match self.address.ip() {
+            IpAddr::V4(ip) => {
+                record.family = libc::AF_INET as u8;
+                group.address[..4].copy_from_slice(&ip.octets());
+            }
+            IpAddr::V6(ip) => {
+                record.family = libc::AF_INET6 as u8;
+                group.address = ip.octets();
+            }
+        }
+        group.v6only = u32::from(self.v6only);
+        group.ifindex = self.ifindex;
+    }
+}
+
+impl fmt::Display for GroupKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.proto, self.address)?;
+        if self.ifindex != 0 {
+            write!(f, " on interface {}", self.ifindex)?;
+        }
+        Ok(())
+    }
+}
+
+/// A socket that can be an executor.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub fd: OwnedFd,
+    pub key: GroupKey,
+    pub cookie: u64,
+}
+
+/// Why a socket cannot be one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unfit {
+    NoPacketSocket,
+    Unbound,
+    Connected,
+    NotListening,
+    NoReusePort(Proto, SocketAddr),
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoPacketSocket => f.write_str("it is no UDP or TCP socket"),
+            Self::Unbound => f.write_str("it is not bound to a port"),
+            Self::Connected => f.write_str("it is connected to one peer"),
+            Self::NotListening => f.write_str("it does not listen yet"),
+            Self::NoReusePort(proto, address) => {
+                write!(f, "it is bound to {proto} {address} without SO_REUSEPORT")
+            }
+        }
+    }
+}
+
+/// What a socket is bound to.
+///
+/// Outer error: the kernel refused to say; inner: it can be no executor.
+pub(crate) fn inspect(fd: OwnedFd) -> io::Result<Result<Member, Unfit>> {
+    let domain = sockopt::socket_domain(&fd)?;
+    if domain != rustix::net::AddressFamily::INET && domain != rustix::net::AddressFamily::INET6 {
+        return Ok(Err(Unfit::NoPacketSocket));
+    }
+    let protocol = option::<i32>(fd.as_fd(), libc::SO_PROTOCOL)?;
+    let Some(proto) = u8::try_from(protocol).ok().and_then(Proto::from_number) else {
+        return Ok(Err(Unfit::NoPacketSocket));
+    };
+    let address = match SocketAddr::try_from(rustix::net::getsockname(&fd)?) {
+        Ok(address) if address.port() != 0 => address,
+        _ => return Ok(Err(Unfit::Unbound)),
+    };
+    // Connections that a listener accepted inherit its port and SO_REUSEPORT,
+    // and the kernel takes connected UDP sockets out of the selection.
+    match rustix::net::getpeername(&fd) {
+        Ok(Some(_)) => return Ok(Err(Unfit::Connected)),
+        Ok(None) | Err(rustix::io::Errno::NOTCONN | rustix::io::Errno::INVAL) => {}
+        Err(e) => return Err(e.into()),
+    }
+    if !sockopt::socket_reuseport(&fd)? {
+        return Ok(Err(Unfit::NoReusePort(proto, address)));
+    }
+    if proto == Proto::Tcp && !sockopt::socket_acceptconn(&fd)? {
+        return Ok(Err(Unfit::NotListening));
+    }
+    let v6only = domain == rustix::net::AddressFamily::INET6 && sockopt::ipv6_v6only(&fd)?;
+    let key = GroupKey {
+        netns_cookie: netns_cookie(fd.as_fd())?,
+        proto,
+        // Scope and flow label do not tell groups apart; the interface does.
+        address: SocketAddr::new(address.ip(), address.port()),
+        v6only,
+        ifindex: option::<u32>(fd.as_fd(), libc::SO_BINDTOIFINDEX)?,
+    };
+    let cookie = sockopt::socket_cookie(&fd)?;
+    Ok(Ok(Member { fd, key, cookie }))
+}
+
+/// Names the network namespace a socket lives in.
+fn netns_cookie(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    option(fd, libc::SO_NETNS_COOKIE)
+}
+
+/// Names the network namespace of the calling thread.
+///
+/// # Errors
+/// [`Error::Kernel`]; `ENOPROTOOPT` before Linux 5.14.
+pub(crate) fn own_netns_cookie() -> Result<u64> {
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
+        .map_err(|e| Error::kernel("make a socket", e))?;
+    netns_cookie(socket.as_fd())
+        .map_err(|e| Error::kernel("read the network namespace's cookie", e))
+}
+
+/// An integer socket option (SOL_SOCKET).
+fn option<T: Default>(fd: BorrowedFd<'_>, name: libc::c_int) -> io::Result<T> {
+    let mut value = T::default();
+    let mut len = size_of::<T>() as libc::socklen_t;
+    // SAFETY: value has len bytes, and the callers' types are integers, for
+    // which any bytes are valid.
+    let err = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            name,
+            (&raw mut value).cast(),
+            &raw mut len,
+        )
+    };
+    if err < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}
+
+/// Attaches a program to the group of `socket`. Again with the same program
+/// changes nothing.
+pub(crate) fn attach(socket: BorrowedFd<'_>, program: BorrowedFd<'_>) -> Result<()> {
+    set_option(socket, libc::SO_ATTACH_REUSEPORT_EBPF, program.as_raw_fd())
+        .map_err(|e| Error::kernel("attach the dispatcher to the reuseport group", e))
+}
+
+/// Detaches what is attached to the group of `socket`; nothing is no error.
+pub(crate) fn detach(socket: BorrowedFd<'_>) -> Result<()> {
+    match set_option(socket, libc::SO_DETACH_REUSEPORT_BPF, 0) {
+        Err(e) if e.raw_os_error() != Some(libc::ENOENT) => {
+            Err(Error::kernel("detach the dispatcher from the reuseport group", e))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn set_option(fd: BorrowedFd<'_>, name: libc::c_int, value: i32) -> io::Result<()> {
+    // SAFETY: value is read for its size during the call.
+    let err = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            name,
+            (&raw const value).cast(),
+            size_of::<i32>() as libc::socklen_t,
+        )
+    };
+    if err < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The sockets of the one reuseport group of process `pid` that fits `proto`
+/// and `port`, in the order of their fd numbers; a socket held twice counts once.
+///
+/// # Errors
+/// [`Error::NotFound`] without such a group, [`Error::Usage`] naming the
+/// candidates when there are several.
+pub(crate) fn adoptable(pid: i32, proto: Option<Proto>, port: Option<u16>) -> Result<Vec<Member>> {
+    let fits = |p: Proto, n: u16| proto.is_none_or(|q| q == p) && port.is_none_or(|m| m == n);
+    let mut members = Vec::new();
+    let mut seen = HashSet::new();
+    let mut unshared = BTreeSet::new();
+    for (number, fd) in process::sockets(pid)? {
+        let found = inspect(fd)
+            .map_err(|e| Error::kernel(format!("inspect socket {number} of process {pid}"), e))?;
+        match found {
+            Ok(member)
+                if fits(member.key.proto, member.key.address.port())
+                    && seen.insert(member.cookie) =>
+            {
+                members.push(member);
+            }
+            Err(Unfit::NoReusePort(p, address)) if fits(p, address.port()) => {
+                unshared.insert(format!("{p} {address}"));
+            }
+            _ => {}
+        }
+    }
+    let mut groups: Vec<GroupKey> = Vec::new();
+    for member in &members {
+        if !groups.contains(&member.key) {
+            groups.push(member.key);
+        }
+    }
+    let wanted = match (proto, port) {
+        (Some(proto), Some(port)) => format!("{proto} port {port}"),
+        (None, Some(port)) => format!("port {port}"),
+        (Some(proto), None) => format!("any {proto} port"),
+        (None, None) => "any port".to_owned(),
+    };
+    match groups.as_slice() {
+        [_] => Ok(members),
+        [] if unshared.is_empty() => Err(Error::NotFound {
+            what: format!("process {pid} has no SO_REUSEPORT socket bound to {wanted}"),
+            advice: "give the process and port of a server whose sockets are bound".to_owned(),
+        }),
+        [] => Err(Error::NotFound {
+            what: format!(
+                "process {pid} has no SO_REUSEPORT socket bound to {wanted}, only {} without it",
+                unshared.into_iter().collect::<Vec<_>>().join(", ")
+            ),
+            advice: "have the server set SO_REUSEPORT before it binds, one socket per thread"
+                .to_owned(),
+        }),
+        several => Err(Error::Usage(format!(
+            "process {pid} has several reuseport groups: {}; a deployment covers one, so name its \
+             port and protocol, or let the app register its sockets",
+            several.iter().map(GroupKey::to_string).collect::<Vec<_>>().join(", ")
+        ))),
+    }
+}
+
+/// The processes that together hold all `SO_REUSEPORT` sockets bound to `port`
+/// in the calling thread's network namespace: as few as possible, the one with
+/// most sockets first. Empty when there is no such socket.
+///
+/// The first of them is the `pid` of a [`syrup_hook::Target`]; sockets of the
+/// others ([`reuseport_sockets`]) are registered after the deployment.
+///
+/// # Errors
+/// [`Error::Kernel`] when the kernel's socket list cannot be read, or a
+/// socket cannot be inspected.
+pub fn owners(proto: Proto, port: u16) -> Result<Vec<i32>> {
+    let here = Path::new("/proc/thread-self");
+    let inodes = bound_inodes(here, proto, port)?;
+    let netns = fs::read_link(here.join("ns/net"))
+        .map_err(|e| Error::kernel("read /proc/thread-self/ns/net", e))?;
+    let own = std::process::id() as i32;
+    let mut held: BTreeMap<i32, BTreeSet<u64>> = BTreeMap::new();
+    for pid in processes() {
+        // A process of threads in several namespaces is known by its leader's,
+        // except ourselves.
+        let same = pid == own
+            || fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|link| link == netns);
+        if !same || socket_inodes(pid).is_disjoint(&inodes) {
+            continue;
+        }
+        let cookies: BTreeSet<u64> = match reuseport_members(pid, proto, port) {
+            Ok(members) => members.into_iter().map(|member| member.cookie).collect(),
+            // It ended, or is not ours to look into.
+            Err(_) => continue,
+        };
+        if !cookies.is_empty() {
+            held.insert(pid, cookies);
+        }
+    }
+    let mut owners = Vec::new();
+    loop {
+        let best = held.iter().max_by_key(|(pid, cookies)| (cookies.len(), -**pid));
+        let Some((&pid, cookies)) = best else { break };
+        if cookies.is_empty() {
+            break;
+        }
+        let covered = cookies.clone();
+        owners.push(pid);
+        held.values_mut().for_each(|cookies| cookies.retain(|c| !covered.contains(c)));
+    }
+    Ok(owners)
+}
+
+/// The `SO_REUSEPORT` sockets of process `pid` bound to `port`, in the order
+/// of their fd numbers, ready to be registered.
+///
+/// # Errors
+/// As [`process::sockets`].
+pub fn reuseport_sockets(pid: i32, proto: Proto, port: u16) -> Result<Vec<OwnedFd>> {
+    Ok(reuseport_members(pid, proto, port)?.into_iter().map(|member| member.fd).collect())
+}
+
+fn reuseport_members(pid: i32, proto: Proto, port: u16) -> Result<Vec<Member>> {
+    let mut seen = HashSet::new();
+    let mut members = Vec::new();
+    for (number, fd) in process::sockets(pid)? {
+        let found = inspect(fd)
+            .map_err(|e| Error::kernel(format!("inspect socket {number} of process {pid}"), e))?;
+        if let Ok(member) = found
+            && member.key.proto == proto
+            && member.key.address.port() == port
+            && seen.insert(member.cookie)
+        {
+            members.push(member);
+        }
+    }
+    Ok(members)
+}
+
+/// Some socket of a group, taken from whoever holds one; `hint` is asked first.
+pub(crate) fn any_member(key: &GroupKey, hint: i32) -> Option<OwnedFd> {
+    if hint > 0
+        && let Some(fd) = member_of(hint, key)
+    {
+        return Some(fd);
+    }
+    let own = std::process::id() as i32;
+    let mut by_netns: HashMap<PathBuf, BTreeSet<u64>> = HashMap::new();
+    for pid in processes() {
+        // Our own threads may live in other namespaces than our leader.
+        if pid != own {
+            let dir = PathBuf::from(format!("/proc/{pid}"));
+            let Ok(netns) = fs::read_link(dir.join("ns/net")) else { continue };
+            let inodes = by_netns.entry(netns).or_insert_with(|| {
+                bound_inodes(&dir, key.proto, key.address.port()).unwrap_or_default()
+            });
+            if socket_inodes(pid).is_disjoint(inodes) {
+                continue;
+            }
+        }
+        if let Some(fd) = member_of(pid, key) {
+            return Some(fd);
+        }
+    }
+    None
+}
+
+fn member_of(pid: i32, key: &GroupKey) -> Option<OwnedFd> {
+    process::sockets(pid).ok()?.into_iter().find_map(|(_, fd)| match inspect(fd) {
+        Ok(Ok(member)) if member.key == *key => Some(member.fd),
+        _ => None,
+    })
+}
+
+/// The process that holds a socket we were passed: another one than ourselves
+/// if there is one.
+pub(crate) fn holder(fd: BorrowedFd<'_>) -> Option<i32> {
+    let inode = rustix::fs::fstat(fd).ok()?.st_ino;
+    let own = std::process::id() as i32;
+    let mut holders = processes().into_iter().filter(|&pid| socket_inodes(pid).contains(&inode));
+    let first = holders.next()?;
+    if first == own { holders.next().or(Some(own)) } else { Some(first) }
+}
+
+/// All processes, by id.
+fn processes() -> BTreeSet<i32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return BTreeSet::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Inodes of the sockets a process holds; empty when it ended or may not be looked into.
+fn socket_inodes(pid: i32) -> BTreeSet<u64> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return BTreeSet::new() };
+    entries
+        .filter_map(|entry| {
+            let target = fs::read_link(entry.ok()?.path()).ok()?;
+            target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+        })
+        .collect()
+}
+
+/// Inodes of the sockets bound to `port` in a process's network namespace.
+fn bound_inodes(process_dir: &Path, proto: Proto, port: u16) -> Result<BTreeSet<u64>> {
+    let mut inodes = BTreeSet::new();
+    for table in [proto.to_string(), format!("{proto}6")] {
+        let path = process_dir.join("net").join(table);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            // A kernel without IPv6.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(Error::kernel(format!("read {}", path.display()), e)),
+        };
+        inodes.extend(text.lines().skip(1).filter_map(|line| bound_inode(line, port)));
+    }
+    Ok(inodes)
+}
+
+/// The inode of a line of /proc/net/udp or tcp, if its local port is `port`.
+fn bound_inode(line: &str, port: u16) -> Option<u64> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let (_, hex) = fields.get(1)?.rsplit_once(':')?;
+    if u16::from_str_radix(hex, 16).ok()? != port {
+        return None;
+    }
+    fields.get(9)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_sockets_table_gives_the_inode_of_its_port() {
+        let line = "  512: 00000000:1F90 00000000:0000 07 00000000:00000000 00:00000000 \
+                    00000000     0        0 14527 2 00000000f0000000 0";
+        assert_eq!(bound_inode(line, 8080), Some(14527));
+        assert_eq!(bound_inode(line, 8081), None);
+        assert_eq!(bound_inode("", 8080), None);
+    }
+
+    #[test]
+    fn a_group_survives_the_way_through_the_pins() {
+        for address in ["127.0.0.1:53", "[::1]:443", "0.0.0.0:9000"] {
+            let key = GroupKey {
+                netns_cookie: 7,
+                proto: Proto::Tcp,
+                address: address.parse().unwrap(),
+                v6only: address.starts_with('['),
+                ifindex: 3,
+            };
+            let mut record = syrup_record::default();
+            let mut group = syrup_group { nr_executors: 1, ..Default::default() };
+            key.describe(&mut record, &mut group);
+            assert_eq!(GroupKey::of(&record, &group), Some(key));
+        }
+    }
+
+    #[test]
+    fn only_bound_reuseport_sockets_are_members() {
+        let unshared = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = unshared.local_addr().unwrap();
+        assert_eq!(
+            inspect(unshared.into()).unwrap().unwrap_err(),
+            Unfit::NoReusePort(Proto::Udp, address)
+        );
+        let (unix, _other) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        assert_eq!(inspect(unix.into()).unwrap().unwrap_err(), Unfit::NoPacketSocket);
+    }
+}

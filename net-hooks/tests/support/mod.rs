@@ -1,0 +1,275 @@
+//! What the tests and the cost example share: a lab of one network namespace
+//! and one BPF file system, linked policies, and real sockets.
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use libbpf_rs::Linker;
+use rustix::net::{AddressFamily, SocketType, sockopt};
+use syrup_abi::Compiler;
+use syrup_abi::abi::{SYRUP_INPUTS, syrup_counter, syrup_thread_policy};
+use syrup_hook::sys::Map;
+use syrup_hook::{App, Deployment, Executor, Hook as _, Linked, Target, pin};
+use syrup_net_hooks::{POLICIES, SocketSelect};
+use syrup_tests::{own_network, wait_for};
+use tempfile::TempDir;
+
+pub const LIMIT: Duration = Duration::from_secs(10);
+pub const PORT: u16 = 9000;
+pub const GET: u64 = 1;
+pub const SCAN: u64 = 2;
+
+/// A network namespace (the calling thread's from here on) and pins of its own.
+pub struct Lab {
+    pub bpffs: Bpffs,
+    pub app: App,
+    pub hook: SocketSelect,
+}
+
+impl Lab {
+    pub fn new() -> Self {
+        own_network();
+        let bpffs = Bpffs::mount();
+        let app = app(&bpffs.path(), "demo");
+        Self { bpffs, app, hook: SocketSelect }
+    }
+
+    pub fn target() -> Target {
+        Target { port: Some(PORT), ..Default::default() }
+    }
+
+    /// Deploys and registers the sockets in order.
+    pub fn deploy(&self, policy: &Linked, sockets: &[UdpSocket]) {
+        self.hook.deploy(&self.app, policy, &Self::target()).unwrap();
+        for (index, socket) in (0..).zip(sockets) {
+            assert_eq!(self.register(socket, None).unwrap(), index);
+        }
+    }
+
+    pub fn register(
+        &self,
+        socket: impl std::os::fd::AsFd,
+        index: Option<u32>,
+    ) -> syrup_hook::Result<u32> {
+        let fd = socket.as_fd().try_clone_to_owned().unwrap();
+        self.hook.register(&self.app, Executor::Socket(fd), index)
+    }
+
+    pub fn read(&self) -> Deployment {
+        self.hook.read(&self.app).unwrap().expect("a deployment")
+    }
+
+    pub fn count(&self, counter: syrup_counter) -> u64 {
+        self.read().counters.get(counter)
+    }
+
+    /// Waits until the hook has seen `inputs` inputs: on loopback a packet is
+    /// usually there when send() returns, but ksoftirqd may have it.
+    pub fn wait_for_inputs(&self, inputs: u64) {
+        wait_for("the inputs to arrive", LIMIT, || {
+            (self.count(SYRUP_INPUTS) >= inputs).then_some(())
+        });
+    }
+}
+
+pub fn app(bpffs: &std::path::Path, name: &str) -> App {
+    let app = App { name: name.to_owned(), uid: 0, bpffs: bpffs.to_owned() };
+    std::fs::create_dir_all(app.dir()).unwrap();
+    app
+}
+
+/// A BPF file system of its own: what is pinned in it dies with it.
+pub struct Bpffs(TempDir);
+
+impl Bpffs {
+    pub fn mount() -> Self {
+        let dir = tempfile::Builder::new().prefix("syrup-net-hooks-").tempdir().unwrap();
+        let target = CString::new(dir.path().to_str().unwrap()).unwrap();
+        // SAFETY: all strings are NUL-terminated and live during the call.
+        let err = unsafe {
+            libc::mount(c"bpf".as_ptr(), target.as_ptr(), c"bpf".as_ptr(), 0, std::ptr::null())
+        };
+        assert_eq!(err, 0, "mount bpffs: {}", std::io::Error::last_os_error());
+        Self(dir)
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.0.path().to_owned()
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        let target = CString::new(self.0.path().to_str().unwrap()).unwrap();
+        // SAFETY: target is NUL-terminated and lives during the call.
+        unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
+/// A shipped policy, linked.
+pub fn builtin(name: &str) -> Linked {
+    let policy = POLICIES.iter().find(|policy| policy.name == name).expect(name);
+    linked(name, policy.object)
+}
+
+/// A policy from its source, linked.
+pub fn source(name: &str, text: &str) -> Linked {
+    let text = format!("#include <syrup/packet.h>\n{text}");
+    let compiled = Compiler::find().unwrap().compile(&format!("{name}.c"), &text).unwrap();
+    linked(name, &compiled.object)
+}
+
+/// A policy that always says the same.
+pub fn constant(name: &str, verdict: &str) -> Linked {
+    source(name, &format!("__s32 schedule(void *s, void *e)\n{{\n\treturn {verdict};\n}}\n"))
+}
+
+fn linked(name: &str, object: &[u8]) -> Linked {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("linked.o");
+    let mut linker = Linker::new(&path).unwrap();
+    linker.add_buf(SocketSelect.trusted_half()).unwrap();
+    linker.add_buf(object).unwrap();
+    linker.link().unwrap();
+    drop(linker);
+    let mut sha256 = [0; 32];
+    sha256[0] = name.len() as u8;
+    Linked {
+        name: name.to_owned(),
+        sha256,
+        object: std::fs::read(&path).unwrap(),
+        maps: BTreeMap::new(),
+        thread: syrup_thread_policy::default(),
+    }
+}
+
+/// Gives a policy one of the app's Maps, and the test a handle on it.
+pub fn share_map(policy: &mut Linked, name: &str) -> Map {
+    let map = pin::create_array(name, 8, 65536).unwrap();
+    policy.maps.insert(name.to_owned(), map.as_fd().try_clone_to_owned().unwrap());
+    map
+}
+
+pub fn set(map: &Map, key: u32, value: i64) {
+    map.update(&key.to_ne_bytes(), &value.to_ne_bytes()).unwrap();
+}
+
+pub fn get(map: &Map, key: u32) -> i64 {
+    i64::from_ne_bytes(map.lookup(&key.to_ne_bytes()).unwrap().unwrap().try_into().unwrap())
+}
+
+/// A bound socket with SO_REUSEPORT.
+pub fn reuseport(address: &str, kind: SocketType) -> OwnedFd {
+    let address: SocketAddr = address.parse().unwrap();
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let fd = rustix::net::socket(family, kind, None).unwrap();
+    sockopt::set_socket_reuseport(&fd, true).unwrap();
+    rustix::net::bind(&fd, &address).unwrap();
+    fd
+}
+
+/// One group of non-blocking UDP sockets.
+pub fn udp_sockets(n: usize) -> Vec<UdpSocket> {
+    (0..n)
+        .map(|_| {
+            let fd = reuseport(&format!("127.0.0.1:{PORT}"), SocketType::DGRAM);
+            sockopt::set_socket_recv_buffer_size(&fd, 4 << 20).unwrap();
+            let socket = UdpSocket::from(fd);
+            socket.set_nonblocking(true).unwrap();
+            socket
+        })
+        .collect()
+}
+
+/// One group of non-blocking listeners.
+pub fn listeners(n: usize) -> Vec<TcpListener> {
+    (0..n)
+        .map(|_| {
+            let fd = reuseport(&format!("127.0.0.1:{PORT}"), SocketType::STREAM);
+            rustix::net::listen(&fd, 1024).unwrap();
+            let listener = TcpListener::from(fd);
+            listener.set_nonblocking(true).unwrap();
+            listener
+        })
+        .collect()
+}
+
+/// Clients, each with a source port of its own.
+pub fn flows(n: usize) -> Vec<UdpSocket> {
+    (0..n)
+        .map(|_| {
+            let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            socket.connect((Ipv4Addr::LOCALHOST, PORT)).unwrap();
+            socket
+        })
+        .collect()
+}
+
+/// A request of the benchmark's wire format.
+pub fn request(kind: u64, user: u32) -> Vec<u8> {
+    let mut bytes = kind.to_ne_bytes().to_vec();
+    bytes.extend(7u64.to_ne_bytes());
+    bytes.extend(user.to_ne_bytes());
+    bytes.extend(0u32.to_ne_bytes());
+    bytes.extend(42u64.to_ne_bytes());
+    bytes
+}
+
+/// Sends `each` datagrams from every flow and counts where all of them went.
+pub fn spread(sockets: &[UdpSocket], flows: &[UdpSocket], each: usize) -> Vec<u64> {
+    for _ in 0..each {
+        for flow in flows {
+            flow.send(&request(GET, 0)).unwrap();
+        }
+    }
+    received(sockets, (flows.len() * each) as u64)
+}
+
+/// Takes `total` datagrams from the sockets and counts them by socket.
+pub fn received(sockets: &[UdpSocket], total: u64) -> Vec<u64> {
+    let mut counts = vec![0; sockets.len()];
+    let mut buffer = [0; 64];
+    wait_for("all datagrams", LIMIT, || {
+        for (socket, count) in sockets.iter().zip(&mut counts) {
+            while socket.recv(&mut buffer).is_ok() {
+                *count += 1;
+            }
+        }
+        (counts.iter().sum::<u64>() >= total).then_some(())
+    });
+    counts
+}
+
+/// Sends one datagram and says which socket got it.
+pub fn goes_to(sockets: &[UdpSocket], flow: &UdpSocket, payload: &[u8]) -> usize {
+    flow.send(payload).unwrap();
+    received(sockets, 1).iter().position(|&count| count > 0).unwrap()
+}
+
+/// Opens `n` connections and counts by listener where they went.
+pub fn connect(listeners: &[TcpListener], n: u64) -> Vec<u64> {
+    let clients: Vec<TcpStream> =
+        (0..n).map(|_| TcpStream::connect((Ipv4Addr::LOCALHOST, PORT)).unwrap()).collect();
+    let mut counts = vec![0; listeners.len()];
+    wait_for("all connections", LIMIT, || {
+        for (listener, count) in listeners.iter().zip(&mut counts) {
+            while listener.accept().is_ok() {
+                *count += 1;
+            }
+        }
+        (counts.iter().sum::<u64>() >= n).then_some(())
+    });
+    drop(clients);
+    counts
+}
+
+/// The busiest executor's share over the mean's.
+pub fn max_over_mean(counts: &[u64]) -> f64 {
+    let max = counts.iter().max().copied().unwrap_or(0) as f64;
+    max * counts.len() as f64 / counts.iter().sum::<u64>() as f64
+}

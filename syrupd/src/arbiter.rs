@@ -7,74 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 
-/// A policy as the requester has it: bytes and names, never a path.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "kind")]
-pub enum PolicySource {
-    /// The name of a policy that ships with the hook.
-    Builtin {
-        /// Its name.
-        name: String,
-    },
-    /// A C file.
-    Source {
-        /// For diagnostics; never opened.
-        file_name: String,
-        /// Its text.
-        text: String,
-    },
-    /// A compiled policy object.
-    Object {
-        /// For messages; never opened.
-        file_name: String,
-        /// The ELF image.
-        #[serde(with = "crate::base64")]
-        image: Vec<u8>,
-    },
-}
-
-/// `load`: a policy for an app that has none at this hook.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LoadRequest {
-    /// Hook name.
-    pub hook: String,
-    /// App name.
-    pub app: String,
-    /// The policy.
-    pub policy: PolicySource,
-    /// `--set NAME=VALUE`
-    #[serde(default)]
-    pub params: Vec<(String, String)>,
-    /// Packet hooks: the port.
-    #[serde(default)]
-    pub port: Option<u16>,
-    /// Packet hooks: "udp" or "tcp".
-    #[serde(default)]
-    pub proto: Option<String>,
-    /// Adopt this process's executors.
-    #[serde(default)]
-    pub pid: Option<i32>,
-    /// Thread hook: the app's cores.
-    #[serde(default)]
-    pub cpus: Vec<u32>,
-    /// Thread hook: share against other apps, 1..=10000, 100 is normal.
-    #[serde(default)]
-    pub weight: Option<u32>,
-}
-
-/// `replace`: another policy in the place of the live one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReplaceRequest {
-    /// Hook name.
-    pub hook: String,
-    /// App name.
-    pub app: String,
-    /// The new policy.
-    pub policy: PolicySource,
-    /// `--set NAME=VALUE`
-    #[serde(default)]
-    pub params: Vec<(String, String)>,
-}
+pub use syrup_abi::protocol::{LoadRequest, PolicySource, ReplaceRequest};
 
 /// A deployment as `list`, `show` and `status` print it: schema 1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -221,6 +154,9 @@ pub trait Arbiter {
     fn map_set(&self, app: &str, map: &str, key: u32, value: u64) -> Result<()>;
     /// All entries of a Map.
     fn map_dump(&self, app: &str, map: &str) -> Result<Vec<MapEntry>>;
+    /// An fd of a deployment's policy program: it names the deployment to the
+    /// kernel (its id, its statistics) and lets nobody change it.
+    fn policy_open(&self, app: &str, hook: &str) -> Result<OwnedFd>;
     /// An fd of a Map, for the app's processes.
     fn map_open(&self, app: &str, map: &str) -> Result<OwnedFd>;
     /// Registers a socket or a thread; returns its index.

@@ -6,14 +6,14 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use rustix::fs::FlockOperation;
 use syrup_abi::abi;
 use syrup_hook::{
-    App, Deployment, Executor, Health, Hook, HookId, Input, Linked, Probe, Proto, Target, pin,
+    App, Deployment, Executor, Health, Hook, HookId, Input, Linked, Probe, Proto, Target, pin, sys,
 };
 
 use crate::arbiter::{
@@ -538,6 +538,29 @@ impl Arbiter for AsCaller {
         Maps::of(&app).dump(&app.name, map)
     }
 
+    fn policy_open(&self, app: &str, hook: &str) -> Result<OwnedFd> {
+        let hook = hooks::get(hook)?;
+        let _lock = self.engine.lock()?;
+        let app = self.deployed_app(app)?;
+        let program = self.engine.read_one(hook, &app)?.program_id;
+        // By its pin, not by its id: opening by id would need CAP_SYS_ADMIN.
+        for entry in fs::read_dir(app.hook_dir(hook.id())).into_iter().flatten().flatten() {
+            if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                continue;
+            }
+            if let Some(fd) = sys::obj_get(&entry.path())?
+                && is_program(&fd)
+                && sys::program_id(fd.as_fd())? == program
+            {
+                return Ok(fd);
+            }
+        }
+        Err(Error::new(
+            Code::Internal,
+            format!("program {program} of app '{}' at {} has no pin", app.name, hook.id()),
+        ))
+    }
+
     fn map_open(&self, app: &str, map: &str) -> Result<OwnedFd> {
         let app = self.deployed_app(app)?;
         Maps::of(&app).open(&app.name, map)
@@ -584,6 +607,13 @@ impl AsCaller {
         }
         Err(Error::new(Code::NotPermitted, format!("thread {tid} belongs to user {owner}")))
     }
+}
+
+/// Whether a BPF fd is a program's. Ids alone do not tell: Maps, links and
+/// programs count theirs separately and answer the same question with them.
+fn is_program(fd: &OwnedFd) -> bool {
+    fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+        .is_ok_and(|target| target.as_os_str() == "anon_inode:bpf-prog")
 }
 
 fn not_deployed(app: &str, hook: HookId) -> Error {

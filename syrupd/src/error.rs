@@ -3,37 +3,12 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use syrup_abi::protocol::Failure;
 
 /// Shorthand for results of the engine.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Exit codes of `syrupctl` and error kinds on the wire; a contract.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[repr(u8)]
-#[non_exhaustive]
-pub enum Code {
-    /// A defect, or the system refused something unexpected.
-    Internal = 1,
-    /// The request makes no sense.
-    Usage = 2,
-    /// The policy's source or object was refused before the kernel saw it.
-    SourceRejected = 3,
-    /// The kernel's verifier refused it.
-    VerifierRejected = 4,
-    /// The caller may not do this.
-    NotPermitted = 5,
-    /// The kernel, or something installed, lacks a feature.
-    Unsupported = 6,
-    /// Something else has it already, or what was named is not there.
-    Conflict = 7,
-    /// No daemon answers.
-    Unreachable = 8,
-    /// It did not happen in time.
-    Timeout = 9,
-    /// Loaded, but the default decides, or the kernel threw it out.
-    Degraded = 10,
-}
+pub use syrup_abi::protocol::Code;
 
 /// Why the engine did not do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +53,18 @@ impl fmt::Display for Error {
 }
 
 impl std::error::Error for Error {}
+
+impl From<Failure> for Error {
+    fn from(Failure { code, message, detail, advice }: Failure) -> Self {
+        Self { code, message, detail, advice }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(Error { code, message, detail, advice }: Error) -> Self {
+        Self { code, message, detail, advice }
+    }
+}
 
 impl From<syrup_hook::Error> for Error {
     fn from(error: syrup_hook::Error) -> Self {

@@ -1,13 +1,14 @@
 //! The one registry of hooks: CLI, documentation test and status derive from it.
 
 use syrup_hook::{Hook, HookId, Probe};
+use syrup_net_hooks::SocketSelect;
 
 use crate::arbiter::{HookInfo, PolicyInfo};
 use crate::error::{Code, Error, Result};
 
 /// Every hook, in the order of [`HookId::ALL`].
 pub(crate) fn all() -> Vec<&'static dyn Hook> {
-    Vec::new()
+    vec![&SocketSelect]
 }
 
 /// The implementation of a hook.

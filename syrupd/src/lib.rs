@@ -6,8 +6,10 @@
 //! * [`Error`]: one error with an exit code, for both.
 
 mod arbiter;
-mod base64;
 mod check;
+mod client;
+mod config;
+mod daemon;
 mod engine;
 mod error;
 mod hooks;
@@ -17,14 +19,21 @@ mod maps;
 mod names;
 mod params;
 mod policy;
+mod protocol;
+mod service;
 mod verifier;
 
 pub use arbiter::{
     AppInfo, Arbiter, DeploymentInfo, HookInfo, LoadRequest, MapEntry, MapInfo, PolicyInfo,
     PolicySource, Registration, ReplaceRequest,
 };
+pub use client::Client;
+pub use config::{Config, DEFAULT_CONFIG};
+pub use daemon::Daemon;
 pub use engine::{AsCaller, Caller, CheckReport, DEFAULT_BPFFS, Engine, Recovery};
 pub use error::{Code, Error, Result};
 pub use hooks::{infos as hooks, policies};
 pub use link::link;
 pub use policy::compile;
+pub use service::Arbiters;
+pub use syrup_abi::protocol::DEFAULT_SOCKET;

@@ -2,6 +2,7 @@
 //! check, set parameters, link.
 
 use sha2::{Digest as _, Sha256};
+use syrup_abi::protocol::{MAX_OBJECT_BYTES, MAX_SOURCE_BYTES};
 use syrup_abi::{CompileError, Compiler};
 use syrup_hook::Hook;
 
@@ -9,10 +10,6 @@ use crate::arbiter::PolicySource;
 use crate::check::{self, Checked};
 use crate::error::{Code, Error, Result};
 use crate::{link, params};
-
-/// Largest source, and object, that is looked at.
-pub(crate) const MAX_SOURCE_BYTES: usize = 1 << 20;
-pub(crate) const MAX_OBJECT_BYTES: usize = 4 << 20;
 
 /// A policy that was checked and linked for one hook.
 #[derive(Debug)]

@@ -1,0 +1,124 @@
+//! The daemon `syrupd`: the arbiter behind a Unix socket.
+
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use syrupd::{Code, Config, DEFAULT_BPFFS, DEFAULT_CONFIG, DEFAULT_SOCKET, Daemon, Engine, Error};
+use tokio::signal::unix::{SignalKind, signal};
+
+const EXAMPLES: &str = "\
+Examples:
+  syrupd                                    serve this machine (as root)
+  syrupd --socket /tmp/s --bpffs /sys/fs/bpf/mine
+                                            a private arbiter beside it
+  RUST_LOG=debug syrupd                     say more on stderr
+
+What is deployed stays when the daemon stops; the next one finds it.
+Exit codes: 0 stopped, 1 internal, 2 usage or configuration, 5 not permitted,
+6 the kernel lacks something, 7 another daemon answers there.";
+
+/// The arbiter of user-defined scheduling: takes policies from applications and
+/// from syrupctl, checks them, and keeps them at their hooks.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXAMPLES)]
+struct Args {
+    /// Where to listen
+    #[arg(long, value_name = "PATH", help = format!("Where to listen [default: {DEFAULT_SOCKET}]"))]
+    socket: Option<PathBuf>,
+    /// Where to pin
+    #[arg(long, value_name = "FOLDER",
+          help = format!("Where to pin, in a BPF file system [default: {DEFAULT_BPFFS}]"))]
+    bpffs: Option<PathBuf>,
+    /// Settings
+    #[arg(long, value_name = "FILE",
+          help = format!("Settings; flags win over it [default: {DEFAULT_CONFIG}, if there]"))]
+    config: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("syrupd: {error}");
+            for more in [&error.detail, &error.advice].into_iter().flatten() {
+                eprintln!("{more}");
+            }
+            ExitCode::from(error.code as u8)
+        }
+    }
+}
+
+fn run(args: Args) -> syrupd::Result<()> {
+    let config = Config::read(args.config.as_deref())?;
+    let filter = config.log.as_deref().unwrap_or("info");
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(filter)).init();
+    let socket = args.socket.or(config.socket).unwrap_or_else(|| DEFAULT_SOCKET.into());
+    let bpffs = args.bpffs.or(config.bpffs).unwrap_or_else(|| DEFAULT_BPFFS.into());
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Error::new(Code::Internal, format!("cannot start: {e}")))?;
+    let served = runtime.block_on(serve(socket, bpffs));
+    // A call that outlived its time must not keep the process.
+    runtime.shutdown_background();
+    served
+}
+
+async fn serve(socket: PathBuf, bpffs: PathBuf) -> syrupd::Result<()> {
+    // Signals first: one that comes from here on stops the daemon cleanly.
+    let handler = |kind: SignalKind| {
+        signal(kind).map_err(|e| Error::new(Code::Internal, format!("cannot take signals: {e}")))
+    };
+    let (mut terminate, mut interrupt) =
+        (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
+
+    let engine = Engine::new(bpffs.clone())?;
+    // Before anything is touched below `bpffs`: is this the only daemon here?
+    let daemon = Daemon::bind(&socket)?;
+    let found = engine.recover()?;
+    for deployment in &found.adopted {
+        log::info!(
+            "adopted {} of app {} at {}: {}",
+            deployment.policy,
+            deployment.app,
+            deployment.hook,
+            deployment.reason.as_deref().unwrap_or(&deployment.state),
+        );
+    }
+    for path in &found.removed {
+        log::info!("removed a leftover: {}", path.display());
+    }
+    log::info!("listening at {}, pins below {}", socket.display(), bpffs.display());
+    notify("READY=1");
+    daemon
+        .serve(Arc::new(engine), async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            log::info!("stopping; what is deployed stays");
+            notify("STOPPING=1");
+        })
+        .await;
+    Ok(())
+}
+
+/// Tells the service manager, if there is one (sd_notify(3)).
+fn notify(state: &str) {
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let address = match name.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&name),
+    };
+    let sent = address
+        .and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
+    if let Err(e) = sent {
+        log::warn!("cannot notify the service manager: {e}");
+    }
+}

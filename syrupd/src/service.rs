@@ -1,0 +1,319 @@
+//! From one varlink call to one reply, whoever the arbiter is.
+
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use syrup_abi::protocol::{
+    AppRef, DeploymentRef, FAILED, Failure, INTERFACE, LoadRequest, MapRef, Nothing, ReceivedCall,
+    RegisterSocket, RegisterThread, Registered, ReplaceRequest, Reply,
+};
+use syrup_abi::wire::{Message, encode};
+
+use crate::arbiter::{Arbiter, Registration};
+use crate::error::{Code, Error};
+use crate::protocol::{
+    AllUnloaded, DESCRIPTION, Deployed, Deployments, Entries, Entry, Hooks, InterfaceRef,
+    InterfaceText, MapGet, MapSet, Policies, SERVICE, ServiceInfo, Shown, Unloaded,
+};
+
+/// What goes back: the reply's bytes (none for a one-way call) and descriptors.
+#[derive(Debug, Default)]
+pub(crate) struct Answer {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) fds: Vec<OwnedFd>,
+}
+
+/// Why a call got no result: the arbiter's reason, or varlink's.
+enum Refusal {
+    Arbiter(Error),
+    Varlink { name: &'static str, key: &'static str, value: String },
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self::Arbiter(error)
+    }
+}
+
+/// A result's JSON and descriptors.
+type Answered = std::result::Result<(serde_json::Value, Vec<OwnedFd>), Refusal>;
+
+/// Whether a message needs the arbiter. What every varlink service must tell of
+/// itself, and garbage, is answered beside a load that takes its time.
+pub(crate) fn needs_arbiter(message: &Message) -> bool {
+    serde_json::from_slice(&message.json)
+        .is_ok_and(|call: ReceivedCall<'_>| interface_of(&call.method) == INTERFACE)
+}
+
+/// Answers `message`. `arbiter` is made only if it is needed; if it panics, the
+/// caller is told so and nobody else notices.
+pub(crate) fn answer(message: Message, arbiter: impl FnOnce() -> Box<dyn Arbiter>) -> Answer {
+    let Message { json, fds } = message;
+    let call: ReceivedCall<'_> = match serde_json::from_slice(&json) {
+        Ok(call) => call,
+        Err(e) => return reply(Err(invalid(&e))),
+    };
+    let (oneway, method) = (call.oneway, call.method.clone());
+    let answered = catch_unwind(AssertUnwindSafe(|| dispatch(&call, fds, arbiter)));
+    let answered = answered.unwrap_or_else(|_| {
+        Err(Error::new(Code::Internal, format!("{method}: a defect of the daemon"))
+            .advise("report it with the daemon's log")
+            .into())
+    });
+    if let Err(Refusal::Arbiter(error)) = &answered {
+        log::info!("{method}: {error}");
+    }
+    if oneway { Answer::default() } else { reply(answered) }
+}
+
+/// The reply to a caller whose message could not even be read.
+pub(crate) fn refusal(error: Error) -> Answer {
+    reply(Err(error.into()))
+}
+
+fn dispatch(
+    call: &ReceivedCall<'_>,
+    fds: Vec<OwnedFd>,
+    arbiter: impl FnOnce() -> Box<dyn Arbiter>,
+) -> Answered {
+    let interface = interface_of(&call.method);
+    let method = call.method.get(interface.len() + 1..).unwrap_or_default();
+    match interface {
+        INTERFACE => arbitrate(method, call, fds, arbiter),
+        SERVICE => describe(method, call),
+        other => Err(Refusal::Varlink {
+            name: "org.varlink.service.InterfaceNotFound",
+            key: "interface",
+            value: other.to_owned(),
+        }),
+    }
+}
+
+fn arbitrate(
+    method: &str,
+    call: &ReceivedCall<'_>,
+    mut fds: Vec<OwnedFd>,
+    arbiter: impl FnOnce() -> Box<dyn Arbiter>,
+) -> Answered {
+    match method {
+        "Load" => {
+            let request: LoadRequest = parameters(call)?;
+            json(Deployed { deployment: arbiter().load(&request)? })
+        }
+        "Replace" => {
+            let request: ReplaceRequest = parameters(call)?;
+            json(Deployed { deployment: arbiter().replace(&request)? })
+        }
+        "Unload" => {
+            let DeploymentRef { hook, app } = parameters(call)?;
+            arbiter().unload(&hook, &app)?;
+            json(Nothing {})
+        }
+        "UnloadAll" => {
+            let unloaded = arbiter().unload_all()?;
+            let unloaded = unloaded.into_iter().map(|(app, hook)| Unloaded { app, hook }).collect();
+            json(AllUnloaded { unloaded })
+        }
+        "List" => json(Deployments { deployments: arbiter().list()? }),
+        "Show" => {
+            let AppRef { app } = parameters(call)?;
+            json(Shown { app: arbiter().show(&app)? })
+        }
+        "Hooks" => json(Hooks { hooks: arbiter().hooks()? }),
+        "Policies" => json(Policies { policies: arbiter().policies()? }),
+        "PolicyOpen" => {
+            let DeploymentRef { hook, app } = parameters(call)?;
+            descriptor(arbiter().policy_open(&app, &hook)?)
+        }
+        "MapGet" => {
+            let MapGet { app, map, key } = parameters(call)?;
+            json(Entry { entry: arbiter().map_get(&app, &map, key)? })
+        }
+        "MapSet" => {
+            let MapSet { app, map, key, value } = parameters(call)?;
+            arbiter().map_set(&app, &map, key, value)?;
+            json(Nothing {})
+        }
+        "MapDump" => {
+            let MapRef { app, map } = parameters(call)?;
+            json(Entries { entries: arbiter().map_dump(&app, &map)? })
+        }
+        "MapOpen" => {
+            let MapRef { app, map } = parameters(call)?;
+            descriptor(arbiter().map_open(&app, &map)?)
+        }
+        "RegisterSocket" => {
+            let RegisterSocket { app, index } = parameters(call)?;
+            let (Some(socket), true) = (fds.pop(), fds.is_empty()) else {
+                return Err(Error::new(Code::Usage, "RegisterSocket carries one descriptor").into());
+            };
+            let index = arbiter().register(&app, Registration::Socket(socket), index)?;
+            json(Registered { index })
+        }
+        "RegisterThread" => {
+            let RegisterThread { app, tid, index } = parameters(call)?;
+            let index = arbiter().register(&app, Registration::Thread { tid }, index)?;
+            json(Registered { index })
+        }
+        _ => Err(unknown(call)),
+    }
+}
+
+fn describe(method: &str, call: &ReceivedCall<'_>) -> Answered {
+    match method {
+        "GetInfo" => json(ServiceInfo {
+            vendor: "Syrup".to_owned(),
+            product: "syrupd".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            url: String::new(),
+            interfaces: vec![SERVICE.to_owned(), INTERFACE.to_owned()],
+        }),
+        "GetInterfaceDescription" => {
+            let InterfaceRef { interface } = parameters(call)?;
+            if interface == INTERFACE {
+                return json(InterfaceText { description: DESCRIPTION.to_owned() });
+            }
+            Err(Refusal::Varlink {
+                name: "org.varlink.service.InterfaceNotFound",
+                key: "interface",
+                value: interface,
+            })
+        }
+        _ => Err(unknown(call)),
+    }
+}
+
+fn interface_of(method: &str) -> &str {
+    method.rsplit_once('.').map_or("", |(interface, _)| interface)
+}
+
+fn parameters<T: DeserializeOwned>(call: &ReceivedCall<'_>) -> std::result::Result<T, Refusal> {
+    let raw = call.parameters.map_or("{}", |raw| raw.get());
+    serde_json::from_str(raw).map_err(|e| invalid(&e))
+}
+
+fn json(result: impl Serialize) -> Answered {
+    with_fds(result, Vec::new())
+}
+
+fn descriptor(fd: OwnedFd) -> Answered {
+    with_fds(Nothing {}, vec![fd])
+}
+
+fn with_fds(result: impl Serialize, fds: Vec<OwnedFd>) -> Answered {
+    serde_json::to_value(result)
+        .map(|value| (value, fds))
+        .map_err(|e| Error::new(Code::Internal, format!("the result has no JSON form: {e}")).into())
+}
+
+fn invalid(error: &serde_json::Error) -> Refusal {
+    Refusal::Varlink {
+        name: "org.varlink.service.InvalidParameter",
+        key: "parameter",
+        value: error.to_string(),
+    }
+}
+
+fn unknown(call: &ReceivedCall<'_>) -> Refusal {
+    Refusal::Varlink {
+        name: "org.varlink.service.MethodNotFound",
+        key: "method",
+        value: call.method.clone(),
+    }
+}
+
+fn reply(answered: Answered) -> Answer {
+    let (bytes, fds) = match answered {
+        Ok((parameters, fds)) => (encode(&Reply { error: None, parameters }), fds),
+        Err(Refusal::Arbiter(error)) => {
+            let parameters = Failure::from(error);
+            (encode(&Reply { error: Some(FAILED), parameters }), Vec::new())
+        }
+        Err(Refusal::Varlink { name, key, value }) => {
+            let parameters = std::collections::BTreeMap::from([(key, value)]);
+            (encode(&Reply { error: Some(name), parameters }), Vec::new())
+        }
+    };
+    match bytes {
+        Ok(bytes) => Answer { bytes, fds },
+        Err(e) => {
+            log::error!("a reply has no JSON form: {e}");
+            Answer::default()
+        }
+    }
+}
+
+/// What the daemon serves: an arbiter for each caller.
+pub trait Arbiters: Send + Sync + 'static {
+    /// The arbiter on behalf of `caller`.
+    fn as_caller(&self, caller: crate::engine::Caller) -> Box<dyn Arbiter>;
+}
+
+impl Arbiters for crate::engine::Engine {
+    fn as_caller(&self, caller: crate::engine::Caller) -> Box<dyn Arbiter> {
+        Box::new(Self::as_caller(self, caller))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn nobody() -> Box<dyn Arbiter> {
+        panic!("this call needs no arbiter")
+    }
+
+    fn ask(json: &str) -> String {
+        let message = Message { json: json.as_bytes().to_vec(), fds: Vec::new() };
+        let mut bytes = answer(message, nobody).bytes;
+        assert_eq!(bytes.pop(), Some(0));
+        String::from_utf8(bytes).unwrap()
+    }
+
+    /// `zlink` reads the description; each of its methods must be dispatched,
+    /// which shows in that an empty call is refused by something later.
+    #[test]
+    fn every_described_method_is_served() {
+        let interface: zlink::idl::Interface<'_> = DESCRIPTION.try_into().unwrap();
+        assert_eq!(interface.name(), INTERFACE);
+        let methods: BTreeSet<_> = interface.methods().map(|m| m.name().to_owned()).collect();
+        assert_eq!(methods.len(), 15);
+        for method in methods {
+            let reply = ask(&format!(r#"{{"method":"{INTERFACE}.{method}"}}"#));
+            assert!(!reply.contains("MethodNotFound"), "{method}: {reply}");
+        }
+    }
+
+    #[test]
+    fn garbage_is_answered_in_varlinks_terms() {
+        for (call, error) in [
+            ("", "InvalidParameter"),
+            ("[1]", "InvalidParameter"),
+            (r#"{"method":7}"#, "InvalidParameter"),
+            (r#"{"method":""}"#, "InterfaceNotFound"),
+            (r#"{"method":"Load"}"#, "InterfaceNotFound"),
+            (r#"{"method":"org.syrup.Arbiter1."}"#, "MethodNotFound"),
+            (r#"{"method":"org.syrup.Arbiter1.Load","parameters":{"hook":1}}"#, "InvalidParameter"),
+            (r#"{"method":"org.syrup.Arbiter1.Load","parameters":[]}"#, "InvalidParameter"),
+            (r#"{"method":"org.varlink.service.Nope"}"#, "MethodNotFound"),
+            (
+                &format!(r#"{{"method":"a.b","parameters":{}1"#, "[".repeat(100_000)),
+                "InvalidParameter",
+            ),
+        ] {
+            let reply = ask(call);
+            let expected = format!("\"error\":\"org.varlink.service.{error}\"");
+            assert!(reply.contains(&expected), "{call:.60}: {reply:.200}");
+        }
+    }
+
+    #[test]
+    fn a_one_way_call_gets_no_reply() {
+        let json = br#"{"method":"org.varlink.service.GetInfo","oneway":true}"#.to_vec();
+        assert!(answer(Message { json, fds: Vec::new() }, nobody).bytes.is_empty());
+    }
+}

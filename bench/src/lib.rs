@@ -1,8 +1,12 @@
 //! RocksDB server, open-loop load generator, experiments and reports.
 
 pub mod clock;
+pub mod cost;
+pub mod experiment;
 pub mod load;
+mod namespace;
 pub mod priority;
+mod report;
 pub mod rocksdb;
 pub mod server;
 pub mod simulate;

@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use syrup_bench::{load, server, simulate};
+use syrup_bench::experiment::{check, demo, native};
+use syrup_bench::{cost, load, server, simulate, work};
 
 /// RocksDB server, open-loop load generator, experiments and reports for Syrup.
 #[derive(Debug, Parser)]
@@ -17,6 +18,11 @@ enum Command {
     Server(server::Options),
     Load(load::Options),
     Simulate(simulate::Options),
+    Demo(demo::Options),
+    Native(native::Options),
+    Check(check::Options),
+    Cost(cost::Options),
+    BuildDb(work::BuildOptions),
 }
 
 fn main() -> std::process::ExitCode {
@@ -34,5 +40,10 @@ fn run(command: &Command) -> Result<()> {
         Command::Server(options) => server::run(options),
         Command::Load(options) => load::run(options),
         Command::Simulate(options) => simulate::run(options),
+        Command::Demo(options) => demo::run(options),
+        Command::Native(options) => native::run(options),
+        Command::Check(options) => check::run(options),
+        Command::Cost(options) => cost::run(options),
+        Command::BuildDb(options) => work::build(options),
     }
 }

@@ -4,11 +4,33 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::thread_cpu_ns;
 use crate::rocksdb::{self, Database, VALUE_BYTES};
 use crate::wire::Class;
+
+/// Builds a database that servers then open read-only.
+///
+/// Servers build a missing one themselves; on the host it is much faster than
+/// in an emulated guest.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  syrup-bench build-db --db target/bench-db-demo --keys 200000")]
+pub struct BuildOptions {
+    /// Its folder; nothing is done when it is there already.
+    #[arg(long)]
+    pub db: PathBuf,
+    /// Keys, 64 bytes each.
+    #[arg(long)]
+    pub keys: u64,
+}
+
+/// Builds a database.
+pub fn build(options: &BuildOptions) -> Result<()> {
+    ensure_built(&options.db, options.keys)
+}
 
 /// Keys of one SCAN where nothing is scaled.
 pub const SCAN_KEYS: u64 = 5000;

@@ -1,0 +1,129 @@
+//! What the mechanism costs, in undilated time: added time per packet at
+//! socket-select, and access to a Map from the application.
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use syrup_hook::App;
+use syrup_net_hooks::{count_run_time, run_time};
+
+use crate::experiment::criteria::{Bound, Verdict};
+use crate::experiment::{Programs, ServerProcess, Stack};
+use crate::load;
+use crate::work::median;
+
+const APP: &str = "cost";
+const POLICIES: [&str; 3] = ["round-robin", "scan-avoid", "sita"];
+const BURSTS: u64 = 5;
+
+/// Measures what Syrup adds to a packet, and what access to a Map costs.
+///
+/// The time per packet is the kernel's own account (BPF_ENABLE_STATS) of the
+/// dispatcher with the policy it calls, under a load of real packets; it
+/// includes two readings of the clock, some 20 to 40 ns. Runs as root, in a
+/// network namespace of its own.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  syrup-bench cost")]
+pub struct Options {
+    /// Where syrupctl and syrupd are.
+    #[command(flatten)]
+    pub programs: Programs,
+}
+
+/// Nanoseconds.
+#[derive(Debug, Clone)]
+pub struct Cost {
+    /// Per packet, by policy.
+    pub per_packet: Vec<(&'static str, f64)>,
+}
+
+impl Cost {
+    /// The bounds on them.
+    #[must_use]
+    pub fn verdicts(&self) -> Vec<Verdict> {
+        self.per_packet
+            .iter()
+            .map(|(policy, ns)| {
+                Verdict::new(
+                    &format!("added per packet by socket-select with {policy}, in ns"),
+                    Some(*ns),
+                    Bound::AtMost(200.0),
+                )
+            })
+            .collect()
+    }
+
+    /// In words.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        let packets: Vec<String> =
+            self.per_packet.iter().map(|(policy, ns)| format!("{policy} {ns:.0} ns")).collect();
+        format!("per packet, dispatcher and policy: {}", packets.join(", "))
+    }
+}
+
+/// Prints the costs and their bounds; fails when one is above.
+pub fn run(options: &Options) -> Result<()> {
+    ensure!(rustix::process::geteuid().is_root(), "policies are deployed: run it as root");
+    crate::namespace::enter_new().context("cannot make a network namespace")?;
+    let stack = Stack::start(&options.programs)?;
+    let cost = measure(&stack, 9000)?;
+    drop(stack);
+    let verdicts = cost.verdicts();
+    for verdict in &verdicts {
+        println!("{}", verdict.line());
+    }
+    ensure!(
+        verdicts.iter().all(Verdict::holds),
+        "a cost is above its bound: is the machine busy? run it again"
+    );
+    Ok(())
+}
+
+/// Measures with a stack that has nothing deployed.
+pub fn measure(stack: &Stack, port: u16) -> Result<Cost> {
+    // Counts until it is closed.
+    let _accounting = count_run_time()?;
+    let per_packet = POLICIES
+        .iter()
+        .map(|&policy| Ok((policy, packet_ns(stack, policy, port)?)))
+        .collect::<Result<_>>()?;
+    Ok(Cost { per_packet })
+}
+
+/// The median over bursts: a burst in which the host took the CPU away for a
+/// while does not count.
+fn packet_ns(stack: &Stack, policy: &str, port: u16) -> Result<f64> {
+    stack.unload_all()?;
+    stack.load("socket-select", policy, APP, &["--port", &port.to_string()])?;
+    let arguments = ["--port", &port.to_string(), "--threads", "6", "--app", APP]
+        .iter()
+        .chain(&["--service", "sleep", "--get-us", "1", "--scan-us", "1"])
+        .map(|&text| text.to_owned())
+        .collect::<Vec<_>>();
+    let server = ServerProcess::start(&arguments, Some(stack.socket()))?;
+    let app = App { name: APP.to_owned(), uid: 0, bpffs: stack.bpffs().to_owned() };
+    let mut bursts = Vec::new();
+    for seed in 0..BURSTS {
+        let before = run_time(&app)?;
+        load::generate(&load::Options {
+            port,
+            rps: 15_000.0,
+            flows: 50,
+            scan_fraction: 0.005,
+            duration: 1.0,
+            warmup: 0.0,
+            grace: 0.5,
+            user: 0,
+            seed,
+            late_us: 1000,
+            window_ms: 100,
+            fifo: None,
+        })?;
+        let burst = run_time(&app)?.since(before);
+        bursts.push(burst.mean_ns().context("no packet reached the dispatcher")?);
+    }
+    server.stop()?;
+    stack.unload_all()?;
+    Ok(median(&mut bursts))
+}

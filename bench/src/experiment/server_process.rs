@@ -1,0 +1,80 @@
+//! The server as a process of its own, so that its scheduling class, its
+//! registration and its end are those of a real application.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::stack::stop_child;
+use crate::server::Summary;
+
+/// A running server; stopped on drop.
+pub struct ServerProcess {
+    child: Child,
+    _folder: tempfile::TempDir,
+}
+
+// Under emulation, opening and warming the database is most of this.
+const READY_LIMIT: Duration = Duration::from_secs(180);
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+impl ServerProcess {
+    /// Starts `syrup-bench server` with these arguments and waits until every
+    /// socket is bound and registered.
+    pub fn start(arguments: &[String], syrup_socket: Option<&Path>) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let ready: PathBuf = folder.path().join("ready");
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("server").args(arguments).arg("--ready").arg(&ready);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        if let Some(socket) = syrup_socket {
+            command.env("SYRUP_SOCKET", socket);
+        }
+        let child = command.spawn().context("cannot start the server")?;
+        let mut server = Self { child, _folder: folder };
+        let deadline = Instant::now() + READY_LIMIT;
+        while !ready.exists() {
+            if let Some(status) = server.child.try_wait()? {
+                bail!("the server ended at once ({status}): {}", server.messages());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "the server is not ready after {} s",
+                READY_LIMIT.as_secs()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(server)
+    }
+
+    /// Ends the server; what it served.
+    pub fn stop(mut self) -> Result<Summary> {
+        stop_child(&mut self.child, STOP_LIMIT);
+        let status = self.child.wait()?;
+        ensure!(status.success(), "the server failed ({status}): {}", self.messages());
+        let mut text = String::new();
+        if let Some(mut stdout) = self.child.stdout.take() {
+            stdout.read_to_string(&mut text)?;
+        }
+        serde_json::from_str(&text).context("the server printed no summary")
+    }
+
+    fn messages(&mut self) -> String {
+        let mut text = String::new();
+        if let Some(mut stderr) = self.child.stderr.take() {
+            let _ = stderr.read_to_string(&mut text);
+        }
+        text.trim().to_owned()
+    }
+}
+
+impl Drop for ServerProcess {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            stop_child(&mut self.child, STOP_LIMIT);
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Syrup itself, as an experiment uses it: a daemon of its own, on its own
+//! socket and pin folder, and `syrupctl` as a user would type it.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// Where the programs are.
+#[derive(Debug, Clone, Args)]
+pub struct Programs {
+    /// syrupctl; default: beside this program.
+    #[arg(long, value_name = "PATH")]
+    pub syrupctl: Option<PathBuf>,
+    /// syrupd; default: beside this program.
+    #[arg(long, value_name = "PATH")]
+    pub syrupd: Option<PathBuf>,
+}
+
+impl Programs {
+    fn find(named: Option<&PathBuf>, name: &str) -> Result<PathBuf> {
+        let path = match named {
+            Some(path) => path.clone(),
+            None => std::env::current_exe()?.with_file_name(name),
+        };
+        ensure!(
+            path.exists(),
+            "{} is missing: run `cargo build --release -p {name}`, or name it with --{name}",
+            path.display()
+        );
+        Ok(path)
+    }
+}
+
+/// A running daemon; stopped, and all it deployed removed, on drop.
+pub struct Stack {
+    syrupctl: PathBuf,
+    bpffs: PathBuf,
+    socket: PathBuf,
+    daemon: Child,
+    // Removed last.
+    _folder: tempfile::TempDir,
+}
+
+const DAEMON_LIMIT: Duration = Duration::from_secs(60);
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+impl Stack {
+    /// Starts the daemon and waits until it answers.
+    pub fn start(programs: &Programs) -> Result<Self> {
+        let syrupctl = Programs::find(programs.syrupctl.as_ref(), "syrupctl")?;
+        let syrupd = Programs::find(programs.syrupd.as_ref(), "syrupd")?;
+        // Short: the path of a Unix socket has 107 bytes at most.
+        let folder = tempfile::Builder::new().prefix("syrup-bench-").tempdir_in("/tmp")?;
+        let socket = folder.path().join("syrupd.sock");
+        let bpffs = PathBuf::from(format!("/sys/fs/bpf/syrup-bench-{}", std::process::id()));
+        let daemon = Command::new(&syrupd)
+            .arg("--socket")
+            .arg(&socket)
+            .arg("--bpffs")
+            .arg(&bpffs)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .with_context(|| format!("cannot start {}", syrupd.display()))?;
+        let mut stack = Self { syrupctl, bpffs, socket, daemon, _folder: folder };
+        stack.wait_until_up()?;
+        Ok(stack)
+    }
+
+    fn wait_until_up(&mut self) -> Result<()> {
+        let deadline = Instant::now() + DAEMON_LIMIT;
+        loop {
+            if let Some(status) = self.daemon.try_wait()? {
+                bail!("syrupd ended at once ({status}): its messages are above");
+            }
+            if std::os::unix::net::UnixStream::connect(&self.socket).is_ok() {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "syrupd does not answer on {} after {} s",
+                self.socket.display(),
+                DAEMON_LIMIT.as_secs()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Socket of the daemon, for the app library.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The pin folder of this stack.
+    #[must_use]
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs
+    }
+
+    /// `syrupctl load HOOK --policy POLICY --app APP [more]`
+    pub fn load(&self, hook: &str, policy: &str, app: &str, more: &[&str]) -> Result<()> {
+        let mut arguments = vec!["load", hook, "--policy", policy, "--app", app];
+        arguments.extend(more);
+        self.syrupctl(arguments).map(|_| ())
+    }
+
+    /// `syrupctl unload --all`
+    pub fn unload_all(&self) -> Result<()> {
+        self.syrupctl(["unload", "--all"]).map(|_| ())
+    }
+
+    /// A counter of the app's deployment at `hook`, from `syrupctl list`.
+    pub fn counter(&self, hook: &str, app: &str, counter: &str) -> Result<u64> {
+        let text = self.syrupctl(["list", "-o", "json"])?;
+        let list: Value = serde_json::from_str(&text).context("syrupctl list: no JSON")?;
+        deployments(&list)
+            .find(|one| one["hook"] == hook && one["app"] == app)
+            .with_context(|| format!("syrupctl list shows no {hook} deployment of {app}"))?
+            ["counters"][counter]
+            .as_u64()
+            .with_context(|| format!("the {hook} deployment of {app} has no counter '{counter}'"))
+    }
+
+    fn syrupctl<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<String> {
+        let mut command = Command::new(&self.syrupctl);
+        command.args(arguments).arg("--socket").arg(&self.socket).stdin(Stdio::null());
+        let output =
+            command.output().with_context(|| format!("cannot run {}", self.syrupctl.display()))?;
+        ensure!(
+            output.status.success(),
+            "{} failed ({}): {}",
+            shown(&command),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        if let Err(error) = self.unload_all() {
+            eprintln!("syrup-bench: {error:#}");
+        }
+        stop_child(&mut self.daemon, STOP_LIMIT);
+        remove_pins(&self.bpffs);
+    }
+}
+
+/// The list of deployments, however the document names it.
+fn deployments(list: &Value) -> impl Iterator<Item = &Value> {
+    let array = match list {
+        Value::Array(array) => Some(array),
+        other => other["deployments"].as_array(),
+    };
+    array.into_iter().flatten()
+}
+
+/// SIGTERM, then SIGKILL after `limit`.
+pub fn stop_child(child: &mut Child, limit: Duration) {
+    let deadline = Instant::now() + limit;
+    let pid = Pid::from_child(child);
+    let _ = kill_process(pid, Signal::TERM);
+    while Instant::now() < deadline {
+        match child.try_wait() {
+            Ok(None) => std::thread::sleep(Duration::from_millis(10)),
+            _ => return,
+        }
+    }
+    eprintln!("syrup-bench: process {} ignored SIGTERM: killed", child.id());
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// bpffs has no remove_dir_all for pins that other code may look at: files
+/// first, then the folders.
+fn remove_pins(folder: &Path) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            remove_pins(&path);
+        } else {
+            let _ = std::fs::remove_file(&path);
+        }
+    }
+    let _ = std::fs::remove_dir(folder);
+}
+
+fn shown(command: &Command) -> String {
+    let mut text = command.get_program().to_string_lossy().into_owned();
+    for argument in command.get_args() {
+        text.push(' ');
+        text.push_str(&argument.to_string_lossy());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_that_ignores_sigterm_is_killed() {
+        let mut child = Command::new("sh")
+            .args(["-c", "trap '' TERM; echo up; while :; do sleep 0.1; done"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut up = [0; 2];
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut up).unwrap();
+        stop_child(&mut child, Duration::from_millis(50));
+        assert!(child.try_wait().unwrap().is_some());
+    }
+
+    #[test]
+    fn a_missing_program_says_how_to_build_it() {
+        let error =
+            Programs::find(Some(&PathBuf::from("/nowhere/syrupctl")), "syrupctl").unwrap_err();
+        assert!(error.to_string().contains("cargo build --release -p syrupctl"), "{error}");
+    }
+
+    #[test]
+    fn deployments_are_found_in_both_shapes() {
+        let one = serde_json::json!([{"app": "a"}]);
+        let two = serde_json::json!({"schema": 1, "deployments": [{"app": "a"}]});
+        assert_eq!(deployments(&one).count(), 1);
+        assert_eq!(deployments(&two).count(), 1);
+    }
+}

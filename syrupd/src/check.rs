@@ -11,6 +11,7 @@ use object::{
 use syrup_abi::abi;
 use syrup_hook::Input;
 
+use crate::btf;
 use crate::error::{Code, Error, Result};
 use crate::lines::LineTable;
 
@@ -59,7 +60,7 @@ pub fn check(file_name: &str, image: &[u8]) -> Result<Checked> {
         return Err(refuse(format!("{file_name} is not a little-endian BPF object")));
     }
     syrup_hook::route_libbpf_messages();
-    let btf = Btf::from_raw("policy", image).ok().flatten().ok_or_else(|| {
+    let btf = btf::types(&elf).ok_or_else(|| {
         refuse(format!("{file_name} has no type information"))
             .advise("compile it with -g, or give the C file and let Syrup compile it")
     })?;
@@ -358,6 +359,7 @@ mod tests {
                 "#include <syrup/thread.h>\nSYRUP_MAP(request_type, 8);\nSYRUP_PARAM(__u32, LIMIT, 3);\n\
                  SYRUP_THREAD_POLICY(.queues = 2, .preempt = true);\n\
                  __s32 schedule(struct syrup_thread *t)\n{\n\
+                 if (t->index > syrup_num_executors()) return 0;\n\
                  __u64 *v = syrup_map_lookup(&request_type, t->index);\n\
                  return v && *v > LIMIT ? 1 : 0;\n}\n",
             ),

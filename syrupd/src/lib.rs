@@ -6,6 +6,7 @@
 //! * [`Error`]: one error with an exit code, for both.
 
 mod arbiter;
+mod btf;
 mod check;
 mod client;
 mod config;

@@ -1,8 +1,9 @@
 //! `--set NAME=VALUE`: parameters, written into the object before it is linked.
 
-use libbpf_rs::btf::{Btf, BtfKind, BtfType, ReferencesType as _, types};
+use libbpf_rs::btf::{BtfKind, BtfType, ReferencesType as _, types};
 use syrup_hook::set_constant;
 
+use crate::btf;
 use crate::error::{Code, Error, Result};
 
 /// Sets each parameter in the image. Values are integers (decimal, 0x hex) or
@@ -25,7 +26,7 @@ pub fn set(image: &mut [u8], known: &[String], params: &[(String, String)]) -> R
             return Err(bad("the policy has no such parameter".to_owned()));
         }
         let (size, signed) = {
-            let btf = Btf::from_raw("policy", image).ok().flatten();
+            let btf = object::File::parse(&*image).ok().as_ref().and_then(btf::types);
             btf.as_ref()
                 .and_then(|btf| btf.type_by_name::<types::Var<'_>>(name))
                 .and_then(|var| integer(var.referenced_type().skip_mods_and_typedefs()))

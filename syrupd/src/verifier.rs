@@ -29,20 +29,26 @@ pub(crate) fn error(file_name: &str, log: &str, source: Option<&str>) -> Error {
         .advise(advice(reason))
 }
 
-/// The last line that is neither an instruction, a register dump nor a source quote.
+/// What the verifier objected to: the last line that is no instruction,
+/// register dump or source quote. Remarks that only explain the line before
+/// them ("R1 offset is outside of the packet") give way to it.
 fn reason<'a>(lines: &[&'a str]) -> &'a str {
-    lines
-        .iter()
-        .rev()
-        .find(|line| {
-            let first = line.trim_start();
-            let instruction = first
-                .split_once(':')
-                .is_some_and(|(n, _)| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
-            !instruction && !first.starts_with(';') && !first.starts_with("from ")
-        })
-        .copied()
-        .unwrap_or("no reason given")
+    let mut remarks = lines.iter().rev().filter(|line| {
+        let first = line.trim_start();
+        let instruction = first
+            .split_once(':')
+            .is_some_and(|(n, _)| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+        !instruction
+            && !first.starts_with(';')
+            && !first.starts_with("from ")
+            && !first.starts_with("cur state:")
+            && !first.starts_with("old state:")
+    });
+    let last = remarks.next().copied().unwrap_or("no reason given");
+    match remarks.next() {
+        Some(before) if before.starts_with("invalid access to") => before,
+        _ => last,
+    }
 }
 
 /// The line number in `; text @ file:line` when the file is the user's.
@@ -89,7 +95,7 @@ mod tests {
         let error = error("dir/peek.c", LOG, Some(source));
         assert_eq!(error.code, Code::VerifierRejected);
         assert!(error.message.starts_with("dir/peek.c:5: "), "{}", error.message);
-        assert!(error.message.ends_with("outside of the packet"), "{}", error.message);
+        assert!(error.message.contains("invalid access to packet, off=100"), "{}", error.message);
         let detail = error.detail.unwrap();
         assert!(detail.starts_with("dir/peek.c:5: return *(__u32 *)"), "{detail}");
     }
@@ -103,7 +109,11 @@ mod tests {
 
     #[test]
     fn an_endless_loop_gets_its_own_advice() {
-        let error = error("p.c", "; while @ p.c:2\ninfinite loop detected at insn 3\n", None);
+        let error = error(
+            "p.c",
+            "; while @ p.c:2\ninfinite loop detected at insn 3\ncur state: R0=1\nold state: R0=1\n",
+            None,
+        );
         assert_eq!(error.advice.unwrap(), "give every loop a constant upper bound");
     }
 }

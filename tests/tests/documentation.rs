@@ -1,0 +1,61 @@
+//! What the documentation promises exists, and what exists is documented.
+
+use std::path::PathBuf;
+
+use syrup_tests::{Ctl, Need, require};
+
+fn repository() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(repository().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+#[test]
+fn every_hook_has_its_page_and_every_policy_stands_on_one() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let ctl = Ctl::new();
+    let mut pages = String::new();
+    for hook in ctl.json(&["hooks"])["hooks"].as_array().unwrap() {
+        let name = hook["name"].as_str().unwrap();
+        pages += &read(&format!("docs/{name}.md"));
+        assert!(read("README.md").contains(&format!("docs/{name}.md")), "README links {name}");
+    }
+    for policy in ctl.json(&["policies"])["policies"].as_array().unwrap() {
+        let name = policy["name"].as_str().unwrap();
+        assert!(pages.contains(&format!("`{name}`")), "policy {name} is on no hook's page");
+    }
+}
+
+#[test]
+fn links_between_pages_lead_somewhere() {
+    for page in ["README.md", "docs/ARCHITECTURE.md", "docs/add-a-policy.md", "docs/add-a-hook.md"]
+    {
+        let text = read(page);
+        let folder = repository().join(page).parent().unwrap().to_owned();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if !link.starts_with("http") && !link.starts_with('#') {
+                assert!(folder.join(link).exists(), "{page} links {link}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_policy_of_the_documentation_compiles_and_checks() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let ctl = Ctl::new();
+    for page in ["README.md", "docs/add-a-policy.md"] {
+        let text = read(page);
+        for (number, code) in text.split("```c\n").skip(1).enumerate() {
+            let source = code.split("```").next().unwrap();
+            let file = ctl.file(&format!("page{number}.c"), source);
+            ctl.run(&["check", &file, "--hook", "socket-select"]).ok();
+        }
+    }
+}

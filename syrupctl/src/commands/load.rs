@@ -1,0 +1,134 @@
+//! `syrupctl load`
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use syrup_hook::HookId;
+use syrupd::{DeploymentInfo, LoadRequest, Result};
+
+use crate::cli::{Context, Cpus, DEFAULT_APP, app_name, assignment, hook_parser};
+use crate::policy::{self, PolicyArg};
+use crate::{deployment, report};
+
+const EXAMPLES: &str = "\
+Examples:
+  syrupctl load socket-select --policy round-robin --port 7000
+      Spread the datagrams of UDP port 7000 over the sockets of the server that runs there.
+
+  syrupctl load socket-select --app rocksdb --policy scan-avoid --port 7000 --pid 4711
+      The same for one process, as app 'rocksdb', away from sockets that serve a SCAN.
+
+  syrupctl load socket-select --policy hash --port 80 --proto tcp
+      Choose among the listening sockets for each new TCP connection.
+
+  syrupctl load scx-syrup --app rocksdb --policy get-priority --pid 4711 --cpus 0-3
+      Schedule the threads of a process; those that serve a GET run first.
+
+  syrupctl load socket-select --policy ./mine.c --set LIMIT=8 --port 7000
+      Your own policy, with one of its parameters changed.
+
+'syrupctl policies' lists the names, 'syrupctl check' tries a file without deploying it.
+Exit code 10 means: it is loaded, but the kernel's default decides some or all inputs.";
+
+/// Put a policy at a hook
+///
+/// Returns after the kernel was seen to use it. An app has one policy per hook: 'replace' changes
+/// it without a gap, 'unload' takes it away.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Load {
+    /// Where the policy runs
+    #[arg(value_parser = hook_parser())]
+    hook: HookId,
+
+    /// A name that 'syrupctl policies' lists, a C file, or a compiled policy object
+    #[arg(long, value_name = "NAME|FILE.c|FILE.o")]
+    policy: PolicyArg,
+
+    /// The app whose inputs it decides
+    #[arg(long, default_value = DEFAULT_APP, value_parser = app_name)]
+    app: String,
+
+    #[command(flatten)]
+    target: Target,
+
+    /// Adopt the sockets or threads of this running process
+    #[arg(long, value_parser = clap::value_parser!(i32).range(1..))]
+    pid: Option<i32>,
+
+    /// Change a parameter (SYRUP_PARAM) of the policy; may be repeated
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = assignment)]
+    params: Vec<(String, String)>,
+}
+
+/// What a deployment is for; shared with `run`.
+#[derive(Debug, Args)]
+pub struct Target {
+    /// Packet hooks: the port whose packets the policy gets. Without --pid, root finds the
+    /// processes that serve it
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Option<u16>,
+
+    /// Packet hooks: the port's protocol [default: udp]
+    #[arg(long, value_enum)]
+    pub proto: Option<Proto>,
+
+    /// Thread hook: the cores of the app, like 0-3,8 [default: all]
+    #[arg(long, value_name = "LIST")]
+    pub cpus: Option<Cpus>,
+
+    /// Thread hook: share of the cores against other apps, 1 to 10000 [default: 100]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10000))]
+    pub weight: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Proto {
+    Udp,
+    Tcp,
+}
+
+impl Proto {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    deployment: &'a DeploymentInfo,
+}
+
+impl Load {
+    pub fn run(self, context: &Context) -> Result<u8> {
+        let policy = self.policy.read()?;
+        let arbiter = context.arbiter()?;
+        let policy = policy::resolve(&arbiter, policy, self.hook)?;
+        let loaded = arbiter.load(&LoadRequest {
+            hook: self.hook.name().to_owned(),
+            app: self.app,
+            policy,
+            params: self.params,
+            port: self.target.port,
+            proto: self.target.proto.map(|proto| proto.name().to_owned()),
+            pid: self.pid,
+            cpus: self.target.cpus.unwrap_or_default().0,
+            weight: self.target.weight,
+        })?;
+        print(context, &loaded)
+    }
+}
+
+/// The deployment that came of `load` or `replace`.
+pub fn print(context: &Context, loaded: &DeploymentInfo) -> Result<u8> {
+    context.output.print(&Body { deployment: loaded }, || deployment::sentence(loaded) + "\n")?;
+    match deployment::trouble(loaded) {
+        None => Ok(0),
+        Some(error) => {
+            report::error(&error);
+            Ok(error.code as u8)
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! One file per subcommand. `run` returns the exit code of a command that did
+//! its work; [`syrupd::Error`] carries the one of a command that did not.
+
+pub mod check;
+pub mod doctor;
+pub mod hooks;
+pub mod list;
+pub mod load;
+pub mod map;
+pub mod policies;
+pub mod replace;
+pub mod run;
+pub mod show;
+pub mod status;
+pub mod unload;

@@ -1,0 +1,433 @@
+//! `syrupctl run`: an application and its policies, for as long as it runs.
+//!
+//! * [`child`]: the command, the signals it gets, its end.
+//! * [`tree`]: the sockets and threads of the command and what it started.
+//!
+//! The policies are resolved before the command starts, so that a misspelt
+//! name stops nothing; they are loaded after it, because what they schedule,
+//! its sockets and threads, must exist.
+
+mod child;
+mod tree;
+
+use std::ffi::OsString;
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use syrup_hook::{HookId, Proto};
+use syrupd::{
+    Arbiter, Code, DeploymentInfo, Error, LoadRequest, PolicySource, Registration, Result,
+};
+
+use self::child::{Child, Signals};
+use self::tree::BoundSocket;
+use crate::backend::{Place, is_root};
+use crate::cli::{Context, DEFAULT_APP, app_name, assignment};
+use crate::commands::load::Target;
+use crate::policy::{self, PolicyArg};
+use crate::{deployment, report};
+
+const EXAMPLES: &str = "\
+Examples:
+  syrupctl run --load socket-select=round-robin --port 7000 -- ./server --threads 6
+      Start the server, spread its datagrams over its sockets, and end both together.
+
+  syrupctl run --app rocksdb --load socket-select=scan-avoid --load scx-syrup=get-priority \\
+               --port 7000 --cpus 0-3 -- ./rocksdb-server
+      A policy for its packets and one for its threads; both share its Maps.
+
+  syrupctl run --load socket-select=./mine.c --set LIMIT=8 --port 7000 -- ./server
+      Your own policy with a parameter. With several --load: --set socket-select:LIMIT=8.
+
+The command runs with SYRUP_APP in its environment, and SYRUP_SOCKET or SYRUP_BPFFS, so that the
+application library finds its app. The exit code is the command's (128 + N after signal N), or
+that of 'load' when a policy could not be loaded; then the command is stopped.";
+
+/// How long sockets must stay the same before they are taken for complete.
+const SETTLED: Duration = Duration::from_millis(200);
+/// How often a starting command is looked at.
+const STARTING: Duration = Duration::from_millis(20);
+/// How often a running one is.
+const RUNNING: Duration = Duration::from_secs(1);
+
+/// Run a command under policies, and unload them when it ends
+///
+/// Adopts the threads of the command, and its sockets as soon as they are bound. SIGINT and
+/// SIGTERM are passed on to the command.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Run {
+    /// A hook and the policy to load there; may be repeated with other hooks
+    #[arg(long = "load", required = true, value_name = "HOOK=POLICY")]
+    loads: Vec<HookPolicy>,
+
+    /// The app
+    #[arg(long, default_value = DEFAULT_APP, value_parser = app_name)]
+    app: String,
+
+    #[command(flatten)]
+    target: Target,
+
+    /// Change a parameter (SYRUP_PARAM) of a policy; may be repeated
+    #[arg(long = "set", value_name = "[HOOK:]NAME=VALUE", value_parser = assignment)]
+    params: Vec<(String, String)>,
+
+    /// Seconds the command gets to bind its port
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    wait: u64,
+
+    /// The command and its arguments
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+/// `HOOK=POLICY`
+#[derive(Debug, Clone)]
+struct HookPolicy {
+    hook: HookId,
+    policy: PolicyArg,
+}
+
+impl FromStr for HookPolicy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some((hook, policy)) = text.split_once('=') else {
+            return Err("write HOOK=POLICY".to_owned());
+        };
+        let hook = HookId::from_str(hook).map_err(|e| e.to_string())?;
+        if policy.is_empty() {
+            return Err("write HOOK=POLICY".to_owned());
+        }
+        let Ok(policy) = policy.parse();
+        Ok(Self { hook, policy })
+    }
+}
+
+impl Run {
+    pub fn run(self, context: &Context) -> Result<u8> {
+        self.check_hooks()?;
+        let params = params_by_hook(&self.params, &self.loads)?;
+        let mut files = vec![];
+        for load in &self.loads {
+            files.push((load.hook, load.policy.read()?));
+        }
+        let arbiter = context.arbiter()?;
+        let mut requests = vec![];
+        for (hook, policy) in files {
+            requests.push((hook, policy::resolve(&arbiter, policy, hook)?));
+        }
+        // Threads first: what the command starts from then on is scheduled from its start.
+        requests.sort_by_key(|(hook, _)| needs_port(*hook));
+
+        let signals = Signals::listen()?;
+        let mut environment = vec![("SYRUP_APP", OsString::from(&self.app))];
+        environment.push(match &arbiter.place {
+            Place::Daemon(socket) => ("SYRUP_SOCKET", socket.clone().into()),
+            Place::InProcess(bpffs) => ("SYRUP_BPFFS", bpffs.clone().into()),
+        });
+        let child = Child::start(&self.command, &environment, signals)?;
+        // Declared after the child, so dropped before it: policies go first,
+        // also when a later step fails.
+        let mut loaded = Loaded { context, app: &self.app, hooks: vec![] };
+        let mut watch = Watch::default();
+        for (hook, policy) in requests {
+            let params = params.iter().filter(|(of, _)| *of == hook).map(|(_, p)| p.clone());
+            let request = self.request(hook, policy, params.collect());
+            if !self.adopt(&*arbiter, hook, request, &child, &mut watch, &mut loaded)? {
+                break;
+            }
+        }
+        let code = loop {
+            if let Some(code) = child.ended_within(RUNNING)? {
+                break code;
+            }
+            if let Some(port) = self.target.port.filter(|_| watch.sockets) {
+                self.adopt_sockets(&*arbiter, &child, port, &mut watch);
+            }
+        };
+        match loaded.unload() {
+            Err(error) if code == 0 => Err(error),
+            Err(error) => {
+                report::error(&error);
+                Ok(code)
+            }
+            Ok(()) => Ok(code),
+        }
+    }
+
+    fn check_hooks(&self) -> Result<()> {
+        for (index, load) in self.loads.iter().enumerate() {
+            if self.loads[..index].iter().any(|earlier| earlier.hook == load.hook) {
+                let message = format!("--load names {} twice", load.hook);
+                return Err(
+                    Error::new(Code::Usage, message).advise("an app has one policy per hook")
+                );
+            }
+            if needs_port(load.hook) && self.target.port.is_none() {
+                let message = format!("{} needs --port", load.hook);
+                return Err(Error::new(Code::Usage, message)
+                    .advise("name the port that the command will bind"));
+            }
+        }
+        Ok(())
+    }
+
+    fn request(
+        &self,
+        hook: HookId,
+        policy: PolicySource,
+        params: Vec<(String, String)>,
+    ) -> LoadRequest {
+        let packets = needs_port(hook);
+        let proto = self.target.proto.map(|proto| proto.name().to_owned());
+        LoadRequest {
+            hook: hook.name().to_owned(),
+            app: self.app.clone(),
+            policy,
+            params,
+            port: self.target.port.filter(|_| packets),
+            proto: proto.filter(|_| packets),
+            pid: None,
+            cpus: match &self.target.cpus {
+                Some(cpus) if !packets => cpus.0.clone(),
+                _ => vec![],
+            },
+            weight: self.target.weight.filter(|_| !packets),
+        }
+    }
+
+    /// Loads one policy for the running child. False when the child ended first.
+    fn adopt(
+        &self,
+        arbiter: &dyn Arbiter,
+        hook: HookId,
+        mut request: LoadRequest,
+        child: &Child,
+        watch: &mut Watch,
+        loaded: &mut Loaded<'_>,
+    ) -> Result<bool> {
+        let mut sockets = vec![];
+        request.pid = Some(child.pid());
+        if let Some(port) = request.port {
+            match self.wait_for_sockets(child, port)? {
+                None => return Ok(false),
+                Some(found) => {
+                    request.pid = tree::main_owner(&found);
+                    sockets = found;
+                }
+            }
+        }
+        if is_root() {
+            let deployment = arbiter.load(&request)?;
+            loaded.hooks.push(hook);
+            announce(&deployment);
+            if request.port.is_some() {
+                watch.sockets = true;
+                watch.adopted(&sockets, request.pid);
+                self.adopt_sockets(arbiter, child, request.port.unwrap_or_default(), watch);
+            }
+            return Ok(true);
+        }
+        // Naming ports and processes is root's; everybody may register what is theirs.
+        let (port, pid) = (request.port.take(), request.pid.take());
+        request.proto = None;
+        arbiter.load(&request)?;
+        loaded.hooks.push(hook);
+        match (port, pid) {
+            (Some(port), _) => {
+                watch.sockets = true;
+                self.adopt_sockets(arbiter, child, port, watch);
+            }
+            (None, Some(pid)) => {
+                for tid in tree::threads(pid) {
+                    arbiter.register(&self.app, Registration::Thread { tid }, None)?;
+                }
+            }
+            (None, None) => {}
+        }
+        for deployment in arbiter.show(&self.app)?.deployments {
+            if deployment.hook == hook.name() {
+                announce(&deployment);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The sockets that the child bound, once no more are coming; `None` when
+    /// it ended before.
+    fn wait_for_sockets(&self, child: &Child, port: u16) -> Result<Option<Vec<BoundSocket>>> {
+        let deadline = Instant::now() + Duration::from_secs(self.wait);
+        let mut known: Vec<BoundSocket> = vec![];
+        let mut since = Instant::now();
+        loop {
+            let found = tree::bound_sockets(child.pid(), self.proto(), port);
+            if found != known {
+                (known, since) = (found, Instant::now());
+            } else if !known.is_empty() && since.elapsed() >= SETTLED {
+                return Ok(Some(known));
+            }
+            if Instant::now() >= deadline {
+                let proto = self.proto();
+                let message =
+                    format!("the command did not bind {proto}/{port} within {} s", self.wait);
+                return Err(Error::new(Code::Timeout, message).advise(
+                    "check the command's port and protocol (--port, --proto), \
+                     or give it more time with --wait",
+                ));
+            }
+            if child.ended_within(STARTING)?.is_some() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Registers sockets that were bound after the policy was loaded.
+    fn adopt_sockets(&self, arbiter: &dyn Arbiter, child: &Child, port: u16, watch: &mut Watch) {
+        for socket in tree::bound_sockets(child.pid(), self.proto(), port) {
+            if watch.known.contains(&socket.inode) {
+                continue;
+            }
+            let outcome = socket
+                .duplicate()
+                .and_then(|fd| arbiter.register(&self.app, Registration::Socket(fd), None));
+            match outcome {
+                Ok(index) => log::info!("socket {} is executor {index}", socket.inode),
+                // The load may have adopted it already, or it was closed again.
+                Err(error) => log::info!("socket {} was not adopted: {error}", socket.inode),
+            }
+            watch.known.push(socket.inode);
+        }
+    }
+
+    fn proto(&self) -> Proto {
+        self.target.proto.and_then(|proto| proto.name().parse().ok()).unwrap_or(Proto::Udp)
+    }
+}
+
+/// Sockets that need no more attention.
+#[derive(Debug, Default)]
+struct Watch {
+    sockets: bool,
+    known: Vec<u64>,
+}
+
+impl Watch {
+    fn adopted(&mut self, sockets: &[BoundSocket], pid: Option<i32>) {
+        let of_pid = |socket: &&BoundSocket| Some(socket.pid) == pid;
+        self.known.extend(sockets.iter().filter(of_pid).map(|socket| socket.inode));
+    }
+}
+
+/// Standard output is the command's.
+fn announce(loaded: &DeploymentInfo) {
+    report::note(&deployment::sentence(loaded));
+    if let Some(trouble) = deployment::trouble(loaded) {
+        report::warning(&trouble.message, trouble.advice.as_deref());
+    }
+}
+
+/// What this run loaded, unloaded when it goes out of scope.
+struct Loaded<'a> {
+    context: &'a Context,
+    app: &'a str,
+    hooks: Vec<HookId>,
+}
+
+impl Loaded<'_> {
+    /// Unloads everything; the first failure is returned, the others printed.
+    fn unload(&mut self) -> Result<()> {
+        let mut first = Ok(());
+        while let Some(hook) = self.hooks.pop() {
+            // The daemon of the load may be gone: ask again who answers.
+            let outcome =
+                self.context.arbiter().and_then(|arbiter| arbiter.unload(hook.name(), self.app));
+            match (outcome, &first) {
+                (Ok(()), _) => log::info!("unloaded {hook} of app {}", self.app),
+                (Err(error), Ok(())) => first = Err(error),
+                (Err(error), Err(_)) => report::error(&error),
+            }
+        }
+        first
+    }
+}
+
+impl Drop for Loaded<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.unload() {
+            report::error(&error);
+        }
+    }
+}
+
+fn needs_port(hook: HookId) -> bool {
+    match hook {
+        HookId::ScxSyrup => false,
+        // Every other hook's input is a packet.
+        _ => true,
+    }
+}
+
+/// Gives each `[HOOK:]NAME=VALUE` to its hook.
+fn params_by_hook(
+    params: &[(String, String)],
+    loads: &[HookPolicy],
+) -> Result<Vec<(HookId, (String, String))>> {
+    let usage = |message: String| Error::new(Code::Usage, message);
+    let mut by_hook = vec![];
+    for (name, value) in params {
+        let (hook, name) = match (name.split_once(':'), loads) {
+            (Some((hook, name)), _) => {
+                (HookId::from_str(hook).map_err(|e| usage(e.to_string()))?, name)
+            }
+            (None, [only]) => (only.hook, name.as_str()),
+            (None, _) => {
+                return Err(usage(format!("--set {name}={value}: which policy's?"))
+                    .advise(format!("write --set HOOK:{name}={value}")));
+            }
+        };
+        if !loads.iter().any(|load| load.hook == hook) {
+            return Err(usage(format!("--set {hook}:{name}: no --load names {hook}")));
+        }
+        by_hook.push((hook, (name.to_owned(), value.clone())));
+    }
+    Ok(by_hook)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> HookPolicy {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_load_names_a_hook_and_a_policy() {
+        let both = load("socket-select=./p.c");
+        assert_eq!(both.hook, HookId::SocketSelect);
+        assert_eq!(both.policy, PolicyArg::File("./p.c".into()));
+        for bad in ["socket-select", "socket-select=", "sockets=hash"] {
+            assert!(bad.parse::<HookPolicy>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn parameters_go_to_their_hook() {
+        let set = |name: &str| vec![(name.to_owned(), "1".to_owned())];
+        let one = [load("socket-select=hash")];
+        let two = [load("socket-select=hash"), load("scx-syrup=fifo")];
+        let of = |params: &[(String, String)], loads: &[HookPolicy]| {
+            params_by_hook(params, loads).map(|by_hook| by_hook[0].clone())
+        };
+        let expected = (HookId::SocketSelect, ("A".to_owned(), "1".to_owned()));
+        assert_eq!(of(&set("A"), &one), Ok(expected.clone()));
+        assert_eq!(of(&set("socket-select:A"), &two), Ok(expected));
+        for (params, loads) in
+            [(set("A"), &two[..]), (set("scx-syrup:A"), &one), (set("x:A"), &one)]
+        {
+            assert_eq!(of(&params, loads).unwrap_err().code, Code::Usage);
+        }
+    }
+}

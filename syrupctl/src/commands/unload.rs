@@ -1,0 +1,74 @@
+//! `syrupctl unload`
+
+use clap::Args;
+use serde::Serialize;
+use syrup_hook::HookId;
+use syrupd::Result;
+
+use crate::cli::{Context, DEFAULT_APP, app_name, hook_parser};
+
+const EXAMPLES: &str = "\
+Examples:
+  syrupctl unload socket-select --app rocksdb
+      The kernel's default decides again which socket of app 'rocksdb' gets a packet.
+
+  syrupctl unload --all
+      Every policy of every app, and the scheduler: the machine is as it was before.";
+
+/// Take a policy away
+///
+/// The inputs get the kernel's default again. Nothing that runs is stopped.
+#[derive(Debug, Args)]
+#[command(
+    after_help = EXAMPLES,
+    override_usage = "syrupctl unload <HOOK> [--app <APP>]\n       syrupctl unload --all"
+)]
+pub struct Unload {
+    /// Where the policy runs
+    #[arg(value_parser = hook_parser(), required_unless_present = "all")]
+    hook: Option<HookId>,
+
+    /// The app
+    #[arg(long, default_value = DEFAULT_APP, value_parser = app_name)]
+    app: String,
+
+    /// Everything of all apps
+    #[arg(long, conflicts_with_all = ["hook", "app"])]
+    all: bool,
+}
+
+#[derive(Serialize)]
+struct Body {
+    unloaded: Vec<Gone>,
+}
+
+#[derive(Serialize)]
+struct Gone {
+    app: String,
+    hook: String,
+}
+
+impl Unload {
+    pub fn run(self, context: &Context) -> Result<u8> {
+        let arbiter = context.arbiter()?;
+        let unloaded = match self.hook {
+            Some(hook) => {
+                arbiter.unload(hook.name(), &self.app)?;
+                vec![Gone { app: self.app, hook: hook.name().to_owned() }]
+            }
+            None => {
+                arbiter.unload_all()?.into_iter().map(|(app, hook)| Gone { app, hook }).collect()
+            }
+        };
+        let body = Body { unloaded };
+        context.output.print(&body, || text(&body.unloaded))?;
+        Ok(0)
+    }
+}
+
+fn text(unloaded: &[Gone]) -> String {
+    if unloaded.is_empty() {
+        return "nothing was loaded\n".to_owned();
+    }
+    unloaded.iter().map(|gone| format!("unloaded {} of app {}\n", gone.hook, gone.app)).collect()
+}

@@ -1,0 +1,350 @@
+//! Deployments in words: the one line after `load`, the rows of `list` and
+//! `status`, the block of `show`.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use syrup_abi::abi::COUNTER_NAMES;
+use syrup_hook::HookId;
+use syrupd::{Code, DeploymentInfo, Error};
+
+use crate::output::{facts, table};
+
+/// Counters that everybody reads; the others mean that something went wrong.
+const ORDINARY: [&str; 4] = ["inputs", "chosen", "passed", "dropped"];
+
+/// "scan-avoid is live at socket-select for app rocksdb (udp/7000, 6 sockets, program 123)"
+pub fn sentence(deployment: &DeploymentInfo) -> String {
+    let DeploymentInfo { app, hook, policy, state, .. } = deployment;
+    let mut details = vec![];
+    details.extend(port(deployment));
+    details.extend(deployment.threads.map(|n| counted(n, "thread")));
+    details.push(executors(deployment));
+    if !deployment.cpus.is_empty() {
+        details.push(format!("cores {}", ranges(&deployment.cpus)));
+    }
+    details.push(format!("program {}", deployment.program_id));
+    format!("{policy} is {state} at {hook} for app {app} ({})", details.join(", "))
+}
+
+/// What is wrong with it, as an error with code 10; `None` when it is live.
+pub fn trouble(deployment: &DeploymentInfo) -> Option<Error> {
+    let DeploymentInfo { app, hook, policy, state, .. } = deployment;
+    if state == "live" {
+        return None;
+    }
+    let reason = deployment.reason.as_deref().unwrap_or("no reason is known");
+    let message = format!("{policy} of app {app} is {state} at {hook}: {reason}");
+    let advice = if state == "ejected" {
+        format!(
+            "its inputs get the kernel's default; correct the policy, then \
+             'syrupctl unload {hook} --app {app}' and load it again"
+        )
+    } else {
+        format!(
+            "the kernel's default decides some or all inputs; \
+             'syrupctl show {app}' has the counters"
+        )
+    };
+    Some(Error::new(Code::Degraded, message).advise(advice))
+}
+
+/// Exit code of a command that shows these.
+pub fn exit_code(deployments: &[DeploymentInfo]) -> u8 {
+    let all_live = deployments.iter().all(|deployment| deployment.state == "live");
+    if all_live { 0 } else { Code::Degraded as u8 }
+}
+
+/// `list`
+pub fn list(deployments: &[DeploymentInfo]) -> String {
+    table(
+        ["APP", "HOOK", "POLICY", "INPUTS", "EXECUTORS", "PROGRAM", "STATE"],
+        deployments
+            .iter()
+            .map(|deployment| {
+                [
+                    deployment.app.clone(),
+                    deployment.hook.clone(),
+                    deployment.policy.clone(),
+                    inputs(deployment),
+                    executors(deployment),
+                    deployment.program_id.to_string(),
+                    deployment.state.clone(),
+                ]
+            })
+            .collect(),
+    )
+}
+
+/// `status`: a row of counters each, then what is wrong.
+pub fn status(deployments: &[DeploymentInfo]) -> String {
+    let mut text = table(
+        ["APP", "HOOK", "POLICY", "STATE", "INPUTS", "CHOSEN", "PASSED", "DROPPED", "FAULTS"],
+        deployments
+            .iter()
+            .map(|deployment| {
+                let [inputs, chosen, passed, dropped] =
+                    ORDINARY.map(|name| counter(deployment, name).to_string());
+                [
+                    deployment.app.clone(),
+                    deployment.hook.clone(),
+                    deployment.policy.clone(),
+                    deployment.state.clone(),
+                    inputs,
+                    chosen,
+                    passed,
+                    dropped,
+                    faults(deployment),
+                ]
+            })
+            .collect(),
+    );
+    let troubles: Vec<Error> = deployments.iter().filter_map(trouble).collect();
+    if !troubles.is_empty() {
+        text.push('\n');
+    }
+    for error in troubles {
+        text.push_str(&format!("{error}\n"));
+    }
+    text
+}
+
+/// `show`: everything about one.
+pub fn block(deployment: &DeploymentInfo, now: SystemTime) -> String {
+    let sha256 = deployment.policy_sha256.get(..12).unwrap_or(&deployment.policy_sha256);
+    let replaced = match deployment.generation {
+        0 => "never replaced".to_owned(),
+        1 => "replaced once".to_owned(),
+        n => format!("replaced {n} times"),
+    };
+    let mut rows = vec![
+        ("state", deployment.state.clone()),
+        ("policy", format!("{} (object {sha256})", deployment.policy)),
+        ("program", format!("{}, {replaced}", deployment.program_id)),
+        ("live for", age(deployment.deployed_at, now)),
+        ("inputs", inputs(deployment)),
+        ("executors", executors(deployment)),
+    ];
+    if let Some(reason) = &deployment.reason {
+        rows.insert(1, ("reason", reason.clone()));
+    }
+    if let Some(pid) = deployment.pid {
+        rows.push(("process", pid.to_string()));
+    }
+    if deployment.threads.is_some() {
+        let cores = match deployment.cpus.as_slice() {
+            [] => "all".to_owned(),
+            cpus => ranges(cpus),
+        };
+        rows.push(("cores", cores));
+    }
+    let counters: Vec<String> = counter_names(deployment)
+        .map(|name| format!("{name} {}", counter(deployment, name)))
+        .collect();
+    rows.push(("counters", counters.join(", ")));
+    rows.push(("chosen", chosen(&deployment.verdicts)));
+    format!("{}\n{}", deployment.hook, facts(&rows))
+}
+
+/// How often each executor was chosen.
+fn chosen(verdicts: &[u64]) -> String {
+    let nonzero: Vec<String> = verdicts
+        .iter()
+        .enumerate()
+        .filter(|(_, count)| **count != 0)
+        .map(|(index, count)| format!("{index}: {count}"))
+        .collect();
+    if nonzero.is_empty() { "none yet".to_owned() } else { nonzero.join(", ") }
+}
+
+/// Counter names in the kernel side's order, then any this version does not know.
+fn counter_names(deployment: &DeploymentInfo) -> impl Iterator<Item = &str> {
+    let unknown =
+        deployment.counters.keys().map(String::as_str).filter(|name| !COUNTER_NAMES.contains(name));
+    COUNTER_NAMES.into_iter().filter(|name| deployment.counters.contains_key(*name)).chain(unknown)
+}
+
+fn counter(deployment: &DeploymentInfo, name: &str) -> u64 {
+    deployment.counters.get(name).copied().unwrap_or(0)
+}
+
+fn faults(deployment: &DeploymentInfo) -> String {
+    let faults: Vec<String> = counter_names(deployment)
+        .filter(|name| !ORDINARY.contains(name))
+        .map(|name| (name, counter(deployment, name)))
+        .filter(|(_, count)| *count != 0)
+        .map(|(name, count)| format!("{name} {count}"))
+        .collect();
+    if faults.is_empty() { "none".to_owned() } else { faults.join(", ") }
+}
+
+fn port(deployment: &DeploymentInfo) -> Option<String> {
+    let proto = deployment.proto.as_deref().unwrap_or("udp");
+    deployment.port.map(|port| format!("{proto}/{port}"))
+}
+
+fn inputs(deployment: &DeploymentInfo) -> String {
+    port(deployment)
+        .or_else(|| deployment.threads.map(|n| counted(n, "thread")))
+        .unwrap_or_else(|| "none".to_owned())
+}
+
+fn executors(deployment: &DeploymentInfo) -> String {
+    let noun = match deployment.hook.parse() {
+        Ok(HookId::SocketSelect) => "socket",
+        // Queues or cores: the policy says which.
+        _ => "executor",
+    };
+    counted(deployment.executors, noun)
+}
+
+fn counted(n: u32, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}
+
+/// `0-3,8`
+fn ranges(cpus: &[u32]) -> String {
+    let mut parts: Vec<(u32, u32)> = vec![];
+    for &cpu in cpus {
+        match parts.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(cpu) => *last = cpu,
+            _ => parts.push((cpu, cpu)),
+        }
+    }
+    let text = |(first, last): &(u32, u32)| {
+        if first == last { first.to_string() } else { format!("{first}-{last}") }
+    };
+    parts.iter().map(text).collect::<Vec<_>>().join(",")
+}
+
+fn age(deployed_at: u64, now: SystemTime) -> String {
+    let now = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let seconds = now.saturating_sub(deployed_at);
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86400 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{} d {} h", seconds / 86400, seconds / 3600 % 24),
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    pub fn example() -> DeploymentInfo {
+        DeploymentInfo {
+            app: "rocksdb".to_owned(),
+            uid: 0,
+            hook: "socket-select".to_owned(),
+            policy: "scan-avoid".to_owned(),
+            policy_sha256: "0123456789abcdef".to_owned(),
+            program_id: 123,
+            generation: 0,
+            deployed_at: 1000,
+            proto: Some("udp".to_owned()),
+            port: Some(7000),
+            pid: Some(42),
+            executors: 6,
+            threads: None,
+            cpus: vec![],
+            state: "live".to_owned(),
+            reason: None,
+            counters: [("inputs", 10), ("chosen", 8), ("passed", 1), ("out_of_range", 1)]
+                .map(|(name, n)| (name.to_owned(), n))
+                .into(),
+            verdicts: vec![3, 0, 5],
+        }
+    }
+
+    fn thread_example() -> DeploymentInfo {
+        DeploymentInfo {
+            hook: "scx-syrup".to_owned(),
+            policy: "get-priority".to_owned(),
+            proto: None,
+            port: None,
+            threads: Some(1),
+            executors: 2,
+            cpus: vec![0, 1, 3],
+            state: "ejected".to_owned(),
+            reason: Some("runnable task stall".to_owned()),
+            ..example()
+        }
+    }
+
+    #[test]
+    fn the_sentence_names_what_was_asked_for_and_what_came_of_it() {
+        assert_eq!(
+            sentence(&example()),
+            "scan-avoid is live at socket-select for app rocksdb \
+             (udp/7000, 6 sockets, program 123)"
+        );
+        assert_eq!(
+            sentence(&thread_example()),
+            "get-priority is ejected at scx-syrup for app rocksdb \
+             (1 thread, 2 executors, cores 0-1,3, program 123)"
+        );
+    }
+
+    #[test]
+    fn only_live_deployments_are_no_trouble() {
+        assert_eq!(trouble(&example()), None);
+        let error = trouble(&thread_example()).unwrap();
+        assert_eq!(error.code, Code::Degraded);
+        assert!(error.message.ends_with("ejected at scx-syrup: runnable task stall"), "{error}");
+        assert_eq!(exit_code(&[example()]), 0);
+        assert_eq!(exit_code(&[example(), thread_example()]), 10);
+        assert_eq!(exit_code(&[]), 0);
+    }
+
+    #[test]
+    fn the_list_has_a_row_for_each() {
+        assert_eq!(
+            list(&[example(), thread_example()]),
+            "APP      HOOK           POLICY        INPUTS    EXECUTORS    PROGRAM  STATE\n\
+             rocksdb  socket-select  scan-avoid    udp/7000  6 sockets    123      live\n\
+             rocksdb  scx-syrup      get-priority  1 thread  2 executors  123      ejected\n"
+        );
+        assert_eq!(list(&[]), "");
+    }
+
+    #[test]
+    fn status_shows_faults_apart_and_reasons_below() {
+        assert_eq!(
+            status(&[example(), thread_example()]),
+            "APP      HOOK           POLICY        STATE    INPUTS  CHOSEN  PASSED  DROPPED  FAULTS\n\
+             rocksdb  socket-select  scan-avoid    live     10      8       1       0        out_of_range 1\n\
+             rocksdb  scx-syrup      get-priority  ejected  10      8       1       0        out_of_range 1\n\
+             \n\
+             get-priority of app rocksdb is ejected at scx-syrup: runnable task stall\n"
+        );
+    }
+
+    #[test]
+    fn the_block_says_everything() {
+        let now = UNIX_EPOCH + Duration::from_secs(1000 + 200);
+        assert_eq!(
+            block(&example(), now),
+            "socket-select\n\
+             \x20 state      live\n\
+             \x20 policy     scan-avoid (object 0123456789ab)\n\
+             \x20 program    123, never replaced\n\
+             \x20 live for   3 min 20 s\n\
+             \x20 inputs     udp/7000\n\
+             \x20 executors  6 sockets\n\
+             \x20 process    42\n\
+             \x20 counters   inputs 10, chosen 8, passed 1, out_of_range 1\n\
+             \x20 chosen     0: 3, 2: 5\n"
+        );
+    }
+
+    #[test]
+    fn ages_have_two_units_at_most() {
+        let at = |seconds| age(0, UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(5), "5 s");
+        assert_eq!(at(3700), "1 h 1 min");
+        assert_eq!(at(90000), "1 d 1 h");
+        assert_eq!(age(10, UNIX_EPOCH), "0 s", "a clock that was set back");
+    }
+}

@@ -1,0 +1,68 @@
+//! `syrupctl`: the command line of Syrup.
+//!
+//! * [`cli`]: what can be typed.
+//! * [`commands`]: one file per subcommand; each asks a [`syrupd::Arbiter`] and
+//!   prints the answer.
+//! * [`backend`]: which arbiter answers, the daemon or the engine in-process.
+//! * [`policy`]: what `--policy` names.
+//! * [`output`], [`deployment`], [`report`]: data to stdout, errors to stderr.
+//!
+//! Invariant: nothing here touches BPF; whatever happens in the kernel happens
+//! behind the trait.
+
+mod backend;
+mod cli;
+mod commands;
+mod deployment;
+mod output;
+mod policy;
+mod report;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use cli::{Cli, Command, Context};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return report::usage(&error),
+    };
+    start_log(cli.global.verbose);
+    let context = Context::new(cli.global);
+    let result = match cli.command {
+        Command::Load(command) => command.run(&context),
+        Command::Replace(command) => command.run(&context),
+        Command::Unload(command) => command.run(&context),
+        Command::List(command) => command.run(&context),
+        Command::Show(command) => command.run(&context),
+        Command::Status(command) => command.run(&context),
+        Command::Hooks(command) => command.run(&context),
+        Command::Policies(command) => command.run(&context),
+        Command::Map(command) => command.run(&context),
+        Command::Check(command) => command.run(&context),
+        Command::Run(command) => command.run(&context),
+        Command::Doctor(command) => command.run(&context),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            report::error(&error);
+            ExitCode::from(error.code as u8)
+        }
+    }
+}
+
+/// `-v` says what the engine does, `-vv` also how; `RUST_LOG` says it exactly.
+fn start_log(verbose: u8) {
+    let level = match verbose {
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
+        .format_target(false)
+        .format_timestamp(None)
+        .init();
+}

@@ -1,0 +1,221 @@
+//! What `syrupctl` says to people who typed something else than they meant,
+//! or lack rights. Run as a user would run it; nothing is loaded.
+
+#![allow(clippy::unwrap_used)]
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+/// Every command, with its subcommands.
+const COMMANDS: &[&[&str]] = &[
+    &["load"],
+    &["replace"],
+    &["unload"],
+    &["list"],
+    &["show"],
+    &["status"],
+    &["hooks"],
+    &["policies"],
+    &["map"],
+    &["map", "get"],
+    &["map", "set"],
+    &["map", "dump"],
+    &["check"],
+    &["run"],
+    &["doctor"],
+];
+
+fn syrupctl() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_syrupctl"));
+    command
+        .env_remove("SYRUP_SOCKET")
+        .env_remove("SYRUP_BPFFS")
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null());
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    syrupctl().args(args).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[track_caller]
+fn fails(output: &Output, code: i32, says: &[&str]) {
+    let text = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    assert!(output.stdout.is_empty(), "stdout carries data only: {}", stdout(output));
+    assert!(text.contains("error:") && text.contains("help:"), "{text}");
+    for part in says {
+        assert!(text.contains(part), "no '{part}' in: {text}");
+    }
+}
+
+#[test]
+fn every_command_shows_an_example() {
+    for command in COMMANDS {
+        let output = run(&[command, &["--help"][..]].concat());
+        let text = stdout(&output);
+        assert_eq!(output.status.code(), Some(0), "{command:?}");
+        assert!(text.contains("Example"), "{command:?}: {text}");
+        assert!(text.contains(&format!("  syrupctl {}", command.join(" "))), "{command:?}: {text}");
+    }
+    let text = stdout(&run(&["--help"]));
+    for command in COMMANDS.iter().filter(|command| command.len() == 1) {
+        assert!(text.contains(&format!("\n  {} ", command[0])), "{command:?}: {text}");
+    }
+    assert!(text.contains("Exit codes:"), "{text}");
+}
+
+#[test]
+fn a_misspelt_command_or_hook_is_answered_with_the_right_one() {
+    fails(&run(&["lod"]), 2, &["'load'"]);
+    fails(&run(&["load", "socket-selekt", "--policy", "hash"]), 2, &["'socket-select'"]);
+    fails(&run(&["run", "--load", "scx=fifo", "--", "true"]), 2, &["scx-syrup, socket-select"]);
+}
+
+#[test]
+fn arguments_that_make_no_sense_are_refused_before_anything_happens() {
+    for args in [
+        &["load", "socket-select"][..],
+        &["load", "socket-select", "--policy", "hash", "--port", "0"],
+        &["load", "socket-select", "--policy", "hash", "--port", "70000"],
+        &["load", "socket-select", "--policy", "hash", "--proto", "icmp"],
+        &["load", "socket-select", "--policy", "hash", "--set", "NOVALUE"],
+        &["load", "socket-select", "--policy", "hash", "--app", "_scx"],
+        &["load", "scx-syrup", "--policy", "fifo", "--cpus", "3-1"],
+        &["load", "scx-syrup", "--policy", "fifo", "--weight", "0"],
+        &["unload"],
+        &["unload", "socket-select", "--all"],
+        &["map", "get", "app", "map", "x"],
+        &["map", "set", "app", "map", "0", "0x10000000000000000"],
+        &["check", "./p.c"],
+        &["run", "--load", "scx-syrup=fifo"],
+        &["run", "--load", "socket-select=hash", "--", "true"],
+        &["run", "--load", "scx-syrup=fifo", "--load", "scx-syrup=fifo", "--", "true"],
+        &["list", "-o", "yaml"],
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
+        fails(&output, 2, &[]);
+    }
+}
+
+#[test]
+fn no_arguments_show_the_help_and_are_a_usage_error() {
+    let output = run(&[]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("Examples:"));
+}
+
+#[test]
+fn a_missing_file_is_told_before_the_arbiter_is_asked() {
+    // No daemon is there: the file must come first.
+    for command in ["load", "replace"] {
+        let args = [command, "--socket", "/nowhere/s", "socket-select", "--policy", "./absent.c"];
+        fails(&run(&args), 2, &["./absent.c", "No such file or directory"]);
+    }
+    fails(&run(&["check", "./absent.c", "--hook", "socket-select"]), 2, &["No such file"]);
+}
+
+#[test]
+fn a_named_daemon_that_does_not_answer_is_not_replaced_by_the_machines_pins() {
+    for args in [&["list"][..], &["unload", "--all"], &["hooks"]] {
+        let output = run(&[args, &["--socket", "/nowhere/syrupd.sock"]].concat());
+        fails(&output, 8, &["/nowhere/syrupd.sock", "start syrupd"]);
+    }
+}
+
+#[test]
+fn an_ordinary_user_without_a_daemon_is_told_what_to_start() {
+    let (mut command, _dir) = as_nobody();
+    let output = command
+        .args(["--socket", "/nowhere/s", "--bpffs", "/nowhere/pins", "list"])
+        .output()
+        .unwrap();
+    fails(&output, 8, &["start syrupd, or run this command as root"]);
+}
+
+#[test]
+fn an_ordinary_user_sees_hooks_and_policies_and_may_check_a_file() {
+    let (mut command, _dir) = as_nobody();
+    let output = command.args(["--bpffs", "/nowhere/pins", "policies", "-o", "json"]).output();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).starts_with("{\"schema\":1,\"policies\":["), "{}", stdout(&output));
+
+    let (mut command, _dir) = as_nobody();
+    let output =
+        command.args(["check", "round-robin", "--hook", "socket-select"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).contains("only root can ask the verifier"), "{}", stdout(&output));
+}
+
+#[test]
+fn the_compilers_words_reach_the_user_with_file_and_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("typo.c");
+    let source = "#include <syrup/packet.h>\n\
+                  __s32 schedule(void *pkt_start, void *pkt_end)\n{\n\treturn nxt++;\n}\n";
+    std::fs::write(&path, source).unwrap();
+    let path = path.to_str().unwrap();
+    let output = run(&["check", path, "--hook", "socket-select"]);
+    fails(&output, 3, &[&format!("{path}:4:"), "nxt"]);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let mut child = syrupctl()
+        .args(["policies", "-o", "json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(stderr(&output), "");
+}
+
+#[test]
+fn doctor_names_every_hook_and_what_it_looked_at() {
+    let output = run(&["doctor", "-o", "json"]);
+    let text = stdout(&output);
+    assert!(text.starts_with("{\"schema\":1,\"kernel\":\""), "{text}");
+    for name in ["hook socket-select", "BPF file system", "compiler", "daemon", "BPF JIT"] {
+        assert!(text.contains(&format!("\"name\":\"{name}\"")), "no '{name}' in {text}");
+    }
+    let expected = if text.contains("\"status\":\"missing\"") { 6 } else { 0 };
+    assert_eq!(output.status.code(), Some(expected), "{text}");
+}
+
+/// The command as an ordinary user, and the folder it is in.
+fn as_nobody() -> (Command, Option<TempDir>) {
+    if Command::new("id").arg("-u").output().unwrap().stdout != b"0\n" {
+        return (syrupctl(), None);
+    }
+    // The build folder may be closed to others: run a copy.
+    let dir = tempfile::tempdir().unwrap();
+    let copy = dir.path().join("syrupctl");
+    std::fs::copy(env!("CARGO_BIN_EXE_syrupctl"), &copy).unwrap();
+    for path in [dir.path(), &copy] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"])
+        .arg(&copy)
+        .env_remove("SYRUP_SOCKET")
+        .env_remove("SYRUP_BPFFS")
+        .stdin(Stdio::null());
+    (command, Some(dir))
+}

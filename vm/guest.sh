@@ -12,8 +12,8 @@ mount -t bpf bpf /sys/fs/bpf
 mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ip link set lo up
 
-# Kernel messages go to the host as they come: they explain a guest that dies.
-dmesg --follow >"$folder/dmesg" 2>/dev/null &
+# What the kernel says while the command runs goes to the host as it comes.
+dmesg --follow-new >"$folder/dmesg" 2>/dev/null &
 
 : >"$folder/started"
 /bin/sh "$folder/command.sh"

@@ -21,14 +21,15 @@ QEMU_OPTIONS = {
 def choose(kernel: Path, env: dict[str, str], progress=lambda text: None) -> str:
     """`kvm` where a guest really boots with it, else `tcg`.
 
-    That /dev/kvm opens proves nothing: on some hosts (nested, or filtered)
-    the guest stops at its first unusual instruction. So it is tried, once per
-    boot of the host; `SYRUP_VM_ACCEL` overrules."""
+    That /dev/kvm opens proves nothing: on some hosts that are guests
+    themselves, a stock kernel stops at its first unusual instruction. So it is
+    tried, once per boot of the host; `SYRUP_VM_ACCEL` overrules."""
     if wish := os.environ.get("SYRUP_VM_ACCEL"):
         if wish not in ("kvm", "tcg"):
             raise Error(f"SYRUP_VM_ACCEL={wish}: must be kvm or tcg")
         return wish
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+    flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    if not flags & {"vmx", "svm"} or not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg"
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     answer = cache.folder("accel")

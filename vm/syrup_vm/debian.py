@@ -11,10 +11,7 @@ from pathlib import Path
 
 from . import Error, Unavailable, cache
 
-KEYRINGS = (
-    "/usr/share/keyrings/debian-archive-keyring.gpg",
-    "/usr/share/keyrings/debian-archive-keyring.pgp",
-)
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 # How to reach the mirror and how far to trust its clock is the machine's
 # business (proxies, snapshots); whether to check signatures is not.
@@ -51,21 +48,20 @@ class Suite:
         deb.unlink()
 
     def _update(self) -> None:
-        keyring = next((k for k in KEYRINGS if os.path.exists(k)), None)
-        if keyring is None:
+        if not os.path.exists(KEYRING):
             raise Error("no Debian keyring: apt-get install debian-archive-keyring")
-        for part in ("etc", "state/lists/partial", "cache/archives/partial"):
+        for part in ("etc/preferences.d", "state/lists/partial", "cache/archives/partial"):
             (self._root / part).mkdir(parents=True, exist_ok=True)
         (self._root / "status").touch()
         (self._root / "sources.list").write_text(
-            f"deb [signed-by={keyring}] {mirror()} {self.name} main\n", encoding="utf-8"
+            f"deb [signed-by={KEYRING}] {mirror()} {self.name} main\n", encoding="utf-8"
         )
+        machine = _run(["apt-config", "dump"]).splitlines()
         settings = [
-            line
-            for line in _run(["apt-config", "dump"]).splitlines()
-            if INHERITED.match(line)
-        ]
-        settings += [
+            # A dead network is to be reported, not waited for.
+            'Acquire::http::Timeout "30";',
+            'Acquire::https::Timeout "30";',
+            *(line for line in machine if INHERITED.match(line)),
             f'Dir "{self._root}/";',
             f'Dir::Etc "{self._root}/etc";',
             f'Dir::Etc::sourcelist "{self._root}/sources.list";',
@@ -73,6 +69,8 @@ class Suite:
             f'Dir::State "{self._root}/state";',
             f'Dir::State::status "{self._root}/status";',
             f'Dir::Cache "{self._root}/cache";',
+            'Dir::Cache::srcpkgcache "";',
+            'Acquire::GzipIndexes "true";',
             'Acquire::Languages "none";',
             # apt's own user cannot enter a cache below root's home.
             'APT::Sandbox::User "root";',

@@ -109,9 +109,9 @@ def _candidates(suite: debian.Suite) -> list[tuple[str, str]]:
 
 def _fetch(suite: debian.Suite, package: str, version: str, progress) -> Path:
     packages = [package]
-    modules = f"linux-modules-{version}-cloud-amd64"
-    if modules in suite.packages(modules):
-        packages.append(modules)
+    # Not in every suite and version; a scheduler alone can do without.
+    for part in ("linux-modules", "linux-base"):
+        packages += suite.packages(f"{part}-{version}-cloud-amd64")
     kernel = _root() / f"{version}-{suite.sha256(package)[:12]}"
     if (kernel / "verdict").exists():
         return kernel
@@ -119,7 +119,7 @@ def _fetch(suite: debian.Suite, package: str, version: str, progress) -> Path:
         for name in packages:
             progress(f"downloading {name} from {suite.name}")
             suite.unpack(name, work)
-        # Documentation, maintainers' scripts and the like.
+        # Documentation and reporting scripts.
         shutil.rmtree(work / "usr/share", ignore_errors=True)
         image = _image(work)
         if image:
@@ -139,7 +139,10 @@ def _index_modules(root: Path) -> None:
         (root / "usr").mkdir(exist_ok=True)
         (root / "usr/lib").symlink_to("../lib")
     for release in (root / "lib/modules").iterdir():
-        subprocess.run(["depmod", "-b", root, release.name], check=True)
+        # It warns about lists that some of the packages leave out.
+        subprocess.run(
+            ["depmod", "-b", root, release.name], check=True, stderr=subprocess.DEVNULL
+        )
 
 
 def _image(kernel: Path) -> Path | None:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import Error, accel as acceleration
@@ -23,8 +23,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 TIMED_OUT = 124
 
-# Several times what a boot takes on a busy machine: 3 s with KVM, 10-30 s
-# without. Of some 45 boots without KVM one hung for good.
+# Several times what a boot takes: 3 s with KVM, 15-30 s without. Of some 45
+# boots without KVM one hung for good.
 _BOOT_LIMIT_S = {"kvm": 60, "tcg": 180, "icount": 180}
 _KVM_TRIAL_LIMIT_S = 30
 # From the end of the command to the end of QEMU.
@@ -32,7 +32,7 @@ _SHUTDOWN_LIMIT_S = 30
 
 # Variables that mean something to a program under test. The rest describes
 # the host.
-_PASSED = ("PATH", "HOME", "LANG", "CARGO_MANIFEST_DIR")
+_PASSED = ("PATH", "HOME", "LANG", "CARGO_MANIFEST_DIR", "CARGO_TARGET_DIR")
 _PASSED_PREFIXES = ("SYRUP_", "RUST_", "NEXTEST")
 
 
@@ -59,8 +59,7 @@ def run(machine: Machine, command: list[str]) -> int:
         return _attempt(machine, command, _BOOT_LIMIT_S[machine.accel])
     except BootFailure as failure:
         _say(f"{failure}; trying once more, with the guest's console shown")
-        again = Machine(**{**vars(machine), "console": True})
-        return _attempt(again, command, _BOOT_LIMIT_S[machine.accel])
+        return _attempt(replace(machine, console=True), command, _BOOT_LIMIT_S[machine.accel])
 
 
 def boots(kernel: Path, env: dict[str, str], accel: str) -> bool:
@@ -93,11 +92,14 @@ def _attempt(machine: Machine, command: list[str], boot_limit_s: float) -> int:
             env=env,
             cwd=REPOSITORY,
         )
-        copiers = [] if machine.silent else [_copy(process.stdout, 1), _copy(process.stderr, 2)]
+        killed = threading.Event()
+        copiers = []
+        if not machine.silent:
+            copiers = [_copy(process.stdout, 1, killed), _copy(process.stderr, 2, killed)]
         try:
             return _watch(process, folder, machine, boot_limit_s)
         finally:
-            _kill(process)
+            _kill(process, killed)
             for copier in copiers:
                 copier.join()
 
@@ -117,7 +119,7 @@ def _watch(process, folder: Path, machine: Machine, boot_limit_s: float) -> int:
             _show_kernel_messages(folder)
             return TIMED_OUT
         _show_kernel_messages(folder)
-        raise Error("the guest died while the command ran")
+        raise Error("the guest died while the command ran (--console shows its last words)")
     try:
         # The last output is on its way until QEMU is gone.
         process.wait(_SHUTDOWN_LIMIT_S)
@@ -170,9 +172,12 @@ def _bounded(command: list[str], lifetime_s: float) -> list[str]:
     ]  # fmt: skip
 
 
-def _kill(process) -> None:
-    """Ends the whole group; what asks for its memory back is QEMU, what has
-    files to remove is virtme-ng."""
+def _kill(process, killed: threading.Event) -> None:
+    """Ends QEMU and virtiofsd, whatever virtme-ng left of them. Gently first:
+    virtme-ng has temporary files to remove."""
+    if process.poll() is None:
+        # What QEMU has to say about being killed is news to nobody.
+        killed.set()
     for number, limit_s in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):
         try:
             os.killpg(process.pid, number)
@@ -195,11 +200,11 @@ def _write_command(path: Path, machine: Machine, command: list[str]) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _copy(source, target: int) -> threading.Thread:
+def _copy(source, target: int, killed: threading.Event) -> threading.Thread:
     def copy():
         while data := os.read(source.fileno(), 65536):
             try:
-                while data:
+                while data and not killed.is_set():
                     data = data[os.write(target, data) :]
             except BrokenPipeError:
                 # Nobody listens any more (`| head`): keep the guest from
@@ -216,7 +221,8 @@ def _show_kernel_messages(folder: Path) -> None:
         lines = (folder / "dmesg").read_text(errors="replace").splitlines()
     except FileNotFoundError:
         return
-    _say("the guest's last kernel messages:")
+    if lines:
+        _say("the guest's last kernel messages:")
     for line in lines[-20:]:
         print(f"  {line}", file=sys.stderr)
 

@@ -2,6 +2,7 @@
 virtiofsd, which serves that file system to the guest."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,10 @@ VIRTME_NG = "1.42"
 _VIRTIOFSD = "/usr/libexec/virtiofsd"
 _VIRTIOFSD_PARTS = ("virtiofsd", "libc6", "libgcc-s1", "libseccomp2", "libcap-ng0")
 
+# 7.2 (Debian 12) leaves garbage in the flags after cmpxchg16b, which the guest
+# kernel's allocator uses: one boot in three ends in a double fault.
+_QEMU_AT_LEAST = 10
+
 _NEEDED = ("qemu-system-x86_64", "busybox", "udevadm", "depmod", "zstd", "dpkg-deb")
 
 
@@ -24,11 +29,16 @@ def prepare(progress=lambda text: None) -> dict[str, str]:
     missing = [tool for tool in _NEEDED if not shutil.which(tool, path=path)]
     if missing:
         raise Error(f"missing: {', '.join(missing)}. Run `scripts/install-deps vm`.")
+    found = subprocess.run(["qemu-system-x86_64", "--version"], stdout=subprocess.PIPE, text=True)
+    version = re.search(r"version (\d+)", found.stdout)
+    if not version or int(version[1]) < _QEMU_AT_LEAST:
+        raise Error(
+            f"QEMU {_QEMU_AT_LEAST} or newer is needed, this is: {found.stdout.splitlines()[:1]}. "
+            "Run `scripts/install-deps vm`."
+        )
     with cache.exclusive("tools"):
         folders = [_virtme_ng(progress)]
         if not os.path.exists(_VIRTIOFSD):
-            # Before bookworm's own: QEMU 7.2 ships an older virtiofsd, which
-            # virtme-ng would pick up and which cannot serve it.
             folders.append(_trixie_virtiofsd(progress))
     return dict(os.environ, PATH=":".join(map(str, folders)) + ":" + path)
 

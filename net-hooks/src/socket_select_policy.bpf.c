@@ -42,7 +42,12 @@ __attribute__((visibility("hidden"))) __u32 syrup_num_executors(void)
 SEC("sk_reuseport")
 int syrup_policy(struct sk_reuseport_md *ctx)
 {
-	/* The kernel sets data to the UDP or TCP header: the input as it is. */
+	/*
+	 * The kernel sets data to the UDP or TCP header: the input as it is. It
+	 * ends with the packet's linear part; a driver that puts payload into
+	 * page fragments hides that from SYRUP_READ, and this program type has
+	 * no helper to pull it in.
+	 */
 	__s32 verdict = schedule(ctx->data, ctx->data_end);
 	__u32 index = verdict;
 

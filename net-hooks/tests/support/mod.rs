@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use libbpf_rs::Linker;
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use syrup_abi::Compiler;
 use syrup_abi::abi::{SYRUP_INPUTS, syrup_counter, syrup_thread_policy};
 use syrup_hook::sys::Map;
@@ -167,7 +167,7 @@ pub fn get(map: &Map, key: u32) -> i64 {
 pub fn reuseport(address: &str, kind: SocketType) -> OwnedFd {
     let address: SocketAddr = address.parse().unwrap();
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let fd = rustix::net::socket(family, kind, None).unwrap();
+    let fd = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None).unwrap();
     sockopt::set_socket_reuseport(&fd, true).unwrap();
     rustix::net::bind(&fd, &address).unwrap();
     fd

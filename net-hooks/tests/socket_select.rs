@@ -1,0 +1,729 @@
+//! The life of a deployment at socket-select: what is enforced, who is
+//! refused, and what is left when something dies.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::net::SocketType;
+use support::*;
+use syrup_abi::abi::{
+    SYRUP_CHOSEN, SYRUP_DROPPED, SYRUP_ENFORCE_FAILED, SYRUP_INPUTS, SYRUP_NO_POLICY,
+    SYRUP_OUT_OF_RANGE, SYRUP_PASSED,
+};
+use syrup_hook::{Error, Executor, Health, Hook as _, Probe, Proto, Target, pin, sys};
+use syrup_net_hooks::{SocketSelect, owners, reuseport_sockets};
+use syrup_tests::{Need, own_network, require, wait_for};
+
+#[test]
+fn this_kernel_can_host_the_hook() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    assert_eq!(SocketSelect.probe(), Probe::Available);
+}
+
+#[test]
+fn a_policy_can_be_verified_without_a_deployment() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    SocketSelect.verify(&builtin("scan-avoid")).unwrap();
+    let reads_beyond = source(
+        "reads-beyond",
+        "__s32 schedule(void *s, void *e)\n{\n\treturn *(__u32 *)(s + 64);\n}\n",
+    );
+    let Err(Error::Verifier { program, log, .. }) = SocketSelect.verify(&reads_beyond) else {
+        panic!("a read without a bounds check was accepted");
+    };
+    assert_eq!(program, "syrup_policy");
+    assert!(log.contains("invalid access to packet"), "{log}");
+}
+
+#[test]
+fn pass_leaves_the_choice_to_the_kernel() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let (sockets, flows) = (udp_sockets(4), flows(40));
+    let before = spread(&sockets, &flows, 1);
+    lab.deploy(&constant("pass", "SYRUP_PASS"), &sockets);
+    assert_eq!(spread(&sockets, &flows, 1), before, "the same hash as without us");
+    assert_eq!(lab.count(SYRUP_PASSED), 40);
+    assert_eq!(lab.count(SYRUP_INPUTS), 40);
+    assert_eq!(lab.read().health, Health::Live);
+}
+
+#[test]
+fn drop_discards_and_is_counted() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let sockets = udp_sockets(2);
+    lab.deploy(&constant("drop", "SYRUP_DROP"), &sockets);
+    // Not connected, so the sender hears nothing of the drops.
+    let sender = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    for _ in 0..20 {
+        sender.send_to(b"x", ("127.0.0.1", PORT)).unwrap();
+    }
+    lab.wait_for_inputs(20);
+    assert_eq!(lab.count(SYRUP_DROPPED), 20);
+    assert!(sockets.iter().all(|socket| socket.recv(&mut [0; 8]).is_err()));
+}
+
+#[test]
+fn a_verdict_out_of_range_is_counted_and_the_packet_arrives() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let (sockets, flows) = (udp_sockets(3), flows(10));
+    for (round, verdict) in [(1, "3"), (2, "-3"), (3, "0x7fffffff")] {
+        let policy = constant("wild", verdict);
+        if round == 1 {
+            lab.deploy(&policy, &sockets);
+        } else {
+            lab.hook.replace(&lab.app, &policy).unwrap();
+        }
+        spread(&sockets, &flows, 1);
+        assert_eq!(lab.count(SYRUP_OUT_OF_RANGE), 10 * round);
+    }
+    let Health::Degraded(reason) = lab.read().health else { panic!("not degraded") };
+    assert!(reason.contains("30 verdicts named no executor"), "{reason}");
+}
+
+#[test]
+fn a_closed_sockets_slot_stays_empty_and_its_packets_go_by_the_default() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let (mut sockets, flows) = (udp_sockets(3), flows(10));
+    lab.deploy(&constant("second", "1"), &sockets);
+    assert_eq!(spread(&sockets, &flows, 1), [0, 10, 0]);
+    drop(sockets.remove(1));
+    spread(&sockets, &flows, 1);
+    assert_eq!(lab.count(SYRUP_ENFORCE_FAILED), 10);
+    let read = lab.read();
+    assert_eq!(read.nr_executors, 2);
+    let Health::Degraded(reason) = read.health else { panic!("not degraded") };
+    assert!(reason.contains("1 of 3 sockets are closed"), "{reason}");
+    // Others keep their indexes; a new socket takes the free one.
+    lab.hook.replace(&lab.app, &constant("third", "2")).unwrap();
+    assert_eq!(spread(&sockets, &flows, 1), [0, 10]);
+    let fresh = udp_sockets(1).remove(0);
+    assert_eq!(lab.register(&fresh, None).unwrap(), 1);
+    lab.hook.replace(&lab.app, &constant("second", "1")).unwrap();
+    assert_eq!(spread(&[fresh], &flows, 1), [10]);
+}
+
+#[test]
+fn sockets_are_registered_at_the_index_they_ask_for() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let (sockets, flow) = (udp_sockets(3), flows(1));
+    lab.hook.deploy(&lab.app, &constant("fifth", "5"), &Lab::target()).unwrap();
+    let waiting = lab.read();
+    assert_eq!((waiting.nr_executors, waiting.health), (0, Health::Live));
+    assert_eq!(waiting.port, Some((Proto::Udp, PORT)));
+    // Nothing is attached yet.
+    spread(&sockets, &flow, 1);
+    assert_eq!(lab.count(SYRUP_INPUTS), 0);
+
+    assert_eq!(lab.register(&sockets[0], Some(5)).unwrap(), 5);
+    assert_eq!(lab.register(&sockets[1], None).unwrap(), 0);
+    assert_eq!(lab.register(&sockets[1], None).unwrap(), 0, "again is no change");
+    assert_eq!(spread(&sockets, &flow, 8), [8, 0, 0]);
+    // Another socket takes the index over, and one moves.
+    assert_eq!(lab.register(&sockets[2], Some(5)).unwrap(), 5);
+    assert_eq!(spread(&sockets, &flow, 8), [0, 0, 8]);
+    assert_eq!(lab.register(&sockets[1], Some(5)).unwrap(), 5);
+    assert_eq!(spread(&sockets, &flow, 8), [0, 8, 0]);
+    assert_eq!(lab.read().nr_executors, 1);
+    assert_eq!(lab.read().pid, Some(std::process::id() as i32));
+}
+
+#[test]
+fn sockets_that_can_be_no_executor_are_refused_with_the_reason() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    lab.deploy(&builtin("round-robin"), &udp_sockets(1));
+    let refusal = |fd: std::os::fd::OwnedFd| {
+        let error = lab.hook.register(&lab.app, Executor::Socket(fd), None).unwrap_err();
+        assert!(matches!(error, Error::Usage(_)), "{error:?}");
+        error.to_string()
+    };
+    let plain = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    assert!(refusal(plain.into()).contains("without SO_REUSEPORT"));
+    let unbound = udp_socket();
+    assert!(refusal(unbound).contains("not bound"));
+    let other_port = reuseport("127.0.0.1:9001", SocketType::DGRAM);
+    assert!(refusal(other_port).contains("port 9001"));
+    let tcp = reuseport(&format!("127.0.0.1:{PORT}"), SocketType::STREAM);
+    assert!(refusal(tcp).contains("does not listen"));
+    let late = udp_socket();
+    let free: std::net::SocketAddr = "127.0.0.1:9002".parse().unwrap();
+    rustix::net::bind(&late, &free).unwrap();
+    rustix::net::sockopt::set_socket_reuseport(&late, true).unwrap();
+    assert!(refusal(late).contains("port 9002"));
+
+    // With a live member, another bind address is another group.
+    let member = udp_sockets(1).remove(0);
+    lab.register(&member, Some(0)).unwrap();
+    let elsewhere = reuseport(&format!("127.0.0.2:{PORT}"), SocketType::DGRAM);
+    assert!(refusal(elsewhere).contains("another reuseport group"));
+    let thread = lab.hook.register(&lab.app, Executor::Thread { tid: 1 }, None).unwrap_err();
+    assert!(matches!(thread, Error::Usage(_)));
+    let index = lab.register(&member, Some(256)).unwrap_err();
+    assert!(matches!(index, Error::Usage(_)));
+}
+
+#[test]
+fn a_port_belongs_to_one_app() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let sockets = udp_sockets(2);
+    lab.deploy(&builtin("round-robin"), &sockets);
+    let rival = app(&lab.bpffs.path(), "rival");
+    let conflict = |result: syrup_hook::Result<()>| {
+        let Err(Error::Conflict { what, advice }) = result else { panic!("{result:?}") };
+        assert!(what.contains("udp port 9000") && what.contains("'demo'"), "{what}");
+        assert!(advice.contains("unload socket-select --app demo"), "{advice}");
+    };
+    conflict(lab.hook.deploy(&rival, &builtin("hash"), &Lab::target()));
+    assert!(lab.hook.read(&rival).unwrap().is_none());
+    assert!(!rival.dir().join("_new_socket-select").exists(), "nothing is left behind");
+    // The port is only known with the first socket.
+    lab.hook.deploy(&rival, &builtin("hash"), &Target::default()).unwrap();
+    let fd = sockets[0].as_fd().try_clone_to_owned().unwrap();
+    conflict(lab.hook.register(&rival, Executor::Socket(fd), None).map(drop));
+    // The same app again, the other protocol, another port.
+    let again = lab.hook.deploy(&lab.app, &builtin("hash"), &Lab::target()).unwrap_err();
+    assert!(matches!(again, Error::Conflict { .. }));
+    for (name, target) in [
+        ("tcp", Target { proto: Some(Proto::Tcp), ..Lab::target() }),
+        ("port", Target { port: Some(9001), ..Default::default() }),
+    ] {
+        let other = app(&lab.bpffs.path(), name);
+        lab.hook.deploy(&other, &builtin("hash"), &target).unwrap();
+    }
+}
+
+#[test]
+fn a_port_of_another_network_namespace_is_another_port() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let sockets = udp_sockets(2);
+    lab.deploy(&builtin("round-robin"), &sockets);
+    let bpffs = lab.bpffs.path();
+    std::thread::spawn(move || {
+        own_network();
+        let neighbour = app(&bpffs, "neighbour");
+        SocketSelect.deploy(&neighbour, &builtin("hash"), &Lab::target()).unwrap();
+        SocketSelect.remove(&neighbour).unwrap();
+    })
+    .join()
+    .unwrap();
+    assert_eq!(spread(&sockets, &flows(1), 4), [2, 2], "the first app's is untouched");
+}
+
+#[test]
+fn replace_under_load_leaves_no_input_to_the_default() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let (sockets, flows) = (udp_sockets(6), flows(50));
+    let (first, second) = (constant("first", "0"), constant("second", "1"));
+    lab.deploy(&first, &sockets);
+    let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                spread(&sockets, &flows, 1);
+                sent.fetch_add(50, Ordering::Relaxed);
+            }
+        });
+        for generation in 1..=100 {
+            let policy = if generation % 2 == 0 { &first } else { &second };
+            lab.hook.replace(&lab.app, policy).unwrap();
+            let read = lab.read();
+            assert_eq!((read.generation, &read.policy), (generation, &policy.name));
+        }
+        wait_for("both to decide", LIMIT, || {
+            let verdicts = lab.read().verdicts;
+            (verdicts[0] > 0 && verdicts[1] > 0).then_some(())
+        });
+        stop.store(true, Ordering::Relaxed);
+    });
+    let read = lab.read();
+    let sent = sent.into_inner();
+    assert_eq!(read.verdicts[0] + read.verdicts[1], sent, "{read:?}");
+    assert_eq!(read.verdicts[2..], [0, 0, 0, 0]);
+    assert_eq!(read.counters.get(SYRUP_INPUTS), sent);
+    assert_eq!(read.counters.get(SYRUP_CHOSEN), sent);
+    assert_eq!(read.counters.get(SYRUP_NO_POLICY), 0);
+    assert_eq!(read.health, Health::Live);
+}
+
+#[test]
+fn a_policy_the_verifier_refuses_changes_nothing() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let sockets = udp_sockets(2);
+    let bad = source("bad", "__s32 schedule(void *s, void *e)\n{\n\treturn *(char *)s;\n}\n");
+    let error = lab.hook.deploy(&lab.app, &bad, &Lab::target()).unwrap_err();
+    assert!(matches!(error, Error::Verifier { .. }), "{error:?}");
+    assert_eq!(std::fs::read_dir(lab.app.dir()).unwrap().count(), 0);
+    lab.deploy(&constant("first", "0"), &sockets);
+    let before = lab.read();
+    lab.hook.replace(&lab.app, &bad).unwrap_err();
+    assert_eq!(lab.read().program_id, before.program_id);
+    assert_eq!(spread(&sockets, &flows(1), 4), [4, 0]);
+}
+
+#[test]
+fn remove_leaves_nothing_in_the_kernel_while_the_app_lives_on() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let (sockets, flows) = (udp_sockets(4), flows(40));
+    let before = spread(&sockets, &flows, 1);
+    for _ in 0..3 {
+        lab.deploy(&constant("first", "0"), &sockets);
+        assert_eq!(spread(&sockets, &flows, 1), [40, 0, 0, 0]);
+        let ids = Ids::of(&lab);
+        assert_eq!(ids.left(), ids.0.len());
+        lab.hook.remove(&lab.app).unwrap();
+        assert_eq!(ids.left(), 0, "programs or maps are left");
+        assert!(lab.hook.read(&lab.app).unwrap().is_none());
+        assert_eq!(std::fs::read_dir(lab.app.dir()).unwrap().count(), 0);
+        assert_eq!(spread(&sockets, &flows, 1), before, "the hash decides again");
+    }
+    lab.hook.remove(&lab.app).unwrap();
+}
+
+#[test]
+fn a_deployment_is_known_from_its_pins_alone() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let sockets = udp_sockets(3);
+    let mut policy = builtin("round-robin");
+    policy.sha256 = [0xab; 32];
+    lab.deploy(&policy, &sockets);
+    spread(&sockets, &flows(3), 4);
+    let read = SocketSelect.read(&app(&lab.bpffs.path(), "demo")).unwrap().unwrap();
+    assert_eq!(read.policy, "round-robin");
+    assert_eq!(read.sha256, [0xab; 32]);
+    assert_eq!(read.port, Some((Proto::Udp, PORT)));
+    assert_eq!(read.verdicts, [4, 4, 4]);
+    assert_eq!(read.nr_executors, 3);
+    assert!(read.program_id > 0);
+    assert!(read.deployed_at.elapsed().unwrap() < Duration::from_secs(60));
+}
+
+/// The three states a replacer that dies between two steps can leave.
+#[test]
+fn an_interrupted_replace_is_read_as_the_kernel_has_it_and_finished() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let sockets = udp_sockets(2);
+    let dir = lab.app.dir().join("socket-select");
+    for died_after in ["pinning", "switching", "moving the record"] {
+        lab.deploy(&constant("old", "0"), &sockets);
+        let old_policy = sys::obj_get_required(&dir.join("policy")).unwrap();
+        let old_record = sys::obj_get_required(&dir.join("record")).unwrap();
+        lab.hook.replace(&lab.app, &constant("new", "1")).unwrap();
+        // Back by the last steps.
+        let next = dir.join("_new_policy");
+        std::fs::create_dir(&next).unwrap();
+        std::fs::rename(dir.join("policy"), next.join("policy")).unwrap();
+        sys::obj_pin(old_policy.as_fd(), &dir.join("policy")).unwrap();
+        if died_after != "moving the record" {
+            std::fs::rename(dir.join("record"), next.join("record")).unwrap();
+            sys::obj_pin(old_record.as_fd(), &dir.join("record")).unwrap();
+        }
+        let (expected, generation, executor) =
+            if died_after == "pinning" { ("old", 0, 0) } else { ("new", 1, 1) };
+        if died_after == "pinning" {
+            use std::os::fd::AsRawFd as _;
+            let policies = sys::Map::open(&dir.join("policies")).unwrap();
+            policies.update(&[0; 4], &old_policy.as_raw_fd().to_ne_bytes()).unwrap();
+        }
+        drop((old_policy, old_record));
+        for settled in [false, true] {
+            let read = lab.read();
+            assert_eq!((read.policy.as_str(), read.generation), (expected, generation));
+            assert_eq!(next.exists(), !settled, "{died_after}");
+            assert_eq!(goes_to(&sockets, &flows(1)[0], b"x"), executor, "{died_after}");
+            assert!(lab.hook.collect_garbage(&lab.bpffs.path()).unwrap().is_empty());
+        }
+        lab.hook.remove(&lab.app).unwrap();
+    }
+}
+
+/// Run by the test below in a process of its own, and killed.
+#[test]
+fn changer_child() {
+    let Some(bpffs) = std::env::var_os("SYRUP_TEST_CHANGER") else { return };
+    let app = app(Path::new(&bpffs), "demo");
+    let pid = std::env::var("SYRUP_TEST_PID").unwrap().parse().unwrap();
+    let policies = [constant("first", "0"), constant("second", "1")];
+    let target = Target { pid: Some(pid), ..Lab::target() };
+    println!("ready");
+    std::io::stdout().flush().unwrap();
+    loop {
+        SocketSelect.deploy(&app, &policies[0], &target).unwrap();
+        for policy in policies.iter().cycle().skip(1).take(3) {
+            SocketSelect.replace(&app, policy).unwrap();
+        }
+        SocketSelect.remove(&app).unwrap();
+    }
+}
+
+#[test]
+fn whoever_is_killed_while_changing_things_leaves_nothing_the_next_cannot_clear() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let flow = flows(1);
+    let mut server = Server::python("udp", 3);
+    let mut states = BTreeMap::new();
+    for round in 0..12 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "changer_child", "--nocapture"])
+            .env("SYRUP_TEST_CHANGER", lab.bpffs.path())
+            .env("SYRUP_TEST_PID", server.pid().to_string())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        while !lines.next().unwrap().unwrap().contains("ready") {}
+        let die_at = Instant::now() + Duration::from_micros(500 + 7_300 * round);
+        while Instant::now() < die_at {
+            std::hint::spin_loop();
+        }
+        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        child.kill().unwrap();
+        child.wait().unwrap();
+
+        let read = lab.hook.read(&lab.app).unwrap();
+        *states.entry(read.as_ref().map(|read| read.policy.clone())).or_insert(0) += 1;
+        let garbage = lab.hook.collect_garbage(&lab.bpffs.path()).unwrap();
+        assert!(garbage.len() <= 1, "{garbage:?}");
+        match lab.hook.read(&lab.app).unwrap() {
+            Some(read) => {
+                let executor = if read.policy == "first" { "0" } else { "1" };
+                assert_eq!(server.ask(&flow[0]), executor, "after {:?}", states);
+                lab.hook.remove(&lab.app).unwrap();
+            }
+            None => assert_eq!(std::fs::read_dir(lab.app.dir()).unwrap().count(), 0),
+        }
+    }
+    println!("found after a kill: {states:?}");
+}
+
+#[test]
+fn a_running_server_is_adopted_and_given_back() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let mut server = Server::python("udp", 6);
+    let flows = flows(50);
+    let target = Target { pid: Some(server.pid()), ..Default::default() };
+    lab.hook.deploy(&lab.app, &builtin("round-robin"), &target).unwrap();
+    let read = lab.read();
+    assert_eq!(read.pid, Some(server.pid()));
+    assert_eq!((read.nr_executors, read.port), (6, Some((Proto::Udp, PORT))));
+    let mut counts = vec![0; 6];
+    for _ in 0..6 {
+        for flow in &flows {
+            counts[server.ask(flow).parse::<usize>().unwrap()] += 1;
+        }
+    }
+    assert_eq!(counts, [50; 6], "in the order of its fds");
+    let ids = Ids::of(&lab);
+    lab.hook.remove(&lab.app).unwrap();
+    assert_eq!(ids.left(), 0);
+    server.ask(&flows[0]);
+    // Adopted a second time at once, and collected after its death.
+    lab.hook.deploy(&lab.app, &builtin("hash"), &target).unwrap();
+    assert!(lab.hook.collect_garbage(&lab.bpffs.path()).unwrap().is_empty());
+    server.stop();
+    wait_for("its sockets to close", LIMIT, || (lab.read().nr_executors == 0).then_some(()));
+    assert_eq!(lab.read().pid, None);
+    assert_eq!(
+        lab.hook.collect_garbage(&lab.bpffs.path()).unwrap(),
+        [lab.app.dir().join("socket-select")]
+    );
+}
+
+#[test]
+fn a_dead_apps_deployment_makes_room_for_its_next_one() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    for _ in 0..2 {
+        let server = Server::python("udp", 2);
+        let target = Target { pid: Some(server.pid()), ..Default::default() };
+        lab.hook.deploy(&lab.app, &builtin("round-robin"), &target).unwrap();
+        assert_eq!(lab.read().pid, Some(server.pid()));
+        server.stop();
+        wait_for("its sockets to close", LIMIT, || (lab.read().nr_executors == 0).then_some(()));
+    }
+}
+
+#[test]
+fn a_restarted_app_registers_again() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let flow = flows(1);
+    let sockets = udp_sockets(4);
+    lab.deploy(&builtin("round-robin"), &sockets);
+    drop(sockets);
+    assert_eq!(lab.read().nr_executors, 0);
+    assert_eq!(lab.read().health, Health::Live);
+    let sockets = udp_sockets(2);
+    for (index, socket) in (0..).zip(&sockets) {
+        assert_eq!(lab.register(socket, None).unwrap(), index);
+    }
+    assert_eq!(spread(&sockets, &flow, 10), [5, 5], "two executors, not four");
+}
+
+#[test]
+fn a_server_of_several_processes_is_adopted_whole() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let mut servers = [Server::python("udp", 3), Server::python("udp", 2)];
+    let pids = [servers[0].pid(), servers[1].pid()];
+    assert_eq!(owners(Proto::Udp, PORT).unwrap(), pids, "most sockets first");
+    assert!(owners(Proto::Tcp, PORT).unwrap().is_empty());
+    assert!(owners(Proto::Udp, PORT + 1).unwrap().is_empty());
+    let target = Target { pid: Some(pids[0]), ..Lab::target() };
+    lab.hook.deploy(&lab.app, &builtin("round-robin"), &target).unwrap();
+    for fd in reuseport_sockets(pids[1], Proto::Udp, PORT).unwrap() {
+        lab.hook.register(&lab.app, Executor::Socket(fd), None).unwrap();
+    }
+    assert_eq!(lab.read().nr_executors, 5);
+    assert_eq!(lab.read().pid, Some(pids[0]));
+    let flow = flows(1);
+    for _ in 0..10 {
+        servers[0].ask(&flow[0]);
+    }
+    assert_eq!(lab.read().verdicts, [2; 5]);
+    // The one we remember ends; the other's sockets still lead to the group.
+    let [first, mut second] = servers;
+    first.stop();
+    wait_for("its sockets to close", LIMIT, || (lab.read().nr_executors == 2).then_some(()));
+    assert!(lab.hook.collect_garbage(&lab.bpffs.path()).unwrap().is_empty());
+    let ids = Ids::of(&lab);
+    lab.hook.remove(&lab.app).unwrap();
+    assert_eq!(ids.left(), 0);
+    second.ask(&flow[0]);
+}
+
+#[test]
+fn a_server_that_cannot_be_adopted_is_refused_with_the_reason() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let refused = |target: Target| {
+        let error = lab.hook.deploy(&lab.app, &builtin("hash"), &target).unwrap_err();
+        assert!(lab.hook.read(&lab.app).unwrap().is_none());
+        error
+    };
+    let mut both = Server::python("both", 2);
+    let pid = Some(both.pid());
+    let several = refused(Target { pid, ..Default::default() });
+    assert!(matches!(several, Error::Usage(_)), "{several:?}");
+    let text = several.to_string();
+    assert!(text.contains("udp 127.0.0.1:9000, tcp 127.0.0.1:9000"), "{text}");
+    let other = refused(Target { pid, port: Some(9001), ..Default::default() });
+    assert!(matches!(other, Error::NotFound { .. }), "{other:?}");
+    // With the protocol it is clear.
+    let target = Target { pid, proto: Some(Proto::Tcp), ..Default::default() };
+    lab.hook.deploy(&lab.app, &builtin("hash"), &target).unwrap();
+    assert_eq!(lab.read().port, Some((Proto::Tcp, PORT)));
+    lab.hook.remove(&lab.app).unwrap();
+    both.stop_now();
+    let single = Server::python("single", 1);
+    let error = refused(Target { pid: Some(single.pid()), ..Default::default() });
+    assert!(error.to_string().contains("only udp 127.0.0.1:9000 without it"), "{error}");
+    let error = refused(Target { pid: Some(i32::MAX), ..Default::default() });
+    assert!(matches!(error, Error::NotFound { .. }), "{error:?}");
+}
+
+#[test]
+fn ipv6_sockets_are_executors_too() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let sockets: Vec<std::net::UdpSocket> =
+        (0..2).map(|_| reuseport("[::1]:9000", SocketType::DGRAM).into()).collect();
+    for socket in &sockets {
+        socket.set_nonblocking(true).unwrap();
+    }
+    lab.deploy(&builtin("round-robin"), &sockets);
+    let flow = std::net::UdpSocket::bind("[::1]:0").unwrap();
+    flow.connect("[::1]:9000").unwrap();
+    assert_eq!(spread(&sockets, &[flow], 10), [5, 5]);
+    let ids = Ids::of(&lab);
+    lab.hook.remove(&lab.app).unwrap();
+    assert_eq!(ids.left(), 0);
+}
+
+#[test]
+fn half_a_deployment_can_still_be_removed() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let sockets = udp_sockets(2);
+    lab.deploy(&builtin("round-robin"), &sockets);
+    std::fs::remove_file(lab.app.dir().join("socket-select/record")).unwrap();
+    assert!(matches!(lab.hook.read(&lab.app), Err(Error::Pin { .. })));
+    lab.hook.remove(&lab.app).unwrap();
+    assert_eq!(std::fs::read_dir(lab.app.dir()).unwrap().count(), 0);
+    // The dispatcher could not be detached without knowing its group, and
+    // finds its slot empty.
+    assert_eq!(spread(&sockets, &flows(40), 1).iter().sum::<u64>(), 40);
+}
+
+/// A socket that is not bound.
+fn udp_socket() -> std::os::fd::OwnedFd {
+    let (family, flags) = (rustix::net::AddressFamily::INET, rustix::net::SocketFlags::CLOEXEC);
+    rustix::net::socket_with(family, SocketType::DGRAM, flags, None).unwrap()
+}
+
+/// Kernel ids of what a deployment pins, and whether programs have it.
+struct Ids(Vec<(bool, u32)>);
+
+impl Ids {
+    fn of(lab: &Lab) -> Self {
+        let dir = lab.app.dir().join("socket-select");
+        let open = |name: &str| sys::obj_get_required(&dir.join(name)).unwrap();
+        let mut ids: Vec<(bool, u32)> = ["dispatcher", "policy"]
+            .iter()
+            .map(|name| (true, sys::program_id(open(name).as_fd()).unwrap()))
+            .collect();
+        for name in ["policies", "executors", "group", "counters", "verdicts", pin::RECORD] {
+            ids.push((false, sys::map_info(open(name).as_fd()).unwrap().id));
+        }
+        Self(ids)
+    }
+
+    fn left(&self) -> usize {
+        let exists = |&&(program, id): &&(bool, u32)| {
+            let mut next = 0;
+            // SAFETY: the kernel writes an id to next.
+            let err = unsafe {
+                if program {
+                    libbpf_sys::bpf_prog_get_next_id(id - 1, &raw mut next)
+                } else {
+                    libbpf_sys::bpf_map_get_next_id(id - 1, &raw mut next)
+                }
+            };
+            err == 0 && next == id
+        };
+        self.0.iter().filter(exists).count()
+    }
+}
+
+/// A server that knows nothing of us: it answers with the number of its socket.
+struct Server(Option<Child>);
+
+const SERVER: &str = r#"
+import socket, sys, select
+kind, n = sys.argv[1], int(sys.argv[2])
+sockets = []
+for proto in ([socket.SOCK_DGRAM] if kind != "both" else [socket.SOCK_DGRAM, socket.SOCK_STREAM]):
+    for i in range(n):
+        s = socket.socket(socket.AF_INET, proto)
+        if kind != "single":
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        s.bind(("127.0.0.1", 9000))
+        if proto == socket.SOCK_STREAM:
+            s.listen()
+        sockets.append(s)
+print("ready", flush=True)
+while True:
+    for s in select.select(sockets, [], [])[0]:
+        if s.type == socket.SOCK_DGRAM:
+            data, peer = s.recvfrom(64)
+            s.sendto(str(sockets.index(s)).encode(), peer)
+"#;
+
+impl Server {
+    fn python(kind: &str, sockets: usize) -> Self {
+        let mut child = Command::new("python3")
+            .args(["-c", SERVER, kind, &sockets.to_string()])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3");
+        let mut ready = [0; 6];
+        child.stdout.as_mut().unwrap().read_exact(&mut ready).expect("the server starts");
+        Self(Some(child))
+    }
+
+    fn pid(&self) -> i32 {
+        self.0.as_ref().unwrap().id() as i32
+    }
+
+    /// The number of the socket that answered.
+    fn ask(&mut self, flow: &std::net::UdpSocket) -> String {
+        flow.set_read_timeout(Some(LIMIT)).unwrap();
+        flow.send(b"?").unwrap();
+        let mut answer = [0; 8];
+        let len = flow.recv(&mut answer).expect("an answer");
+        String::from_utf8_lossy(&answer[..len]).into_owned()
+    }
+
+    fn stop(mut self) {
+        self.stop_now();
+    }
+
+    fn stop_now(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop_now();
+    }
+}

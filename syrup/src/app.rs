@@ -1,0 +1,326 @@
+//! The app a process belongs to, and what it asks of the daemon.
+
+use std::env;
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use syrup_abi::Compiler;
+use syrup_abi::protocol::{
+    AppRef, Code, DEFAULT_SOCKET, DeploymentRef, LoadRequest, MapRef, Nothing, PolicySource,
+    RegisterSocket, RegisterThread, Registered, ReplaceRequest,
+};
+use syrup_abi::wire::Connection;
+
+use crate::error::{Error, Result};
+
+const DEFAULT_BPFFS: &str = "/sys/fs/bpf/syrup";
+
+/// The hook whose input is threads; those of all others are packets.
+const THREAD_HOOK: &str = "scx-syrup";
+
+/// Longest app name.
+const MAX_NAME: usize = 63;
+
+/// How long a call may take: others may compile and load before it is our turn.
+const CALL_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// A tenant, as one of its processes sees it: its name, and where its daemon is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct App {
+    name: String,
+    socket: PathBuf,
+    bpffs: PathBuf,
+}
+
+/// A policy that is live at a hook. Dropping it leaves the policy there.
+#[derive(Debug)]
+pub struct Deployment {
+    hook: String,
+    program: OwnedFd,
+}
+
+impl Deployment {
+    /// Where it is live.
+    #[must_use]
+    pub fn hook(&self) -> &str {
+        &self.hook
+    }
+}
+
+/// The policy's program, as the kernel has it: good for its id and statistics.
+impl AsFd for Deployment {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.program.as_fd()
+    }
+}
+
+impl From<Deployment> for OwnedFd {
+    fn from(deployment: Deployment) -> Self {
+        deployment.program
+    }
+}
+
+/// The part of a `Show` reply that is of interest here.
+#[derive(Debug, Deserialize)]
+struct Shown {
+    app: ShownApp,
+}
+
+#[derive(Debug, Deserialize)]
+struct ShownApp {
+    deployments: Vec<ShownDeployment>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ShownDeployment {
+    hook: String,
+}
+
+impl App {
+    /// The app of this process: `$SYRUP_APP`, or the name of the executable in
+    /// lower case, with other characters than a-z, 0-9 and '-' made '-'.
+    #[must_use]
+    pub fn current() -> Self {
+        let name = env::var("SYRUP_APP").unwrap_or_else(|_| {
+            let executable = env::current_exe().unwrap_or_default();
+            name_of(&executable.file_name().unwrap_or_default().to_string_lossy())
+        });
+        Self::named(name)
+    }
+
+    /// An app by its name.
+    #[must_use]
+    pub fn named(name: impl Into<String>) -> Self {
+        let path = |variable, otherwise: &str| {
+            env::var_os(variable).map_or_else(|| otherwise.into(), PathBuf::from)
+        };
+        Self {
+            name: name.into(),
+            socket: path("SYRUP_SOCKET", DEFAULT_SOCKET),
+            bpffs: path("SYRUP_BPFFS", DEFAULT_BPFFS),
+        }
+    }
+
+    /// The same app at another daemon.
+    #[must_use]
+    pub fn at_socket(mut self, socket: impl Into<PathBuf>) -> Self {
+        self.socket = socket.into();
+        self
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where the Map `name` is pinned.
+    pub(crate) fn map_pin(&self, name: &str) -> PathBuf {
+        self.bpffs.join(&self.name).join("maps").join(name)
+    }
+
+    /// Makes a policy live at `hook`: a C file (`.c`), a compiled policy (`.o`),
+    /// or the name of one that ships with the hook. A policy that the app has
+    /// there already is replaced, atomically. It stays until it is unloaded,
+    /// also when this process ends.
+    ///
+    /// C files of ordinary users are compiled here, with clang; root's by the daemon.
+    ///
+    /// # Errors
+    /// [`Error::File`], [`Error::Compile`], and what the daemon refuses.
+    pub fn deploy_policy(&self, policy: impl AsRef<Path>, hook: &str) -> Result<Deployment> {
+        let policy = source(policy.as_ref())?;
+        let request = LoadRequest {
+            hook: hook.to_owned(),
+            app: self.name.clone(),
+            policy,
+            params: Vec::new(),
+            port: None,
+            proto: None,
+            pid: None,
+            cpus: Vec::new(),
+            weight: None,
+        };
+        match self.call::<serde::de::IgnoredAny>("Load", &request) {
+            Ok(_) => {}
+            Err(error) if error.code() == Code::Conflict => {
+                if !self.hooks_in_use()?.iter().any(|used| used == hook) {
+                    return Err(error);
+                }
+                let LoadRequest { hook, app, policy, params, .. } = request;
+                let request = ReplaceRequest { hook, app, policy, params };
+                self.call::<serde::de::IgnoredAny>("Replace", &request)?;
+            }
+            Err(error) => return Err(error),
+        }
+        let what = DeploymentRef { hook: hook.to_owned(), app: self.name.clone() };
+        let program = self.descriptor("PolicyOpen", &what)?;
+        Ok(Deployment { hook: hook.to_owned(), program })
+    }
+
+    /// Makes a bound socket an executor of the app's packet policies. All
+    /// sockets of an app's deployment are of one reuseport group. `index` `None`
+    /// takes the next free one; taking one that is in use replaces it.
+    ///
+    /// # Errors
+    /// [`Error::NotDeployed`] while the app has no packet policy.
+    pub fn register_socket(&self, socket: impl AsFd, index: Option<u32>) -> Result<u32> {
+        let request = RegisterSocket { app: self.name.clone(), index };
+        self.call_with::<Registered>("RegisterSocket", &request, &[socket.as_fd()])
+            .map(|(Registered { index }, _)| index)
+            .map_err(|error| self.registration_failed(error, "socket"))
+    }
+
+    /// Hands a thread to the app's thread policy. `tid` 0 is the calling
+    /// thread. `index` is how the policy knows it; `None` takes the next free one.
+    ///
+    /// # Errors
+    /// [`Error::NotDeployed`] while the app has no thread policy.
+    pub fn register_thread(&self, tid: i32, index: Option<u32>) -> Result<u32> {
+        let tid = match tid {
+            0 => rustix::thread::gettid().as_raw_nonzero().get(),
+            tid => tid,
+        };
+        let request = RegisterThread { app: self.name.clone(), tid, index };
+        self.call::<Registered>("RegisterThread", &request)
+            .map(|Registered { index }| index)
+            .map_err(|error| self.registration_failed(error, "thread"))
+    }
+
+    /// A Map's descriptor from the daemon.
+    pub(crate) fn map_descriptor(&self, map: &str) -> Result<OwnedFd> {
+        self.descriptor("MapOpen", &MapRef { app: self.name.clone(), map: map.to_owned() })
+    }
+
+    /// Tells "nothing is deployed for it" from all other conflicts.
+    fn registration_failed(&self, error: Error, what: &'static str) -> Error {
+        if error.code() != Code::Conflict {
+            return error;
+        }
+        match self.hooks_in_use() {
+            Ok(hooks) if !hooks.iter().any(|hook| (hook == THREAD_HOOK) == (what == "thread")) => {
+                Error::NotDeployed { app: self.name.clone(), what }
+            }
+            _ => error,
+        }
+    }
+
+    /// The hooks at which the app has a policy.
+    fn hooks_in_use(&self) -> Result<Vec<String>> {
+        match self.call::<Shown>("Show", &AppRef { app: self.name.clone() }) {
+            Ok(shown) => Ok(shown.app.deployments.into_iter().map(|one| one.hook).collect()),
+            // There is no such app: it is there while it has a deployment.
+            Err(error) if error.code() == Code::Conflict => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn descriptor(&self, method: &str, parameters: &impl Serialize) -> Result<OwnedFd> {
+        let (Nothing {}, mut fds) = self.call_with(method, parameters, &[])?;
+        fds.pop().ok_or_else(|| Error::Daemon {
+            code: Code::Internal,
+            message: format!("the daemon's reply to {method} carries no descriptor"),
+            detail: None,
+            advice: None,
+        })
+    }
+
+    fn call<R: DeserializeOwned>(&self, method: &str, parameters: &impl Serialize) -> Result<R> {
+        self.call_with(method, parameters, &[]).map(|(reply, _)| reply)
+    }
+
+    fn call_with<R: DeserializeOwned>(
+        &self,
+        method: &str,
+        parameters: &impl Serialize,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(R, Vec<OwnedFd>)> {
+        Ok(Connection::open(&self.socket)?.call(method, parameters, fds, CALL_TIMEOUT)?)
+    }
+}
+
+/// What the daemon gets for a policy's path or name.
+fn source(policy: &Path) -> Result<PolicySource> {
+    let file = |source| Error::File { path: policy.to_owned(), source };
+    let file_name = policy.display().to_string();
+    match policy.extension().and_then(|extension| extension.to_str()) {
+        Some("c") => {
+            let text = fs::read_to_string(policy).map_err(file)?;
+            if rustix::process::geteuid().is_root() {
+                return Ok(PolicySource::Source { file_name, text });
+            }
+            // A compiler reads whatever its user may read, so the daemon's
+            // would leak files to users; ours reads nothing that is not ours.
+            let compiled = Compiler::find()
+                .and_then(|clang| clang.compile(&file_name, &text))
+                .map_err(Error::Compile)?;
+            Ok(PolicySource::Object { file_name, image: compiled.object })
+        }
+        Some("o") => Ok(PolicySource::Object { image: fs::read(policy).map_err(file)?, file_name }),
+        None if !file_name.contains('/') && !file_name.is_empty() => {
+            Ok(PolicySource::Builtin { name: file_name })
+        }
+        _ => Err(Error::Usage(format!(
+            "'{file_name}' is no policy: give a C file (.c), a compiled policy (.o), or the name of \
+             one that ships with the hook"
+        ))),
+    }
+}
+
+/// An executable's name as an app name.
+fn name_of(executable: &str) -> String {
+    let mut name: String = executable
+        .chars()
+        .map(|c| c.to_ascii_lowercase())
+        .map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' })
+        .skip_while(|&c| c == '-')
+        .take(MAX_NAME)
+        .collect();
+    if name.is_empty() {
+        name.push_str("app");
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn executables_of_any_name_make_app_names() {
+        for (executable, name) in [
+            ("memcached", "memcached"),
+            ("My Server_2.0", "my-server-2-0"),
+            ("--x", "x"),
+            ("", "app"),
+            ("\u{e9}\u{e9}", "app"),
+        ] {
+            assert_eq!(name_of(executable), name, "{executable}");
+        }
+        assert_eq!(name_of(&"a".repeat(100)).len(), MAX_NAME);
+    }
+
+    #[test]
+    fn a_policy_is_a_file_by_its_ending_and_a_name_without() {
+        assert_eq!(
+            source(Path::new("round-robin")).unwrap(),
+            PolicySource::Builtin { name: "round-robin".to_owned() }
+        );
+        for wrong in ["", "policy.txt", "/no/ending"] {
+            assert!(matches!(source(Path::new(wrong)), Err(Error::Usage(_))), "{wrong}");
+        }
+        assert!(matches!(source(Path::new("/nowhere/p.c")), Err(Error::File { .. })));
+    }
+
+    #[test]
+    fn without_a_daemon_it_says_where_it_looked() {
+        let app = App::named("a").at_socket("/nowhere/s");
+        let error = app.register_thread(0, None).unwrap_err();
+        assert_eq!(error.code(), Code::Unreachable);
+        assert!(error.to_string().contains("/nowhere/s"), "{error}");
+    }
+}

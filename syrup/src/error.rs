@@ -1,0 +1,189 @@
+//! Why something was not done.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+use syrup_abi::protocol::{Code, Failure};
+use syrup_abi::{CompileError, wire};
+
+/// Shorthand for results of this library.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why something was not done. `{}` is one line; `{:#}` adds the details and
+/// what to do.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The app has no policy that could use what was to be registered: the
+    /// kernel's default goes on deciding. Often no error for the application.
+    NotDeployed {
+        /// The app.
+        app: String,
+        /// "socket" or "thread".
+        what: &'static str,
+    },
+    /// The daemon refused, or did not answer ([`Code::Unreachable`], [`Code::Timeout`]).
+    Daemon {
+        /// The kind of failure.
+        code: Code,
+        /// One line.
+        message: String,
+        /// Compiler diagnostics, or the verifier's words.
+        detail: Option<String>,
+        /// What to do.
+        advice: Option<String>,
+    },
+    /// The policy's C file did not compile.
+    Compile(CompileError),
+    /// A file could not be read.
+    File {
+        /// Which.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// A Map could not be opened, read, written or mapped.
+    Map {
+        /// What was being done, with the Map's name or path.
+        what: String,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The request makes no sense.
+    Usage(String),
+}
+
+impl Error {
+    /// The kind of failure, as the exit codes of `syrupctl` have it.
+    #[must_use]
+    pub fn code(&self) -> Code {
+        match self {
+            Self::NotDeployed { .. } => Code::Conflict,
+            Self::Daemon { code, .. } => *code,
+            Self::Compile(CompileError::NoCompiler { .. }) => Code::Unsupported,
+            Self::Compile(CompileError::Rejected { .. }) => Code::SourceRejected,
+            Self::Compile(_) => Code::Internal,
+            Self::File { .. } | Self::Usage(_) => Code::Usage,
+            Self::Map { source, .. } => match source.kind() {
+                io::ErrorKind::PermissionDenied => Code::NotPermitted,
+                io::ErrorKind::NotFound => Code::Conflict,
+                _ => Code::Internal,
+            },
+        }
+    }
+
+    /// Longer text for people: compiler diagnostics, the verifier's words.
+    #[must_use]
+    pub fn detail(&self) -> Option<&str> {
+        match self {
+            Self::Daemon { detail, .. } => detail.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// What to do.
+    #[must_use]
+    pub fn advice(&self) -> Option<&str> {
+        match self {
+            Self::Daemon { advice, .. } => advice.as_deref(),
+            Self::NotDeployed { .. } => {
+                Some("deploy a policy first: syr_deploy_policy(), or 'syrupctl load'")
+            }
+            _ => None,
+        }
+    }
+
+    /// The errno that says it best; what the C functions return, negative.
+    #[must_use]
+    pub fn errno(&self) -> i32 {
+        let errno = match self {
+            Self::NotDeployed { .. } => Errno::NOENT,
+            Self::File { source, .. } | Self::Map { source, .. } => {
+                return source.raw_os_error().unwrap_or(Errno::IO.raw_os_error());
+            }
+            _ => match self.code() {
+                Code::Usage => Errno::INVAL,
+                Code::SourceRejected => Errno::NOEXEC,
+                Code::VerifierRejected => Errno::ACCESS,
+                Code::NotPermitted => Errno::PERM,
+                Code::Unsupported => Errno::OPNOTSUPP,
+                Code::Conflict => Errno::BUSY,
+                Code::Unreachable => Errno::CONNREFUSED,
+                Code::Timeout => Errno::TIMEDOUT,
+                _ => Errno::IO,
+            },
+        };
+        errno.raw_os_error()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotDeployed { app, what } => {
+                write!(f, "app '{app}' has no policy deployed for its {what}s")?;
+            }
+            Self::Daemon { message, .. } | Self::Usage(message) => f.write_str(message)?,
+            Self::Compile(error) => write!(f, "the policy does not compile: {error}")?,
+            Self::File { path, source } => write!(f, "cannot read {}: {source}", path.display())?,
+            Self::Map { what, source } => write!(f, "cannot {what}: {source}")?,
+        }
+        if f.alternate() {
+            for more in [self.detail(), self.advice()].into_iter().flatten() {
+                write!(f, "\n{more}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Compile(source) => Some(source),
+            Self::File { source, .. } | Self::Map { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+impl From<wire::Error> for Error {
+    fn from(error: wire::Error) -> Self {
+        let Failure { code, message, detail, advice } = error.into_failure();
+        Self::Daemon { code, message, detail, advice }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_long_form_has_everything_and_the_short_one_one_line() {
+        let error = Error::Daemon {
+            code: Code::SourceRejected,
+            message: "p.c does not compile".to_owned(),
+            detail: Some("p.c:3:1: error".to_owned()),
+            advice: Some("mend it".to_owned()),
+        };
+        assert_eq!(error.to_string(), "p.c does not compile");
+        assert_eq!(format!("{error:#}"), "p.c does not compile\np.c:3:1: error\nmend it");
+    }
+
+    #[test]
+    fn each_kind_of_failure_has_an_errno_of_its_own() {
+        let not_deployed = Error::NotDeployed { app: "a".to_owned(), what: "thread" };
+        let kinds = [Code::Usage, Code::NotPermitted, Code::Conflict, Code::Unreachable];
+        let mut errnos: Vec<i32> = kinds
+            .map(|code| Error::Daemon { code, message: String::new(), detail: None, advice: None })
+            .iter()
+            .chain([&not_deployed])
+            .map(Error::errno)
+            .collect();
+        errnos.sort_unstable();
+        errnos.dedup();
+        assert_eq!(errnos.len(), 5);
+    }
+}

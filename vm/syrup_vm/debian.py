@@ -50,7 +50,7 @@ class Suite:
     def _update(self) -> None:
         if not os.path.exists(KEYRING):
             raise Error("no Debian keyring: apt-get install debian-archive-keyring")
-        for part in ("etc/preferences.d", "state/lists/partial", "cache/archives/partial"):
+        for part in ("etc/apt.conf.d", "etc/preferences.d", "state/lists/partial", "cache/archives/partial"):
             (self._root / part).mkdir(parents=True, exist_ok=True)
         (self._root / "status").touch()
         (self._root / "sources.list").write_text(

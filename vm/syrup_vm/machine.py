@@ -25,7 +25,7 @@ TIMED_OUT = 124
 
 # Several times what a boot takes: 3 s with KVM, 15-30 s without. Of some 45
 # boots without KVM one hung for good.
-_BOOT_LIMIT_S = {"kvm": 60, "tcg": 180, "icount": 180}
+_BOOT_LIMIT_S = {"kvm": 60, "tcg": 180, "icount": 240}
 _KVM_TRIAL_LIMIT_S = 30
 # From the end of the command to the end of QEMU.
 _SHUTDOWN_LIMIT_S = 30

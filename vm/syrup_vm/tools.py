@@ -20,7 +20,7 @@ _VIRTIOFSD_PARTS = ("virtiofsd", "libc6", "libgcc-s1", "libseccomp2", "libcap-ng
 # kernel's allocator uses: one boot in three ends in a double fault.
 _QEMU_AT_LEAST = 10
 
-_NEEDED = ("qemu-system-x86_64", "busybox", "udevadm", "depmod", "zstd", "dpkg-deb")
+_NEEDED = ("qemu-system-x86_64", "busybox", "file", "udevadm", "depmod", "zstd")
 
 
 def prepare(progress=lambda text: None) -> dict[str, str]:
@@ -33,7 +33,7 @@ def prepare(progress=lambda text: None) -> dict[str, str]:
     version = re.search(r"version (\d+)", found.stdout)
     if not version or int(version[1]) < _QEMU_AT_LEAST:
         raise Error(
-            f"QEMU {_QEMU_AT_LEAST} or newer is needed, this is: {found.stdout.splitlines()[:1]}. "
+            f"QEMU {_QEMU_AT_LEAST} or newer is needed, this is {version[1] if version else 'none'}. "
             "Run `scripts/install-deps vm`."
         )
     with cache.exclusive("tools"):

@@ -2,6 +2,7 @@
 //! selection of the socket, as the kernel accounts them under real datagrams.
 //!
 //! `cargo run --release -p syrup-net-hooks --example cost [POLICY...]` as root.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../tests/support/mod.rs"]
 mod support;

@@ -1,4 +1,5 @@
 //! What the shipped policies decide, with real sockets and real packets.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 

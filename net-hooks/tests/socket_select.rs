@@ -1,5 +1,6 @@
 //! The life of a deployment at socket-select: what is enforced, who is
 //! refused, and what is left when something dies.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 

@@ -11,5 +11,6 @@ pub mod rocksdb;
 pub mod server;
 pub mod simulate;
 pub mod socket;
+pub mod token_agent;
 pub mod wire;
 pub mod work;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use syrup_bench::experiment::{check, demo, native};
-use syrup_bench::{cost, load, server, simulate, work};
+use syrup_bench::{cost, load, server, simulate, token_agent, work};
 
 /// RocksDB server, open-loop load generator, experiments and reports for Syrup.
 #[derive(Debug, Parser)]
@@ -22,6 +22,7 @@ enum Command {
     Native(native::Options),
     Check(check::Options),
     Cost(cost::Options),
+    TokenAgent(token_agent::Options),
     BuildDb(work::BuildOptions),
 }
 
@@ -44,6 +45,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Native(options) => native::run(options),
         Command::Check(options) => check::run(options),
         Command::Cost(options) => cost::run(options),
+        Command::TokenAgent(options) => token_agent::run(options),
         Command::BuildDb(options) => work::build(options),
     }
 }

@@ -197,7 +197,7 @@ impl Demo<'_> {
         if config == SCAN_AVOID_LONG_SLICE {
             arguments.extend(["--slice-us".to_owned(), self.options.slice_us.to_string()]);
         }
-        let server = ServerProcess::start(&arguments, Some(self.stack.socket()))?;
+        let server = ServerProcess::start(&arguments, Some(&self.stack))?;
         let summary = load::generate(&load::Options {
             port: PORT,
             rps: self.rps,
@@ -209,8 +209,8 @@ impl Demo<'_> {
             grace: 10.0,
             user: 0,
             seed: self.options.seed + u64::from(round),
-            late_us: 1000,
-            window_ms: 500,
+            late_us: 2000,
+            window_ms: 200,
             fifo: Some(LOAD_PRIORITY),
         })?;
         // A number that no policy had a hand in would say nothing.

@@ -225,7 +225,7 @@ fn start(options: &Options, stack: &Stack, config: &str) -> Result<ServerProcess
     if config != VANILLA {
         arguments.extend(["--app".to_owned(), APP.to_owned()]);
     }
-    ServerProcess::start(&arguments, Some(stack.socket()))
+    ServerProcess::start(&arguments, Some(stack))
 }
 
 fn load_once(options: &Options, load_rps: f64, seconds: f64, seed: u64) -> Result<LoadSummary> {

@@ -2,13 +2,13 @@
 //! registration and its end are those of a real application.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::stack::stop_child;
+use super::stack::{Stack, stop_child};
 use crate::server::Summary;
 
 /// A running server; stopped on drop.
@@ -24,14 +24,14 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 impl ServerProcess {
     /// Starts `syrup-bench server` with these arguments and waits until every
     /// socket is bound and registered.
-    pub fn start(arguments: &[String], syrup_socket: Option<&Path>) -> Result<Self> {
+    pub fn start(arguments: &[String], stack: Option<&Stack>) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let ready: PathBuf = folder.path().join("ready");
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("server").args(arguments).arg("--ready").arg(&ready);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        if let Some(socket) = syrup_socket {
-            command.env("SYRUP_SOCKET", socket);
+        if let Some(stack) = stack {
+            command.env("SYRUP_SOCKET", stack.socket()).env("SYRUP_BPFFS", stack.bpffs());
         }
         let child = command.spawn().context("cannot start the server")?;
         let mut server = Self { child, _folder: folder };

@@ -178,28 +178,23 @@ fn serve(
 
     std::thread::scope(|scope| {
         for ((index, socket), served) in (0..).zip(&sockets).zip(&served) {
-            let worker = Worker {
-                index,
-                socket: socket.as_fd(),
-                stop,
-                service,
-                request_type: app.request_type(index),
-                yields: false,
-                served,
-            };
             let (app, registered, failure) = (&app, &registered, &failure);
             let signal_handle = signal_handle.clone();
             scope.spawn(move || {
                 let prepared = prepare_thread(options, app, index);
-                let ready = prepared.is_ok();
-                let mut outcome = prepared;
-                if !ready {
-                    report(failure, &mut outcome);
-                }
+                let prepared = keep_first(failure, prepared);
                 registered.wait();
-                if ready {
-                    outcome = worker.run();
-                    report(failure, &mut outcome);
+                if let Some(yields) = prepared {
+                    let worker = Worker {
+                        index,
+                        socket: socket.as_fd(),
+                        stop,
+                        service,
+                        request_type: app.request_type(index),
+                        yields,
+                        served,
+                    };
+                    keep_first(failure, worker.run());
                 }
                 // The first thread that ends, ends the server.
                 signal_handle.close();
@@ -212,7 +207,7 @@ fn serve(
             if let Some(ready) = &options.ready {
                 let written = std::fs::write(ready, std::process::id().to_string())
                     .with_context(|| format!("cannot write {}", ready.display()));
-                report(&failure, &mut written.map_or_else(Err, Ok));
+                keep_first(&failure, written);
             }
             let _ = signals.forever().next();
         }
@@ -236,15 +231,18 @@ fn serve(
 }
 
 /// Keeps the first failure.
-fn report(failure: &Mutex<Option<anyhow::Error>>, outcome: &mut Result<()>) {
-    if let Err(error) = std::mem::replace(outcome, Ok(()))
-        && let Ok(mut first) = failure.lock()
-    {
-        first.get_or_insert(error);
-    }
+fn keep_first<T>(failure: &Mutex<Option<anyhow::Error>>, outcome: Result<T>) -> Option<T> {
+    outcome
+        .map_err(|error| {
+            if let Ok(mut first) = failure.lock() {
+                first.get_or_insert(error);
+            }
+        })
+        .ok()
 }
 
-fn prepare_thread(options: &Options, app: &App, index: u32) -> Result<()> {
+/// True if a thread policy schedules this thread from now on.
+fn prepare_thread(options: &Options, app: &App, index: u32) -> Result<bool> {
     if let Some(priority) = options.fifo {
         priority::set_fifo(priority).context("cannot become SCHED_FIFO (--fifo needs root)")?;
     }

@@ -16,11 +16,11 @@
  *    the executor's thread wakes: a thread policy (get-priority) finds the type
  *    at wakeup, and the next packet avoids a queued SCAN at once. It swaps
  *    against the label it looked at, so it never turns a SCAN into a GET.
- *  - The server, taking a request: stores SCAN, or swaps idle for GET (so the
- *    label of a SCAN that waits behind the GET stands).
- *  - Done with it: swaps its type for idle.
- *  - Before it waits on an empty socket: stores idle. That also clears the
- *    label of a SCAN that found the socket full and was lost.
+ *  - The server, taking a request: stores SCAN; or swaps its last type, else
+ *    idle, for GET, so that the label of a SCAN that waits behind it stands.
+ *  - With its socket empty: swaps its last type for idle. A label it did not
+ *    write is of a packet on its way; if none comes, of one that found the
+ *    socket full and was lost, and is swapped for idle too.
  */
 #include <syrup/packet.h>
 

@@ -18,7 +18,7 @@ use syrup_abi::abi::{
     SYRUP_CHOSEN, SYRUP_DROPPED, SYRUP_ENFORCE_FAILED, SYRUP_INPUTS, SYRUP_NO_POLICY,
     SYRUP_OUT_OF_RANGE, SYRUP_PASSED,
 };
-use syrup_hook::{Error, Executor, Health, Hook as _, Probe, Proto, Target, pin, sys};
+use syrup_hook::{Error, Executor, Health, Hook as _, Linked, Probe, Proto, Target, pin, sys};
 use syrup_net_hooks::{SocketSelect, owners, reuseport_sockets};
 use syrup_tests::{Need, own_network, require, wait_for};
 
@@ -392,7 +392,12 @@ fn changer_child() {
     let Some(bpffs) = std::env::var_os("SYRUP_TEST_CHANGER") else { return };
     let app = app(Path::new(&bpffs), "demo");
     let pid = std::env::var("SYRUP_TEST_PID").unwrap().parse().unwrap();
-    let policies = [constant("first", "0"), constant("second", "1")];
+    let objects = std::env::var("SYRUP_TEST_OBJECTS").unwrap();
+    let policies = ["first", "second"].map(|name| Linked {
+        object: std::fs::read(Path::new(&objects).join(name)).unwrap(),
+        name: name.to_owned(),
+        ..builtin("hash")
+    });
     let target = Target { pid: Some(pid), ..Lab::target() };
     println!("ready");
     std::io::stdout().flush().unwrap();
@@ -413,11 +418,17 @@ fn whoever_is_killed_while_changing_things_leaves_nothing_the_next_cannot_clear(
     let lab = Lab::new();
     let flow = flows(1);
     let mut server = Server::python("udp", 3);
+    // Compiled once: a compiler per child would be most of the time.
+    let objects = tempfile::tempdir().unwrap();
+    for policy in [constant("first", "0"), constant("second", "1")] {
+        std::fs::write(objects.path().join(&policy.name), &policy.object).unwrap();
+    }
     let mut states = BTreeMap::new();
     for round in 0..12 {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "changer_child", "--nocapture"])
             .env("SYRUP_TEST_CHANGER", lab.bpffs.path())
+            .env("SYRUP_TEST_OBJECTS", objects.path())
             .env("SYRUP_TEST_PID", server.pid().to_string())
             .stdout(Stdio::piped())
             .spawn()

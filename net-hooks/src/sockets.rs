@@ -218,7 +218,8 @@ fn set_option(fd: BorrowedFd<'_>, name: libc::c_int, value: i32) -> io::Result<(
 }
 
 /// The sockets of the one reuseport group of process `pid` that fits `proto`
-/// and `port`, in the order of their fd numbers; a socket held twice counts once.
+/// and `port`, in the order of their fd numbers; a socket held twice counts
+/// once. Groups in the calling thread's network namespace go before others.
 ///
 /// # Errors
 /// [`Error::NotFound`] without such a group, [`Error::Usage`] naming the
@@ -243,6 +244,11 @@ pub(crate) fn adoptable(pid: i32, proto: Option<Proto>, port: Option<u16>) -> Re
             }
             _ => {}
         }
+    }
+    // A process with threads in several namespaces may use a port in each.
+    let here = own_netns_cookie()?;
+    if members.iter().any(|member| member.key.netns_cookie == here) {
+        members.retain(|member| member.key.netns_cookie == here);
     }
     let mut groups: Vec<GroupKey> = Vec::new();
     for member in &members {
@@ -326,8 +332,9 @@ pub fn owners(proto: Proto, port: u16) -> Result<Vec<i32>> {
     Ok(owners)
 }
 
-/// The `SO_REUSEPORT` sockets of process `pid` bound to `port`, in the order
-/// of their fd numbers, ready to be registered.
+/// The `SO_REUSEPORT` sockets of process `pid` bound to `port` in the calling
+/// thread's network namespace, in the order of their fd numbers, ready to be
+/// registered.
 ///
 /// # Errors
 /// As [`process::sockets`].
@@ -336,12 +343,14 @@ pub fn reuseport_sockets(pid: i32, proto: Proto, port: u16) -> Result<Vec<OwnedF
 }
 
 fn reuseport_members(pid: i32, proto: Proto, port: u16) -> Result<Vec<Member>> {
+    let here = own_netns_cookie()?;
     let mut seen = HashSet::new();
     let mut members = Vec::new();
     for (number, fd) in process::sockets(pid)? {
         let found = inspect(fd)
             .map_err(|e| Error::kernel(format!("inspect socket {number} of process {pid}"), e))?;
         if let Ok(member) = found
+            && member.key.netns_cookie == here
             && member.key.proto == proto
             && member.key.address.port() == port
             && seen.insert(member.cookie)

@@ -496,6 +496,27 @@ fn a_running_server_is_adopted_and_given_back() {
 }
 
 #[test]
+fn a_process_in_several_namespaces_is_adopted_in_the_callers() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let sockets = udp_sockets(2);
+    let elsewhere = std::thread::spawn(|| {
+        own_network();
+        udp_sockets(3)
+    });
+    let elsewhere = elsewhere.join().unwrap();
+    let own = std::process::id() as i32;
+    assert_eq!(owners(Proto::Udp, PORT).unwrap(), [own]);
+    assert_eq!(reuseport_sockets(own, Proto::Udp, PORT).unwrap().len(), 2);
+    let target = Target { pid: Some(own), ..Lab::target() };
+    lab.hook.deploy(&lab.app, &builtin("round-robin"), &target).unwrap();
+    assert_eq!(spread(&sockets, &flows(1), 4), [2, 2]);
+    drop(elsewhere);
+}
+
+#[test]
 fn a_dead_apps_deployment_makes_room_for_its_next_one() {
     if !require(&[Need::Root]) {
         return;

@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+/*
+ * libsyrup: Syrup for applications written in C. Link with -lsyrup.
+ *
+ * An application deploys policies, registers its sockets and threads to be
+ * chosen by them, and shares Maps with them. The library speaks to the daemon
+ * syrupd and needs no privilege of its own.
+ *
+ *   SYRUP_APP     the app's name: 1 to 63 of a-z, 0-9 and '-'; otherwise the
+ *                 executable's name, in lower case, other characters made '-'
+ *   SYRUP_SOCKET  where the daemon listens; otherwise /run/syrup/syrupd.sock
+ *   SYRUP_BPFFS   where the daemon pins; otherwise /sys/fs/bpf/syrup
+ *
+ * All functions may be called from any thread at any time, and block until it
+ * is done; after fork() too. None installs a signal handler, starts a thread or
+ * ends the process.
+ *
+ * On failure functions return a negative errno; syr_last_error() has the words.
+ * Any function that asks the daemon (syr_deploy_policy, syr_map_open,
+ * syr_register_*) can fail with
+ *   -ECONNREFUSED  no daemon answers
+ *   -ETIMEDOUT     it did not answer within 120 s
+ *   -EPERM         it does not let this user do that
+ *   -EINVAL        a name, index or argument makes no sense
+ *   -EIO           it met a defect, or the system refused something unexpected
+ */
+#ifndef SYRUP_SYRUP_H
+#define SYRUP_SYRUP_H
+
+#include <stdint.h>
+#include <sys/types.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/*
+ * Makes a policy live at a hook ("socket-select", "scx-syrup", ...) for this
+ * app: a C file (path ending in .c), a compiled policy (.o), or the name of a
+ * policy that ships with the hook. One that the app has there already is
+ * replaced, atomically. The policy stays when this process ends; `syrupctl
+ * unload` takes it away.
+ *
+ * A C file is compiled with clang: by the daemon for root, else in this process.
+ *
+ * Returns a descriptor of the policy's program, which names the deployment to
+ * the kernel (its id and statistics); end it with close(), which changes nothing
+ * about the policy.
+ *   -ENOENT      no such file
+ *   -ENOEXEC     the policy does not compile, or does what no policy may
+ *   -EACCES      the kernel's verifier refuses it
+ *   -EOPNOTSUPP  the kernel cannot host the hook, or there is no clang
+ *   -EBUSY       the port is another app's
+ * If the policy is live but its program cannot be opened, that error is
+ * returned and the policy stays.
+ */
+int syr_deploy_policy(const char *policy_file, const char *hook);
+
+/*
+ * Opens a Map: its name in the policy, for this app; or the path of its pin,
+ * /sys/fs/bpf/syrup/APP/maps/NAME. Returns a descriptor for the functions
+ * below; end it with syr_map_close().
+ *   -EBUSY   this app has no such Map: a policy that declares it must be deployed
+ *   -ENOENT  no such pin
+ */
+int syr_map_open(const char *path);
+
+/*
+ * Closes a Map. Its memory (syr_map_mmap) stays mapped. Returns 0.
+ *   -EBADF, -EINVAL  not a Map's descriptor; it is left as it was
+ */
+int syr_map_close(int map_fd);
+
+/*
+ * Reads or writes the value of `key`, for Maps with 8-byte values. Both take
+ * about a microsecond: use syr_map_mmap() on hot paths. Return 0.
+ *   -ENOENT  key is not below the Map's number of entries
+ *   -EINVAL  values of this Map have another size
+ *   -EBADF   not an open descriptor
+ */
+int syr_map_lookup_elem(int map_fd, uint32_t key, uint64_t *value);
+int syr_map_update_elem(int map_fd, uint32_t key, uint64_t value);
+
+/*
+ * Maps a Map into memory, for reading and writing without system calls. Entry
+ * i begins at byte i * ((value size + 7) / 8 * 8): for the usual 8-byte values
+ * it is element i of an array of uint64_t. Use atomic accesses
+ * (__atomic_load_n, __atomic_store_n, __atomic_fetch_add): policies and other
+ * threads see each at once. The memory outlives the descriptor.
+ *
+ * Returns NULL on failure and sets errno: EBADF, EINVAL (not a Map, or not
+ * made to be mapped), ENOMEM.
+ */
+void *syr_map_mmap(int map_fd);
+
+/*
+ * Unmaps memory from syr_map_mmap(). Returns 0.
+ *   -EINVAL  not an address that syr_map_mmap() returned
+ */
+int syr_map_munmap(void *address);
+
+/*
+ * Makes a bound socket an executor of this app's packet policies, under
+ * `index`; -1: the next free one. An index in use is given to this socket. All
+ * sockets of one deployment are of one SO_REUSEPORT group; the policy sees
+ * their port's packets from the first one on. A socket that is closed leaves by
+ * itself.
+ *
+ * Returns the index.
+ *   -ENOENT  this app has no packet policy: the kernel's default decides
+ *   -EBUSY   the port is another app's
+ *   -EINVAL  the socket is not bound with SO_REUSEPORT, or is of another group
+ *   -EBADF   not an open descriptor
+ */
+int syr_register_socket(int fd, int index);
+
+/*
+ * Hands a thread to this app's thread policy, under `index` (what the policy
+ * sees as t->index); -1: the next free one. tid 0 is the calling thread. A
+ * worker that registers its socket and itself under one index lets a packet
+ * policy name the thread it wakes. A thread that ends leaves by itself.
+ *
+ * Returns the index.
+ *   -ENOENT  this app has no thread policy: the kernel's default scheduler runs it
+ *   -EBUSY   there is no such thread
+ */
+int syr_register_thread(pid_t tid, int index);
+
+/*
+ * Why the last function that failed in this thread did so: what, on which
+ * object, in the compiler's, the verifier's or the kernel's own words, and what
+ * to do. Empty if none failed. Valid until the next failure in this thread.
+ */
+const char *syr_last_error(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* SYRUP_SYRUP_H */

@@ -146,10 +146,10 @@ impl Context {
 
     /// The arbiter's answer, or what this process sees itself where nobody
     /// answers and no particular daemon was named.
-    pub fn hooks(&self) -> syrupd::Result<Vec<HookInfo>> {
+    pub fn hooks(&self) -> syrupd::Result<SeenHooks> {
         match self.arbiter() {
-            Err(_) if self.socket.is_none() => Ok(syrupd::hooks()),
-            arbiter => arbiter?.hooks(),
+            Err(_) if self.socket.is_none() => Ok(SeenHooks::by_this_process()),
+            arbiter => Ok(SeenHooks { hooks: arbiter?.hooks()?, certain: true }),
         }
     }
 
@@ -159,6 +159,29 @@ impl Context {
             Err(_) if self.socket.is_none() => Ok(syrupd::policies()),
             arbiter => arbiter?.policies(),
         }
+    }
+}
+
+/// The hooks, and whether somebody with the rights to try them looked.
+pub struct SeenHooks {
+    /// What was seen.
+    pub hooks: Vec<HookInfo>,
+    /// False: what seems to be missing may only be hidden from this user.
+    pub certain: bool,
+}
+
+impl SeenHooks {
+    /// Without an arbiter.
+    pub fn by_this_process() -> Self {
+        Self { hooks: syrupd::hooks(), certain: backend::is_root() }
+    }
+
+    /// What to tell a user whose view may be too narrow.
+    pub fn doubt(&self) -> Option<&'static str> {
+        let missing = self.hooks.iter().any(|hook| !hook.available);
+        (missing && !self.certain).then_some(
+            "the kernel lets only root try its hooks: run this as root, or start syrupd, to be sure",
+        )
     }
 }
 

@@ -47,6 +47,11 @@ impl Output {
         }
     }
 
+    /// Whether people read it.
+    pub fn is_for_people(&self) -> bool {
+        self.format == Format::Table
+    }
+
     /// `text` in a colour, on terminals whose user did not object.
     pub fn paint(&self, colour: Colour, text: &str) -> String {
         let wanted = self.terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());

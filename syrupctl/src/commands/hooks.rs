@@ -6,6 +6,7 @@ use syrupd::{HookInfo, Result};
 
 use crate::cli::Context;
 use crate::output::table;
+use crate::report;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -27,7 +28,11 @@ struct Body {
 
 impl Hooks {
     pub fn run(self, context: &Context) -> Result<u8> {
-        let body = Body { hooks: context.hooks()? };
+        let seen = context.hooks()?;
+        if let Some(doubt) = seen.doubt() {
+            report::note(doubt);
+        }
+        let body = Body { hooks: seen.hooks };
         context.output.print(&body, || text(&body.hooks))?;
         Ok(0)
     }

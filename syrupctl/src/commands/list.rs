@@ -31,14 +31,14 @@ impl List {
     pub fn run(self, context: &Context) -> Result<u8> {
         let body = Body { deployments: context.arbiter()?.list()? };
         context.output.print(&body, || deployment::list(&body.deployments))?;
-        remark_if_empty(&body.deployments);
+        remark_if_empty(context, &body.deployments);
         Ok(0)
     }
 }
 
 /// Silence would leave people in doubt; programs read standard output.
-pub fn remark_if_empty(deployments: &[DeploymentInfo]) {
-    if deployments.is_empty() {
+pub fn remark_if_empty(context: &Context, deployments: &[DeploymentInfo]) {
+    if deployments.is_empty() && context.output.is_for_people() {
         report::note("no policy is loaded");
     }
 }

@@ -39,7 +39,7 @@ impl Status {
     pub fn run(self, context: &Context) -> Result<u8> {
         let body = Body { deployments: context.arbiter()?.list()? };
         context.output.print(&body, || deployment::status(&body.deployments))?;
-        remark_if_empty(&body.deployments);
+        remark_if_empty(context, &body.deployments);
         Ok(deployment::exit_code(&body.deployments))
     }
 }

@@ -11,7 +11,7 @@ use syrupd::{Code, DEFAULT_BPFFS, HookInfo};
 
 use super::Check;
 use crate::backend::{Place, is_root};
-use crate::cli::Context;
+use crate::cli::{Context, SeenHooks};
 
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 /// Names of our scheduler in `/sys/kernel/sched_ext/root/ops` start like this.
@@ -32,8 +32,11 @@ pub fn kernel() -> String {
 }
 
 /// Everything, in the order of a reader's questions: what works, then what it needs.
-pub fn all(context: &Context, hooks: &[HookInfo]) -> Vec<Check> {
-    let mut checks: Vec<Check> = hooks.iter().map(hook).collect();
+pub fn all(context: &Context, seen: &SeenHooks) -> Vec<Check> {
+    let mut checks: Vec<Check> = seen.hooks.iter().map(hook).collect();
+    if let Some(doubt) = seen.doubt() {
+        checks.push(Check::warning("view of the hooks", "an ordinary user's", doubt));
+    }
     checks.push(scheduler(
         &read("/sys/kernel/sched_ext/state"),
         &read("/sys/kernel/sched_ext/root/ops"),
@@ -286,17 +289,15 @@ fn adoption(ptrace_scope: &io::Result<String>) -> Option<Check> {
     })
 }
 
+/// Root of another network namespace does not see these, others may not read
+/// them; neither is a fault.
 fn unreadable(name: &str, error: &io::Error, sysctl: &str) -> Check {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => {
-            Check::ok(name, format!("unknown: only root may read {sysctl}"))
-        }
-        _ => Check::warning(
-            name,
-            format!("{sysctl}: {error}"),
-            "use a kernel with CONFIG_BPF_SYSCALL and CONFIG_BPF_JIT",
-        ),
-    }
+    let why = match error.kind() {
+        io::ErrorKind::PermissionDenied => "only root may read it".to_owned(),
+        io::ErrorKind::NotFound => "not shown in this network namespace".to_owned(),
+        _ => error.to_string(),
+    };
+    Check::ok(name, format!("unknown ({sysctl}: {why})"))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 use syrupd::{Code, Result};
 
-use crate::cli::Context;
+use crate::cli::{Context, SeenHooks};
 use crate::output::{Colour, Output, table};
 
 const EXAMPLES: &str = "\
@@ -74,7 +74,7 @@ struct Body {
 impl Doctor {
     pub fn run(self, context: &Context) -> Result<u8> {
         // A daemon that does not answer is a finding, not an error.
-        let hooks = context.hooks().unwrap_or_else(|_| syrupd::hooks());
+        let hooks = context.hooks().unwrap_or_else(|_| SeenHooks::by_this_process());
         let body = Body { kernel: checks::kernel(), checks: checks::all(context, &hooks) };
         context.output.print(&body, || text(&body, &context.output))?;
         Ok(exit_code(&body.checks))

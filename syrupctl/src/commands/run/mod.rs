@@ -3,9 +3,9 @@
 //! * [`child`]: the command, the signals it gets, its end.
 //! * [`tree`]: the sockets and threads of the command and what it started.
 //!
-//! The policies are resolved before the command starts, so that a misspelt
-//! name stops nothing; they are loaded after it, because what they schedule,
-//! its sockets and threads, must exist.
+//! The policies are found and checked before the command starts, so that a
+//! faulty one stops nothing; they are loaded after it, because what they
+//! schedule, its sockets and threads, must exist.
 
 mod child;
 mod tree;
@@ -17,12 +17,12 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use syrup_hook::{HookId, Proto};
 use syrupd::{
-    Arbiter, Code, DeploymentInfo, Error, LoadRequest, PolicySource, Registration, Result,
+    Arbiter, Code, DeploymentInfo, Engine, Error, LoadRequest, PolicySource, Registration, Result,
 };
 
 use self::child::{Child, Signals};
 use self::tree::BoundSocket;
-use crate::backend::{Place, is_root};
+use crate::backend::{Backend, Place, is_root};
 use crate::cli::{Context, DEFAULT_APP, app_name, assignment};
 use crate::commands::load::Target;
 use crate::policy::{self, PolicyArg};
@@ -116,7 +116,11 @@ impl Run {
         let arbiter = context.arbiter()?;
         let mut requests = vec![];
         for (hook, policy) in files {
-            requests.push((hook, policy::resolve(&arbiter, policy, hook)?));
+            let policy = policy::resolve(&arbiter, policy, hook)?;
+            let params = params.iter().filter(|(of, _)| *of == hook).map(|(_, p)| p.clone());
+            let params: Vec<(String, String)> = params.collect();
+            try_out(&arbiter, &policy, hook, &params)?;
+            requests.push((hook, self.request(hook, policy, params)));
         }
         // Threads first: what the command starts from then on is scheduled from its start.
         requests.sort_by_key(|(hook, _)| needs_port(*hook));
@@ -132,9 +136,7 @@ impl Run {
         // also when a later step fails.
         let mut loaded = Loaded { context, app: &self.app, hooks: vec![] };
         let mut watch = Watch::default();
-        for (hook, policy) in requests {
-            let params = params.iter().filter(|(of, _)| *of == hook).map(|(_, p)| p.clone());
-            let request = self.request(hook, policy, params.collect());
+        for (hook, request) in requests {
             if !self.adopt(&*arbiter, hook, request, &child, &mut watch, &mut loaded)? {
                 break;
             }
@@ -306,6 +308,25 @@ impl Run {
     }
 }
 
+/// What `load` would refuse on any command: told before one is started.
+fn try_out(
+    arbiter: &Backend,
+    policy: &PolicySource,
+    hook: HookId,
+    params: &[(String, String)],
+) -> Result<()> {
+    Engine::check(policy, hook.name(), params)?;
+    let hooks = arbiter.hooks()?;
+    match hooks.into_iter().find(|info| info.name == hook.name() && !info.available) {
+        None => Ok(()),
+        Some(info) => {
+            let missing = info.missing.unwrap_or_else(|| "it is not available here".to_owned());
+            let advice = info.advice.unwrap_or_else(|| "ask 'syrupctl doctor'".to_owned());
+            Err(Error::new(Code::Unsupported, format!("{hook}: {missing}")).advise(advice))
+        }
+    }
+}
+
 /// Sockets that need no more attention.
 #[derive(Debug, Default)]
 struct Watch {
@@ -345,12 +366,18 @@ impl Loaded<'_> {
                 self.context.arbiter().and_then(|arbiter| arbiter.unload(hook.name(), self.app));
             match (outcome, &first) {
                 (Ok(()), _) => log::info!("unloaded {hook} of app {}", self.app),
-                (Err(error), Ok(())) => first = Err(error),
-                (Err(error), Err(_)) => report::error(&error),
+                (Err(error), Ok(())) => first = Err(still_loaded(error, hook, self.app)),
+                (Err(error), Err(_)) => report::error(&still_loaded(error, hook, self.app)),
             }
         }
         first
     }
+}
+
+fn still_loaded(error: Error, hook: HookId, app: &str) -> Error {
+    let message = format!("{hook} of app {app} is still loaded: {error}");
+    let advice = format!("when it can be done again: syrupctl unload {hook} --app {app}");
+    Error::new(error.code, message).advise(advice)
 }
 
 impl Drop for Loaded<'_> {

@@ -1,22 +1,9 @@
-"""How the guest's instructions are executed.
-
-kvm     by the processor
-tcg     by QEMU's translator, one thread per guest CPU
-icount  by the translator in one thread, with guest time counted in
-        instructions: slower for parallel work, but guest time no longer
-        depends on how busy the host is, and idle time is skipped"""
+"""Whether guests run with KVM on this host."""
 
 import os
 from pathlib import Path
 
 from . import Error, cache, machine
-
-QEMU_OPTIONS = {
-    "kvm": "",  # virtme-ng itself asks for it
-    "tcg": "-accel tcg,thread=multi",
-    "icount": "-accel tcg,thread=single -icount shift=3,sleep=off",
-}
-
 
 def choose(kernel: Path, env: dict[str, str], progress=lambda text: None) -> str:
     """`kvm` where a guest really boots with it, else `tcg`.

@@ -6,14 +6,18 @@ RELEASE := target/release
 # is no hardware virtualisation, so that scheduling ratios mean something.
 DEMO_VM := --icount --cpus 2 --memory 3G --timeout 3600
 
+# Built here once: the emulated machine would take minutes.
+DEMO_DB := target/bench-db-demo
+DEMO_KEYS := 200000
+
 .PHONY: help
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 .PHONY: demo
 demo: release ## RocksDB under four scheduling configurations, in a VM: table and report
-	$(RELEASE)/syrup-bench prepare --database target/bench-db
-	vm/run $(DEMO_VM) -- $(RELEASE)/syrup-bench demo --database target/bench-db --out target/demo
+	$(RELEASE)/syrup-bench build-db --db $(DEMO_DB) --keys $(DEMO_KEYS)
+	vm/run $(DEMO_VM) -- $(RELEASE)/syrup-bench demo --db $(DEMO_DB) --keys $(DEMO_KEYS) --out target/demo
 	$(RELEASE)/syrup-bench check target/demo/results.json
 
 .PHONY: test

@@ -104,17 +104,16 @@ impl Hook for SocketSelect {
         }
         pins::take_down(&pins::aside(&dir))?;
 
-        let members = match target.pid {
-            Some(pid) => sockets::adoptable(pid, target.proto, target.port)?,
-            None => Vec::new(),
-        };
+        let (pid, members) = sockets::of_target(target)?;
         if members.len() > SYRUP_MAX_EXECUTORS as usize {
             return Err(Error::Usage(format!(
                 "{} sockets: a deployment has at most {SYRUP_MAX_EXECUTORS}",
                 members.len()
             )));
         }
-        let record = new_record(app, policy, target, members.first().map(|member| &member.key))?;
+        let mut record =
+            new_record(app, policy, target, members.first().map(|member| &member.key))?;
+        record.pid = pid.unwrap_or(0);
         refuse_taken_port(app, &record)?;
 
         let staged = Staged::new(&dir)?;
@@ -317,7 +316,6 @@ fn new_record(
         abi_version: SYRUP_ABI_VERSION,
         hook: HookId::SocketSelect.number(),
         uid: app.uid,
-        pid: target.pid.unwrap_or(0),
         app: pin::name_field(&app.name),
         ..Default::default()
     };

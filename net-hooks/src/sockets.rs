@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::net::sockopt;
 use syrup_abi::abi::{syrup_group, syrup_record};
-use syrup_hook::{Error, Proto, Result, process};
+use syrup_hook::{Error, Proto, Result, Target, process};
 
 /// What makes sockets members of one reuseport group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -284,12 +284,46 @@ pub(crate) fn adoptable(pid: i32, proto: Option<Proto>, port: Option<u16>) -> Re
     }
 }
 
+/// The sockets a deployment starts with and the process they belong to: those
+/// of the process that was named; else those of the processes that serve the
+/// port, of which the one with most sockets stands for all; else none yet.
+///
+/// # Errors
+/// As [`adoptable`]; [`Error::Usage`] when the processes serve different groups.
+pub(crate) fn of_target(target: &Target) -> Result<(Option<i32>, Vec<Member>)> {
+    if let Some(pid) = target.pid {
+        return Ok((Some(pid), adoptable(pid, target.proto, target.port)?));
+    }
+    let Some(port) = target.port else { return Ok((None, Vec::new())) };
+    let proto = target.proto.unwrap_or(Proto::Udp);
+    let owners = owners(proto, port)?;
+    let mut members: Vec<Member> = Vec::new();
+    let mut seen = HashSet::new();
+    for &pid in &owners {
+        for member in adoptable(pid, Some(proto), Some(port))? {
+            if let Some(first) = members.first()
+                && first.key != member.key
+            {
+                return Err(Error::Usage(format!(
+                    "{proto} port {port} has several reuseport groups: {} and {}; a deployment \
+                     covers one, so name the process with --pid",
+                    first.key, member.key
+                )));
+            }
+            if seen.insert(member.cookie) {
+                members.push(member);
+            }
+        }
+    }
+    Ok((owners.first().copied(), members))
+}
+
 /// The processes that together hold all `SO_REUSEPORT` sockets bound to `port`
 /// in the calling thread's network namespace: as few as possible, the one with
 /// most sockets first. Empty when there is no such socket.
 ///
-/// The first of them is the `pid` of a [`syrup_hook::Target`]; sockets of the
-/// others ([`reuseport_sockets`]) are registered after the deployment.
+/// A deployment that names a port and no process adopts the sockets of all of
+/// them.
 ///
 /// # Errors
 /// [`Error::Kernel`] when the kernel's socket list cannot be read, or a

@@ -2,7 +2,17 @@
 
 use std::collections::BTreeSet;
 
-use libbpf_rs::query::{LinkInfoIter, MapInfoIter, ProgInfoIter};
+/// Walks the ids of one kind of object. Ids only: opening a PROG_ARRAY while the
+/// kernel is still emptying it (seen on 6.18) keeps it from ever being freed.
+fn ids(next: unsafe extern "C" fn(u32, *mut u32) -> i32) -> BTreeSet<u32> {
+    let mut found = BTreeSet::new();
+    let mut id = 0;
+    // SAFETY: `next` is one of libbpf's get_next_id calls, which write one u32.
+    while unsafe { next(id, &raw mut id) } == 0 {
+        found.insert(id);
+    }
+    found
+}
 
 /// Ids of all BPF programs, maps and links: taken before and after, equal when
 /// nothing was left behind.
@@ -18,9 +28,9 @@ impl KernelObjects {
     #[must_use]
     pub fn now() -> Self {
         Self {
-            programs: ProgInfoIter::default().map(|program| program.id).collect(),
-            maps: MapInfoIter::default().map(|map| map.id).collect(),
-            links: LinkInfoIter::default().map(|link| link.id).collect(),
+            programs: ids(libbpf_sys::bpf_prog_get_next_id),
+            maps: ids(libbpf_sys::bpf_map_get_next_id),
+            links: ids(libbpf_sys::bpf_link_get_next_id),
         }
     }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, SocketType, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use crate::wait_for;
 
@@ -55,7 +55,14 @@ pub fn udp_group(port: u16, n: usize) -> Group {
     let stop = Arc::new(AtomicBool::new(false));
     let mut group = Group { sockets: Vec::new(), received: Vec::new(), stop, threads: Vec::new() };
     for index in 0..n {
-        let fd = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).unwrap();
+        let fd = rustix::net::socket_with(
+            AddressFamily::INET,
+            SocketType::DGRAM,
+            // Or the commands under test would hold the sockets too.
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
         sockopt::set_socket_reuseport(&fd, true).unwrap();
         sockopt::set_socket_recv_buffer_size(&fd, 4 << 20).unwrap();
         rustix::net::bind(&fd, &SocketAddr::from((Ipv4Addr::LOCALHOST, port))).unwrap();

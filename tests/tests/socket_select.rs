@@ -1,5 +1,7 @@
 //! The hook `socket-select` end to end: `syrupctl`, `syrupd`, real sockets.
 
+use std::io::Read as _;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use syrup_tests::{Ctl, KernelObjects, Need, Sender, own_network, require, udp_group, wait_for};
@@ -57,6 +59,42 @@ fn round_robin_spreads_the_flows_of_a_running_program_evenly() {
     assert_eq!(verdicts(&ctl)[..6], counts, "status tells what the sockets saw");
     assert_eq!(counter(&ctl, "inputs"), sent);
 }
+
+#[test]
+fn naming_the_port_alone_finds_the_program_that_serves_it() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    own_network();
+    let ctl = Ctl::new();
+    // A process of its own: the search goes by the namespace of whole processes.
+    let mut server = Command::new("python3")
+        .args(["-c", SERVER, &PORT.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = [0u8; 6];
+    server.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+
+    let port = PORT.to_string();
+    let load = ["load", "socket-select", "--policy", "hash", "--app", "web", "--port", &port];
+    ctl.run(&load).ok();
+    let deployment = ctl.deployment("web", "socket-select");
+    drop(server.stdin.take());
+    server.wait().unwrap();
+    assert_eq!(deployment["executors"], 3, "{deployment}");
+    assert_eq!(deployment["pid"], server.id(), "{deployment}");
+}
+
+/// Three sockets of one group, held until standard input ends.
+const SERVER: &str = "import socket, sys\n\
+    held = []\n\
+    for _ in range(3):\n    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
+    \x20   s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\n\
+    \x20   s.bind(('127.0.0.1', int(sys.argv[1])))\n    held.append(s)\n\
+    print('ready', flush=True)\n\
+    sys.stdin.read()\n";
 
 #[test]
 fn killing_the_daemon_under_load_loses_nothing_and_the_next_one_adopts() {

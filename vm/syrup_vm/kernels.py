@@ -139,9 +139,10 @@ def _index_modules(root: Path) -> None:
         (root / "usr").mkdir(exist_ok=True)
         (root / "usr/lib").symlink_to("../lib")
     for release in (root / "lib/modules").iterdir():
-        # It warns about lists that some of the packages leave out.
+        # Not in an ordinary user's PATH. Warns about lists that some of the
+        # packages leave out.
         subprocess.run(
-            ["depmod", "-b", root, release.name], check=True, stderr=subprocess.DEVNULL
+            ["/sbin/depmod", "-b", root, release.name], check=True, stderr=subprocess.DEVNULL
         )
 
 

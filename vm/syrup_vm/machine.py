@@ -6,8 +6,8 @@ that vm/guest.sh writes below target/vm, not from the output, which belongs to
 the command alone."""
 
 import os
+import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -154,6 +154,9 @@ def _wait(process, path: Path, limit_s: float) -> bool:
 
 
 def _vng(machine: Machine, folder: Path) -> list[str]:
+    for path in (REPOSITORY, machine.kernel):
+        if not re.fullmatch(r"[\w+./-]+", str(path)):
+            raise Error(f"virtme-ng cannot cope with the path {path}: no blanks, please")
     options = QEMU_OPTIONS[machine.accel]
     guest = shlex.join(["sh", str(REPOSITORY / "vm/guest.sh"), str(folder)])
     return [

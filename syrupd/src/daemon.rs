@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FlockOperation;
 use syrup_abi::wire::{Decoder, Message, Outgoing};
 use tokio::io::Interest;
@@ -229,8 +230,12 @@ async fn connection(stream: UnixStream, shared: Arc<Shared>) {
                 return;
             }
         };
-        let answer = match answer(message, caller, &shared).await {
-            Ok(answer) => answer,
+        let answer = match answer(message, caller, &stream, &shared).await {
+            Ok(Some(answer)) => answer,
+            Ok(None) => {
+                log::info!("process {} of user {} left the queue", caller.pid, caller.uid);
+                return;
+            }
             Err(e) => service::refusal(Error::new(Code::Internal, format!("no answer: {e}"))),
         };
         if let Err(e) = send(&stream, answer).await {
@@ -265,20 +270,33 @@ async fn receive(stream: &UnixStream, decoder: &mut Decoder) -> io::Result<Optio
     }
 }
 
-/// Asks the engine off the runtime's threads. A call that has begun ends even
-/// if its peer goes away.
+/// Asks the engine off the runtime's threads. `None` when the peer went away
+/// before its turn came, so that what it gave up on does not happen after all;
+/// a call that has begun ends even if its peer goes away.
 async fn answer(
     message: Message,
     caller: Caller,
+    stream: &UnixStream,
     shared: &Arc<Shared>,
-) -> Result<Answer, tokio::task::JoinError> {
+) -> Result<Option<Answer>, tokio::task::JoinError> {
     let _turn = match service::needs_arbiter(&message) {
         true => Some(shared.turn.lock().await),
         false => None,
     };
+    if is_gone(stream) {
+        return Ok(None);
+    }
     let arbiters = Arc::clone(&shared.arbiters);
     tokio::task::spawn_blocking(move || service::answer(message, || arbiters.as_caller(caller)))
         .await
+        .map(Some)
+}
+
+/// Whether the peer closed its end; one that only stopped writing still reads.
+fn is_gone(stream: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(stream, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut fds, Some(&now)).is_ok() && fds[0].revents().contains(PollFlags::HUP)
 }
 
 async fn send(stream: &UnixStream, answer: Answer) -> io::Result<()> {

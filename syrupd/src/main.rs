@@ -45,8 +45,11 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("syrupd: {error}");
-            for more in [&error.detail, &error.advice].into_iter().flatten() {
-                eprintln!("{more}");
+            if let Some(detail) = &error.detail {
+                eprintln!("{detail}");
+            }
+            if let Some(advice) = &error.advice {
+                eprintln!("help: {advice}");
             }
             ExitCode::from(error.code as u8)
         }

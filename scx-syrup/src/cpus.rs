@@ -1,0 +1,62 @@
+//! An app's cores.
+
+use syrup_abi::abi::SYRUP_MAX_CPUS;
+use syrup_hook::{Error, Result};
+
+use crate::layout::syrup_scx_app;
+
+/// Checks a list of cores; the result is sorted and without repetitions.
+pub(crate) fn checked(cpus: &[u32], nr_cpus: u32) -> Result<Vec<u32>> {
+    let mut cpus = cpus.to_vec();
+    cpus.sort_unstable();
+    cpus.dedup();
+    match cpus.last() {
+        Some(&last) if last >= nr_cpus => Err(Error::Usage(format!(
+            "there is no core {last}: this machine has cores 0 to {}",
+            nr_cpus - 1
+        ))),
+        _ => Ok(cpus),
+    }
+}
+
+/// Writes them into the app's settings; none means all.
+pub(crate) fn set(app: &mut syrup_scx_app, cpus: &[u32]) {
+    app.masked = u32::from(!cpus.is_empty());
+    app.cpus = Default::default();
+    for &cpu in cpus.iter().filter(|&&cpu| cpu < SYRUP_MAX_CPUS) {
+        app.cpus[cpu as usize / 64] |= 1 << (cpu % 64);
+    }
+}
+
+/// Reads them back; empty means all.
+pub(crate) fn get(app: &syrup_scx_app) -> Vec<u32> {
+    if app.masked == 0 {
+        return Vec::new();
+    }
+    (0..SYRUP_MAX_CPUS).filter(|cpu| app.cpus[*cpu as usize / 64] >> (cpu % 64) & 1 == 1).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cores_come_back_sorted_from_the_mask() {
+        let mut app = syrup_scx_app::default();
+        set(&mut app, &checked(&[70, 3, 3, 0], 128).unwrap());
+        assert_eq!(get(&app), [0, 3, 70]);
+    }
+
+    #[test]
+    fn no_cores_means_all() {
+        let mut app = syrup_scx_app::default();
+        set(&mut app, &[1]);
+        set(&mut app, &[]);
+        assert_eq!((app.masked, get(&app)), (0, vec![]));
+    }
+
+    #[test]
+    fn a_core_the_machine_lacks_is_refused() {
+        assert!(matches!(checked(&[1, 4], 4), Err(Error::Usage(_))));
+    }
+}

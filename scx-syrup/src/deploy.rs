@@ -1,0 +1,543 @@
+//! Deployments: a slot of the root scheduler, a program in it, a record beside it.
+
+use std::fs;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use libbpf_rs::{MapHandle, MapType};
+use syrup_abi::abi::{self, syrup_record, syrup_thread_policy};
+use syrup_hook::pin::{self, Staged, TEMPORARY};
+use syrup_hook::sys::{self, Map};
+use syrup_hook::{
+    App, Counters, Deployment, Error, Executor, HookId, Linked, LoadedProgram, PolicyObject, Probe,
+    Result, Target, process, set_constant,
+};
+
+use crate::layout::{SYRUP_SCX_RESCUE_MS, syrup_scx_app};
+use crate::root::{Root, nr_cpus};
+use crate::{cpus, health, kernel, threads};
+
+const HOOK: HookId = HookId::ScxSyrup;
+const VERDICTS: &str = "verdicts";
+const PROGRAM: &str = "syrup_policy";
+
+/// Shows a policy to the verifier.
+pub(crate) fn verify(policy: &Linked) -> Result<()> {
+    if let Probe::Missing { what, advice } = kernel::probe() {
+        return Err(Error::Unsupported { missing: what, advice });
+    }
+    let settings = settings(&policy.thread)?;
+    open(policy, 1, &settings, &[], settings.nr_executors(&[])?)?.load(PROGRAM).map(drop)
+}
+
+/// Makes a policy live for an app that has none.
+pub(crate) fn deploy(app: &App, policy: &Linked, target: &Target) -> Result<()> {
+    if let Probe::Missing { what, advice } = kernel::probe() {
+        return Err(Error::Unsupported { missing: what, advice });
+    }
+    let cpus = cpus::checked(&target.cpus, nr_cpus()?)?;
+    let settings = settings(&policy.thread)?;
+    let weight = target.weight.unwrap_or(100);
+    if !(1..=10_000).contains(&weight) {
+        return Err(Error::Usage(format!("a weight is 1 to 10000, not {weight}")));
+    }
+    let tids = match target.pid {
+        Some(pid) => process::threads(pid)?,
+        None => Vec::new(),
+    };
+
+    let had_root = Root::open(&app.bpffs)?.is_some();
+    let root = Root::ensure(&app.bpffs)?;
+    let result = deploy_on(&root, app, policy, target, &cpus, &settings, weight, &tids);
+    if result.is_err() && !had_root {
+        root.stop()?;
+    }
+    result
+}
+
+#[allow(clippy::too_many_arguments)]
+fn deploy_on(
+    root: &Root,
+    app: &App,
+    policy: &Linked,
+    target: &Target,
+    cpus: &[u32],
+    settings: &Settings,
+    weight: u32,
+    tids: &[i32],
+) -> Result<()> {
+    sweep(root, &app.bpffs)?;
+    let slot = free_slot(&records(&app.bpffs)?)?;
+    let mut conf = syrup_scx_app {
+        in_use: 1,
+        weight,
+        rescue_ns: settings.rescue_ns,
+        nr_queues: settings.queues,
+        last_queue: settings.queues - 1,
+        cores: u32::from(settings.cores),
+        ..Default::default()
+    };
+    cpus::set(&mut conf, cpus);
+    let nr_executors = settings.nr_executors(cpus)?;
+    let verdicts = verdict_map(cpus)?;
+
+    let staged = Staged::new(&app.hook_dir(HOOK))?;
+    sys::obj_pin(verdicts.as_fd(), &staged.path().join(VERDICTS))?;
+    let mut record = syrup_record {
+        abi_version: abi::SYRUP_ABI_VERSION,
+        hook: HOOK.number(),
+        uid: app.uid,
+        slot,
+        pid: target.pid.unwrap_or(0),
+        app: pin::name_field(&app.name),
+        ..Default::default()
+    };
+    describe(&mut record, policy, nr_executors);
+    pin::write_record(staged.path(), &record)?;
+
+    root.reset_slot(slot)?;
+    let undo = |e: Error| {
+        let clean = clear_slot(root, slot);
+        match clean {
+            Ok(()) => e,
+            Err(also) => {
+                log::warn!("{also}");
+                e
+            }
+        }
+    };
+    let go = || -> Result<()> {
+        if settings.cores {
+            root.make_cores(slot)?;
+        }
+        root.set_app(slot, &conf)?;
+        let program = load(root, policy, slot, settings, cpus, nr_executors, &verdicts)?;
+        program.with_fd(|fd| root.set_program(slot, Some(fd)))?;
+        root.serve(slot, true)?;
+        let table = root.map("syrup_threads")?;
+        for (&tid, index) in tids.iter().zip(0..) {
+            check_affinity(tid, cpus)?;
+            match threads::register(&table, tid, slot, index) {
+                // It ended meanwhile; the others keep their indices.
+                Err(Error::NotFound { .. }) => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    };
+    go().map_err(undo)?;
+    staged.commit().map_err(undo)
+}
+
+/// Puts a policy in the slot of the live one.
+pub(crate) fn replace(app: &App, policy: &Linked) -> Result<()> {
+    let dir = app.hook_dir(HOOK);
+    let (Some(mut record), Some(root)) = (pin::read_record(&dir)?, Root::open(&app.bpffs)?) else {
+        return Err(not_deployed(app));
+    };
+    let settings = settings(&policy.thread)?;
+    let mut conf = root.app(record.slot)?;
+    let cpus = cpus::get(&conf);
+    let nr_executors = settings.nr_executors(&cpus)?;
+    let verdicts = Map::open(&dir.join(VERDICTS))?;
+    if settings.cores && conf.cores == 0 {
+        root.make_cores(record.slot)?;
+        conf.cores = 1;
+    }
+    let program = load(&root, policy, record.slot, &settings, &cpus, nr_executors, &verdicts)?;
+    // Queues of both policies are served from before the change on, so no
+    // thread that the old policy placed is left behind.
+    conf.nr_queues = conf.nr_queues.max(settings.queues);
+    conf.rescue_ns = settings.rescue_ns;
+    root.set_app(record.slot, &conf)?;
+    program.with_fd(|fd| root.set_program(record.slot, Some(fd)))?;
+    conf.last_queue = settings.queues - 1;
+    root.set_app(record.slot, &conf)?;
+    record.generation += 1;
+    describe(&mut record, policy, nr_executors);
+    pin::write_record(&dir, &record)
+}
+
+/// Takes the deployment away.
+pub(crate) fn remove(app: &App) -> Result<()> {
+    let dir = app.hook_dir(HOOK);
+    let slot = pin::read_record(&dir)?.map(|record| record.slot);
+    if let Some(root) = Root::open(&app.bpffs)? {
+        if let Some(slot) = slot {
+            clear_slot(&root, slot)?;
+        }
+        remove_folder(&dir)?;
+        sweep(&root, &app.bpffs)?;
+        if records(&app.bpffs)?.is_empty() {
+            root.stop()?;
+        }
+        return Ok(());
+    }
+    // Somebody removed the root scheduler's pins: its threads cannot be told
+    // apart any more, and run under the kernel's default already.
+    remove_folder(&dir)
+}
+
+/// Gives a thread to a live deployment.
+pub(crate) fn register(app: &App, executor: Executor, index: Option<u32>) -> Result<u32> {
+    let Executor::Thread { tid } = executor else {
+        return Err(Error::Usage(format!("the executors of {HOOK} are threads, not sockets")));
+    };
+    let (Some(record), Some(root)) =
+        (pin::read_record(&app.hook_dir(HOOK))?, Root::open(&app.bpffs)?)
+    else {
+        return Err(not_deployed(app));
+    };
+    if index == Some(abi::SYRUP_INDEX_NONE) {
+        return Err(Error::Usage(format!("{} is no index", abi::SYRUP_INDEX_NONE)));
+    }
+    check_affinity(tid, &cpus::get(&root.app(record.slot)?))?;
+    let table = root.map("syrup_threads")?;
+    let others: Vec<_> = threads::of_slot(&table, record.slot)?
+        .into_iter()
+        .filter(|thread| thread.tid != tid)
+        .collect();
+    let index = index.unwrap_or_else(|| threads::free_index(&others));
+    for other in others.iter().filter(|thread| thread.index == index) {
+        threads::set_index(&table, other.tid, abi::SYRUP_INDEX_NONE)?;
+    }
+    threads::register(&table, tid, record.slot, index)?;
+    Ok(index)
+}
+
+/// Reads a deployment back.
+pub(crate) fn read(app: &App) -> Result<Option<Deployment>> {
+    let dir = app.hook_dir(HOOK);
+    let Some(record) = pin::read_record(&dir)? else { return Ok(None) };
+    let root = Root::open(&app.bpffs)?;
+    let mut counters = Counters::default();
+    let (mut program_id, mut nr_threads, mut cores) = (0, 0, Vec::new());
+    let state = match &root {
+        Some(root) => {
+            let map = root.map("syrup_counters")?;
+            for (counter, sum) in (0..).zip(counters.0.iter_mut()) {
+                *sum = map.sum(record.slot * abi::SYRUP_NR_COUNTERS + counter)?;
+            }
+            program_id = root.program_id(record.slot)?;
+            nr_threads = threads::of_slot(&root.map("syrup_threads")?, record.slot)?.len();
+            cores = cpus::get(&root.app(record.slot)?);
+            root.state()?
+        }
+        None => crate::root::State::Ejected("the root scheduler's pins are gone".to_owned()),
+    };
+    let verdicts = Map::open(&dir.join(VERDICTS))?;
+    let nr_verdicts = record.nr_executors.min(verdicts.max_entries());
+    Ok(Some(Deployment {
+        app: pin::field_name(&record.app),
+        uid: record.uid,
+        hook: HOOK,
+        policy: pin::field_name(&record.policy),
+        sha256: record.policy_sha256,
+        program_id,
+        generation: record.generation,
+        deployed_at: UNIX_EPOCH + Duration::from_nanos(record.deployed_at_ns),
+        port: None,
+        pid: (record.pid > 0).then_some(record.pid),
+        nr_executors: record.nr_executors,
+        nr_threads: Some(nr_threads as u32),
+        cpus: cores,
+        health: health::judge(&state, program_id != 0, &counters),
+        counters,
+        verdicts: (0..nr_verdicts).map(|key| verdicts.sum(key)).collect::<Result<_>>()?,
+    }))
+}
+
+/// Removes what interrupted calls left behind.
+pub(crate) fn collect_garbage(bpffs: &Path) -> Result<Vec<PathBuf>> {
+    let mut removed = Vec::new();
+    let mut drop_folder = |path: PathBuf| -> Result<()> {
+        if path.exists() {
+            pin::remove_tree(&path)?;
+            removed.push(path);
+        }
+        Ok(())
+    };
+    drop_folder(bpffs.join(format!("{TEMPORARY}_scx")))?;
+    for app in folders(bpffs)? {
+        drop_folder(app.join(format!("{TEMPORARY}{HOOK}")))?;
+    }
+    if let Some(root) = Root::open(bpffs)? {
+        sweep(&root, bpffs)?;
+        if records(bpffs)?.is_empty() {
+            root.stop()?;
+            removed.push(bpffs.join("_scx"));
+        }
+    }
+    Ok(removed)
+}
+
+/// Empties every slot without a record: a call that died before its record was
+/// in place left it, or one that died after it had taken the record away.
+fn sweep(root: &Root, bpffs: &Path) -> Result<()> {
+    let known: Vec<u32> = records(bpffs)?.iter().map(|record| record.slot).collect();
+    let served = root.info()?.slots_in_use;
+    for slot in (1..abi::SYRUP_MAX_APPS).filter(|slot| !known.contains(slot)) {
+        if served >> slot & 1 == 1 || root.app(slot)?.in_use != 0 || root.program_id(slot)? != 0 {
+            clear_slot(root, slot)?;
+        }
+    }
+    Ok(())
+}
+
+/// Empties a slot. The order matters: new arrivals go to nobody's slot first,
+/// then the threads leave, and only then the root stops serving the queues.
+fn clear_slot(root: &Root, slot: u32) -> Result<()> {
+    let conf = root.app(slot)?;
+    root.set_app(slot, &syrup_scx_app { in_use: 0, ..conf })?;
+    threads::release_all(&root.map("syrup_threads")?, slot)?;
+    root.set_program(slot, None)?;
+    root.serve(slot, false)
+}
+
+/// Takes a deployment's folder away in one step.
+fn remove_folder(dir: &Path) -> Result<()> {
+    if !dir.exists() {
+        return Ok(());
+    }
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    let aside = dir.with_file_name(format!("{TEMPORARY}{name}"));
+    pin::remove_tree(&aside)?;
+    fs::rename(dir, &aside).map_err(|e| Error::kernel(format!("rename {}", dir.display()), e))?;
+    pin::remove_tree(&aside)
+}
+
+/// What a policy asked for, checked and with defaults filled in.
+#[derive(Debug, PartialEq, Eq)]
+struct Settings {
+    queues: u32,
+    preempt: bool,
+    cores: bool,
+    rescue_ns: u64,
+}
+
+fn settings(policy: &syrup_thread_policy) -> Result<Settings> {
+    let cores = policy.executors == abi::SYRUP_CORES;
+    if policy.queues > abi::SYRUP_MAX_QUEUES {
+        return Err(Error::Usage(format!(
+            "SYRUP_THREAD_POLICY(.queues = {}): an app has at most {} queues",
+            policy.queues,
+            abi::SYRUP_MAX_QUEUES
+        )));
+    }
+    if cores && policy.preempt != 0 {
+        return Err(Error::Usage(
+            "SYRUP_THREAD_POLICY(.executors = SYRUP_CORES, .preempt = true): preemption is \
+             between queues, and this policy chooses cores"
+                .to_owned(),
+        ));
+    }
+    let rescue_ms = if policy.rescue_ms == 0 { SYRUP_SCX_RESCUE_MS } else { policy.rescue_ms };
+    // Below, the rescue would be the scheduler; above, the kernel's watchdog
+    // (10 s) would come first.
+    if !(20..=2000).contains(&rescue_ms) {
+        return Err(Error::Usage(format!(
+            "SYRUP_THREAD_POLICY(.rescue_ms = {rescue_ms}): 20 to 2000"
+        )));
+    }
+    Ok(Settings {
+        // One queue beside the cores takes what the policy does not place.
+        queues: if cores { 1 } else { policy.queues.max(1) },
+        preempt: policy.preempt != 0,
+        cores,
+        rescue_ns: u64::from(rescue_ms) * 1_000_000,
+    })
+}
+
+impl Settings {
+    /// How many executors `schedule()` may name.
+    fn nr_executors(&self, cpus: &[u32]) -> Result<u32> {
+        match (self.cores, cpus.len()) {
+            (false, _) => Ok(self.queues),
+            (true, 0) => nr_cpus(),
+            (true, nr) => Ok(nr as u32),
+        }
+    }
+}
+
+/// Loads a policy for a slot.
+fn load(
+    root: &Root,
+    policy: &Linked,
+    slot: u32,
+    settings: &Settings,
+    cpus: &[u32],
+    nr_executors: u32,
+    verdicts: &Map,
+) -> Result<LoadedProgram> {
+    let mut object = open(policy, slot, settings, cpus, nr_executors)?;
+    for (name, fd) in root.shared()? {
+        object.share(name, fd.as_fd())?;
+    }
+    object.share("syrup_verdicts", verdicts.as_fd())?;
+    object.load(PROGRAM)
+}
+
+/// Opens a policy with the constants of its deployment and the app's Maps.
+fn open(
+    policy: &Linked,
+    slot: u32,
+    settings: &Settings,
+    cpus: &[u32],
+    nr_executors: u32,
+) -> Result<PolicyObject> {
+    let mut cpu_of = Vec::with_capacity(abi::SYRUP_MAX_CPUS as usize * 2);
+    for executor in 0..abi::SYRUP_MAX_CPUS {
+        let cpu = cpus.get(executor as usize).copied().unwrap_or(executor);
+        cpu_of.extend_from_slice(&(cpu as u16).to_ne_bytes());
+    }
+    let mut image = policy.object.clone();
+    let mut set = |name: &str, value: &[u8]| match set_constant(&mut image, name, value)? {
+        true => Ok(()),
+        false => Err(Error::Usage(format!(
+            "the policy is not linked with this version's trusted half: no {name}"
+        ))),
+    };
+    set("syrup_slot", &slot.to_ne_bytes())?;
+    set("syrup_nr_executors", &nr_executors.to_ne_bytes())?;
+    set("syrup_is_cores", &u32::from(settings.cores).to_ne_bytes())?;
+    set("syrup_preempt", &u32::from(settings.preempt).to_ne_bytes())?;
+    set("syrup_cpu_of", &cpu_of)?;
+
+    let mut object = PolicyObject::open_bytes(&image, &policy.name)?;
+    for (name, fd) in &policy.maps {
+        object.share(name, fd.as_fd())?;
+    }
+    Ok(object)
+}
+
+/// Choices per executor: enough entries for any policy that may replace the first.
+fn verdict_map(cpus: &[u32]) -> Result<Map> {
+    let cores = if cpus.is_empty() { nr_cpus()? } else { cpus.len() as u32 };
+    let opts = libbpf_sys::bpf_map_create_opts {
+        sz: size_of::<libbpf_sys::bpf_map_create_opts>() as libbpf_sys::size_t,
+        ..Default::default()
+    };
+    let entries = cores.max(abi::SYRUP_MAX_QUEUES);
+    let map = MapHandle::create(MapType::PercpuArray, Some("syrup_verdicts"), 4, 8, entries, &opts)
+        .map_err(|e| Error::bpf("create the map of verdicts", &e))?;
+    let fd = map
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|e| Error::kernel("keep the map of verdicts", e))?;
+    Map::new(fd)
+}
+
+fn describe(record: &mut syrup_record, policy: &Linked, nr_executors: u32) {
+    record.policy = pin::name_field(&policy.name);
+    record.policy_sha256 = policy.sha256;
+    record.thread = policy.thread;
+    record.nr_executors = nr_executors;
+    record.deployed_at_ns = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX));
+}
+
+/// The records of all apps with a thread deployment.
+fn records(bpffs: &Path) -> Result<Vec<syrup_record>> {
+    folders(bpffs)?
+        .iter()
+        .filter_map(|app| pin::read_record(&app.join(HOOK.name())).transpose())
+        .collect()
+}
+
+/// The folders of apps.
+fn folders(bpffs: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(bpffs) {
+        Ok(entries) => entries,
+        // Nothing was ever deployed here.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::kernel(format!("read {}", bpffs.display()), e)),
+    };
+    Ok(entries
+        .filter_map(std::result::Result::ok)
+        .filter(|entry| !entry.file_name().to_string_lossy().starts_with('_'))
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .collect())
+}
+
+fn free_slot(records: &[syrup_record]) -> Result<u32> {
+    (1..abi::SYRUP_MAX_APPS)
+        .find(|slot| records.iter().all(|record| record.slot != *slot))
+        .ok_or_else(|| Error::Conflict {
+            what: format!("all {} app slots are taken", abi::SYRUP_MAX_APPS - 1),
+            advice: "unload a thread policy first".to_owned(),
+        })
+}
+
+/// A thread that may run on none of the app's cores would only ever be rescued.
+fn check_affinity(tid: i32, cpus: &[u32]) -> Result<()> {
+    if cpus.is_empty() {
+        return Ok(());
+    }
+    let allowed = match threads::affinity(tid) {
+        // A process's thread that ended meanwhile: registering finds out.
+        Err(Error::NotFound { .. }) => return Ok(()),
+        other => other?,
+    };
+    if allowed.iter().any(|cpu| cpus.contains(cpu)) {
+        return Ok(());
+    }
+    Err(Error::Usage(format!(
+        "thread {tid} may run on cores {allowed:?} only, and the app's cores are {cpus:?}"
+    )))
+}
+
+fn not_deployed(app: &App) -> Error {
+    Error::NotFound {
+        what: format!("app '{}' has no thread policy", app.name),
+        advice: format!("load one: syrupctl load {HOOK} --app {} --policy ...", app.name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(queues: u32, preempt: u32, executors: u32, rescue_ms: u32) -> syrup_thread_policy {
+        syrup_thread_policy { queues, preempt, executors, rescue_ms }
+    }
+
+    #[test]
+    fn defaults_are_one_queue_and_200_ms() {
+        let expected = Settings { queues: 1, preempt: false, cores: false, rescue_ns: 200_000_000 };
+        assert_eq!(settings(&syrup_thread_policy::default()).unwrap(), expected);
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_its_name() {
+        for (bad, word) in [
+            (policy(9, 0, 0, 0), ".queues = 9"),
+            (policy(0, 1, abi::SYRUP_CORES, 0), ".preempt"),
+            (policy(1, 0, 0, 5), ".rescue_ms = 5"),
+            (policy(1, 0, 0, 60_000), ".rescue_ms = 60000"),
+        ] {
+            let error = settings(&bad).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn core_executors_are_the_apps_cores() {
+        let cores = settings(&policy(4, 0, abi::SYRUP_CORES, 0)).unwrap();
+        assert_eq!((cores.queues, cores.nr_executors(&[2, 5, 7]).unwrap()), (1, 3));
+        assert_eq!(cores.nr_executors(&[]).unwrap(), nr_cpus().unwrap());
+    }
+
+    #[test]
+    fn slots_start_at_one_and_fill_gaps() {
+        let taken = |slots: &[u32]| -> Vec<syrup_record> {
+            slots.iter().map(|&slot| syrup_record { slot, ..Default::default() }).collect()
+        };
+        assert_eq!(free_slot(&[]).unwrap(), 1);
+        assert_eq!(free_slot(&taken(&[1, 3])).unwrap(), 2);
+        let all: Vec<u32> = (1..abi::SYRUP_MAX_APPS).collect();
+        assert!(matches!(free_slot(&taken(&all)), Err(Error::Conflict { .. })));
+    }
+}

@@ -1,0 +1,100 @@
+//! Does a deployment do what it should?
+
+use syrup_abi::abi::{
+    SYRUP_CHOSEN, SYRUP_ENFORCE_FAILED, SYRUP_INPUTS, SYRUP_NO_POLICY, SYRUP_OUT_OF_RANGE,
+    SYRUP_RESCUED,
+};
+use syrup_hook::{Counters, Health};
+
+use crate::root::State;
+
+/// One rescue in so many inputs is a policy that starves threads. Fewer come
+/// from overload, where threads wait long under any policy.
+const STARVING: u64 = 20;
+
+/// The verdict over what was read. `has_program` is false when the slot is empty.
+pub(crate) fn judge(state: &State, has_program: bool, counters: &Counters) -> Health {
+    if let State::Ejected(why) = state {
+        return Health::Ejected(why.clone());
+    }
+    if !has_program {
+        return Health::Degraded(
+            "no program is in the app's slot, so the default decides: unload it and load again"
+                .to_owned(),
+        );
+    }
+    let inputs = counters.get(SYRUP_INPUTS);
+    let chosen = counters.get(SYRUP_CHOSEN);
+    let out_of_range = counters.get(SYRUP_OUT_OF_RANGE);
+    let refused = counters.get(SYRUP_ENFORCE_FAILED);
+    let no_policy = counters.get(SYRUP_NO_POLICY);
+    let rescued = counters.get(SYRUP_RESCUED);
+    if chosen == 0 && out_of_range > 0 {
+        return Health::Degraded(format!(
+            "schedule() never named an executor there is ({out_of_range} of {inputs} verdicts out \
+             of range): the default decides"
+        ));
+    }
+    if chosen == 0 && refused > 0 {
+        return Health::Degraded(format!(
+            "the threads' own affinity excludes every core the policy chose ({refused} of \
+             {inputs} inputs): the default decides"
+        ));
+    }
+    if no_policy > 0 {
+        return Health::Degraded(format!(
+            "the kernel did not call the policy for {no_policy} of {inputs} inputs: the default \
+             decided them"
+        ));
+    }
+    if rescued * STARVING > inputs {
+        return Health::Degraded(format!(
+            "the policy starves threads: {rescued} rescues in {inputs} inputs"
+        ));
+    }
+    Health::Live
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counters(values: &[(u32, u64)]) -> Counters {
+        let mut counters = Counters::default();
+        for &(counter, value) in values {
+            counters.0[counter as usize] = value;
+        }
+        counters
+    }
+
+    fn degraded(values: &[(u32, u64)]) -> bool {
+        matches!(judge(&State::Live, true, &counters(values)), Health::Degraded(_))
+    }
+
+    #[test]
+    fn a_deployment_without_threads_yet_is_live() {
+        assert_eq!(judge(&State::Live, true, &Counters::default()), Health::Live);
+    }
+
+    #[test]
+    fn a_policy_that_never_names_an_executor_is_degraded() {
+        assert!(degraded(&[(SYRUP_INPUTS, 5), (SYRUP_OUT_OF_RANGE, 5)]));
+        assert!(!degraded(&[(SYRUP_INPUTS, 5), (SYRUP_CHOSEN, 4), (SYRUP_OUT_OF_RANGE, 1)]));
+    }
+
+    #[test]
+    fn rescues_degrade_when_they_are_a_habit() {
+        assert!(!degraded(&[(SYRUP_INPUTS, 1000), (SYRUP_CHOSEN, 1000), (SYRUP_RESCUED, 50)]));
+        assert!(degraded(&[(SYRUP_INPUTS, 1000), (SYRUP_CHOSEN, 1000), (SYRUP_RESCUED, 51)]));
+    }
+
+    #[test]
+    fn an_empty_slot_is_degraded_and_an_ejection_says_why() {
+        let none = Counters::default();
+        assert!(matches!(judge(&State::Live, false, &none), Health::Degraded(_)));
+        assert_eq!(
+            judge(&State::Ejected("stall".into()), true, &none),
+            Health::Ejected("stall".into())
+        );
+    }
+}

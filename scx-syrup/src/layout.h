@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the root scheduler, the trusted half of thread policies and their
+ * loader agree on. Private to this crate; Rust reads it through bindgen
+ * (build.rs). All of it lives in maps pinned with the root scheduler, so a
+ * change raises SYRUP_SCX_VERSION and another version's root is refused.
+ */
+#ifndef SYRUP_SCX_LAYOUT_H
+#define SYRUP_SCX_LAYOUT_H
+
+#include <syrup/abi.h>
+
+#define SYRUP_SCX_VERSION   1
+#define SYRUP_SCX_CPU_WORDS (SYRUP_MAX_CPUS / 64)
+
+/* How long a thread runs when its policy does not say: as the kernel's own default. */
+#define SYRUP_SCX_SLICE_US 20000U
+/* Below it switching costs more than running; above it other apps wait too long. */
+#define SYRUP_SCX_MIN_SLICE_US 100U
+#define SYRUP_SCX_MAX_SLICE_US 100000U
+#define SYRUP_SCX_RESCUE_MS    200U
+
+/* An app's settings: written by the loader, read by the root scheduler. */
+struct syrup_scx_app {
+	__u32 in_use;
+	__u32 weight;     /* share against other apps; 100 is normal */
+	__u64 rescue_ns;  /* a thread that waits longer is run */
+	__u32 nr_queues;  /* most that any policy of this deployment had: all are served */
+	__u32 last_queue; /* where threads go that the policy did not place */
+	__u32 cores;      /* 1: the queues of single cores exist */
+	__u32 masked;     /* 1: only the CPUs in `cpus`; 0: all */
+	__u64 cpus[SYRUP_SCX_CPU_WORDS];
+};
+_Static_assert(sizeof(struct syrup_scx_app) == 96, "syrup_scx_app");
+
+/*
+ * A registered thread: task storage. The loader writes slot and index and
+ * leaves the rest zero; the root scheduler owns the rest.
+ */
+struct syrup_scx_thread {
+	__u32 slot;
+	__u32 index;
+	__u64 runtime_ns; /* see struct syrup_thread */
+	__u64 ran_ns;
+	__u64 runnable_at_ns;
+	__u64 waits_since_ns; /* it became runnable, or last ran */
+	__u64 slice_ns;       /* granted when it was queued */
+	__u64 used_ns;        /* of that slice */
+	__u32 queue;          /* executor it was queued for, for preemption */
+	__u32 state;          /* enum syrup_scx_state bits */
+};
+_Static_assert(sizeof(struct syrup_scx_thread) == 64, "syrup_scx_thread");
+
+enum syrup_scx_state {
+	SYRUP_SCX_PREEMPTED = 1 << 0, /* lost its CPU with slice left */
+	SYRUP_SCX_EXPIRED = 1 << 1,   /* used its slice up, or yielded */
+	SYRUP_SCX_YIELDED = 1 << 2,
+	SYRUP_SCX_RESCUE = 1 << 3,   /* runs on a slice of the rescue, not of its policy */
+	SYRUP_SCX_IDLE_CPU = 1 << 4, /* select_cpu found an idle CPU, which will dispatch */
+};
+
+/* One entry: what the root scheduler and later loaders must know. */
+struct syrup_scx_root {
+	__u64 slots_in_use; /* bit per app slot; slot 0 always */
+	__u64 enable_seq;   /* /sys/kernel/sched_ext/enable_seq after the attach */
+	__u32 version;      /* SYRUP_SCX_VERSION */
+	__u32 nr_cpus;
+};
+_Static_assert(sizeof(struct syrup_scx_root) == 24, "syrup_scx_root");
+
+/* One entry: why the kernel ended the root scheduler. */
+struct syrup_scx_exit {
+	__s64 exit_code;
+	__u32 kind; /* enum scx_exit_kind; 0: it has not ended */
+	__u32 _pad;
+	char reason[128];
+	char message[1024];
+};
+_Static_assert(sizeof(struct syrup_scx_exit) == 1168, "syrup_scx_exit");
+
+/* Argument of the program that makes the queues of an app's cores. */
+struct syrup_scx_make_cores {
+	__u32 slot;
+	__u32 nr_cpus;
+};
+
+#endif /* SYRUP_SCX_LAYOUT_H */

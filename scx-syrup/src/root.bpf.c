@@ -1,0 +1,753 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The resident root scheduler. It knows threads, apps and queues, and no
+ * policy: from ops.enqueue it tail-calls the policy of the thread's app, which
+ * names a queue, and the rest is the same for all. Only threads that registered
+ * are scheduled here (SCX_OPS_SWITCH_PARTIAL); EEVDF keeps everything else and
+ * outranks this class.
+ *
+ * Between apps: the one that had the least CPU time by weight comes first,
+ * among those that may use the CPU and have a thread waiting. Inside an app:
+ * queue 0 first, then by rank.
+ *
+ * A bad idea for: an app that wants its threads to compete with the rest of the
+ * machine as equals. They run only when no ordinary thread wants the CPU,
+ * apart from what the kernel's deadline server gives the class.
+ *
+ * The ops stand in the order of a thread's life.
+ */
+#include "shared.bpf.h"
+
+char _license[] SEC("license") = "GPL";
+
+#define NSEC_PER_SEC  1000000000ULL
+#define NSEC_PER_MSEC 1000000ULL
+
+/*
+ * A starved thread gets this much at a time, at most once per CPU and rescue
+ * tick, which is a sixteenth of the app's deadline: with the default 200 ms that
+ * is 0.5 of every 12.5 ms, so starving threads costs an app at most 4 % of what
+ * it wanted to run instead, and four starved threads per CPU still run within
+ * 250 ms.
+ */
+#define RESCUE_SLICE_NS   (500 * 1000ULL)
+#define RESCUE_TICK_SHIFT 4
+/*
+ * Far behind (10 deadlines) the tick is four times as fast: 16 % of the CPU, so
+ * that an app with thousands of starved threads does not reach the kernel's
+ * watchdog, which would end the scheduler for every app.
+ */
+#define RESCUE_BEHIND 10
+#define WATCHDOG_MS   10000
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct syrup_scx_root);
+} syrup_root SEC(".maps");
+
+/* Each app's policy for ops.enqueue. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, SYRUP_MAX_APPS);
+	__type(key, __u32);
+	__type(value, __u32);
+} syrup_enqueue SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct syrup_scx_exit);
+} syrup_exit SEC(".maps");
+
+/* CPU time by weight that an app has had. */
+struct app_time {
+	u64 vtime_ns;
+} __attribute__((aligned(64)));
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SYRUP_MAX_APPS);
+	__type(key, __u32);
+	__type(value, struct app_time);
+} syrup_times SEC(".maps");
+
+struct tick {
+	struct bpf_timer timer;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct tick);
+} syrup_tick SEC(".maps");
+
+/* The furthest virtual time of an app that ran: where apps that slept start again. */
+static u64 vtime_now;
+
+static __always_inline struct syrup_scx_root *root(void)
+{
+	u32 zero = 0;
+
+	return bpf_map_lookup_elem(&syrup_root, &zero);
+}
+
+static __always_inline struct app_time *time_of(u32 slot)
+{
+	return bpf_map_lookup_elem(&syrup_times, &slot);
+}
+
+/* Threads of nobody, and of apps that are gone, belong to slot 0. */
+static __always_inline u32 slot_of(const struct syrup_scx_thread *t)
+{
+	struct syrup_scx_app *app;
+	u32 slot = t ? t->slot : 0;
+
+	if (slot >= SYRUP_MAX_APPS)
+		return 0;
+	app = app_of(slot);
+	return app && app->in_use ? slot : 0;
+}
+
+static __always_inline u64 by_weight(u64 runtime_ns, const struct syrup_scx_app *app)
+{
+	return runtime_ns * 100 / (app->weight ?: 100);
+}
+
+static __always_inline bool before(u64 a, u64 b)
+{
+	return (s64)(a - b) < 0;
+}
+
+/* Without branches: the verifier would follow each of them in every round of a loop. */
+static __always_inline u32 lowest_bit(u64 bits)
+{
+	u64 below = (bits & -bits) - 1; /* as many ones as there are zeros below the bit */
+
+	below -= below >> 1 & 0x5555555555555555ULL;
+	below = (below & 0x3333333333333333ULL) + (below >> 2 & 0x3333333333333333ULL);
+	below = (below + (below >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
+	return below * 0x0101010101010101ULL >> 56;
+}
+
+/* A child of a registered thread belongs to the same app, under no index. */
+s32 SEC("struct_ops.s/init_task")
+	BPF_PROG(syrup_init_task, struct task_struct *p, struct scx_init_task_args *args)
+{
+	struct syrup_scx_thread *parent, *child;
+
+	if (!args->fork)
+		return 0;
+	parent = bpf_task_storage_get(&syrup_threads, bpf_get_current_task_btf(), NULL, 0);
+	if (!parent || !slot_of(parent))
+		return 0;
+	child = bpf_task_storage_get(&syrup_threads, p, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!child)
+		return -12; /* ENOMEM: the fork fails, as it would without us */
+	child->slot = parent->slot;
+	child->index = SYRUP_INDEX_NONE;
+	return 0;
+}
+
+/* Chooses where the thread wakes, and inserts nothing: its policy must see every wake-up. */
+s32 SEC("struct_ops/select_cpu")
+	BPF_PROG(syrup_select_cpu, struct task_struct *p, s32 prev_cpu, u64 wake_flags)
+{
+	struct syrup_scx_thread *t = thread_of(p);
+	struct syrup_scx_app *app = app_of(slot_of(t));
+	s32 cpu;
+
+	/* Where the executors are cores, only the policy knows which one to wake. */
+	if (!app || app->cores)
+		return prev_cpu;
+	cpu = take_idle_cpu(p, app, prev_cpu);
+	if (cpu < 0)
+		return prev_cpu;
+	if (t)
+		t->state |= SYRUP_SCX_IDLE_CPU;
+	return cpu;
+}
+
+/* What the policy is told of the thread, and what is remembered of its wait. */
+static __always_inline u32 begin_wait(struct syrup_scx_thread *t, u64 enq_flags, u64 now)
+{
+	u32 flags = 0;
+
+	if (enq_flags & ENUM(scx_enq_flags, SCX_ENQ_WAKEUP) || !t->runnable_at_ns) {
+		flags = SYRUP_THREAD_WAKEUP;
+		t->runnable_at_ns = now;
+		t->waits_since_ns = now;
+		t->ran_ns = 0;
+	} else if (t->state & SYRUP_SCX_EXPIRED) {
+		flags = SYRUP_THREAD_EXPIRED;
+		t->runnable_at_ns = now;
+	} else if (t->state & SYRUP_SCX_PREEMPTED) {
+		flags = SYRUP_THREAD_PREEMPTED;
+	}
+	t->state &= SYRUP_SCX_IDLE_CPU;
+	return flags;
+}
+
+void SEC("struct_ops/enqueue") BPF_PROG(syrup_enqueue_op, struct task_struct *p, u64 enq_flags)
+{
+	struct syrup_scx_thread *t = thread_of(p);
+	u32 zero = 0, slot = slot_of(t), flags, queue;
+	struct syrup_scx_app *app = app_of(slot);
+	struct app_time *time = time_of(slot);
+	u64 now = bpf_ktime_get_ns(), slice_ns = SYRUP_SCX_SLICE_US * 1000ULL;
+	struct syrup_thread *in;
+	bool has_cpu;
+
+	in = bpf_map_lookup_elem(&syrup_input, &zero);
+	if (!app || !time || !in)
+		return; /* cannot be: array entries always exist */
+
+	flags = t ? begin_wait(t, enq_flags, now) : SYRUP_THREAD_WAKEUP;
+
+	/* An app that slept, or is new, has saved up at most one slice against the others. */
+	if (flags & SYRUP_THREAD_WAKEUP && before(time->vtime_ns, vtime_now - slice_ns))
+		time->vtime_ns = vtime_now - slice_ns;
+
+	count(slot, SYRUP_INPUTS);
+	if (!t || !slot) {
+		scx_bpf_dsq_insert_vtime(p, queue_id(0, 0), slice_ns, now, enq_flags);
+		call_cpu(p, app, 0, 0, false, false, enq_flags);
+		return;
+	}
+
+	in->index = t->index;
+	in->tid = p->pid;
+	in->tgid = p->tgid;
+	in->flags = flags;
+	in->cpu = scx_bpf_task_cpu(p);
+	in->weight = p->scx.weight;
+	in->runtime_ns = t->runtime_ns;
+	in->ran_ns = t->ran_ns;
+	in->runnable_at_ns = t->runnable_at_ns;
+	in->rank = t->runnable_at_ns;
+	in->slice_us = SYRUP_SCX_SLICE_US;
+	in->_pad = 0;
+	bpf_tail_call(ctx, &syrup_enqueue, slot);
+
+	/* No program in the slot: the default, which is FIFO in the app's last queue. */
+	count(slot, SYRUP_NO_POLICY);
+	queue = app->last_queue;
+	has_cpu = t->state & SYRUP_SCX_IDLE_CPU;
+	t->state = 0;
+	t->queue = queue;
+	t->slice_ns = slice_ns;
+	t->used_ns = 0;
+	scx_bpf_dsq_insert_vtime(p, queue_id(slot, queue), slice_ns, t->runnable_at_ns, enq_flags);
+	call_cpu(p, app, slot, queue, false, has_cpu, enq_flags);
+}
+
+/*
+ * Functions without `static` are verified once, for any arguments, instead of
+ * at each call: nested in the loops below they would be too much.
+ */
+
+/* Does a thread of the app wait that this CPU could run? */
+__noinline int app_waits(u32 slot, u32 cpu)
+{
+	struct syrup_scx_app *app = app_of(slot);
+	u32 queue;
+
+	if (!app || !app_has_cpu(app, cpu))
+		return 0;
+	bpf_for(queue, 0, SYRUP_MAX_QUEUES) {
+		if (queue >= app->nr_queues)
+			break;
+		if (scx_bpf_dsq_nr_queued(queue_id(slot, queue)) > 0)
+			return 1;
+	}
+	return app->cores && scx_bpf_dsq_nr_queued(core_id(slot, cpu)) > 0;
+}
+
+static __always_inline bool may_run_on(const struct task_struct *p, u32 cpu)
+{
+	/* A queued thread is not current, so nobody else changes its migration_disabled. */
+	if (bpf_core_field_exists(p->migration_disabled) && p->migration_disabled &&
+	    scx_bpf_task_cpu(p) != (s32)cpu)
+		return false;
+	return bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
+}
+
+/* How long a queued thread has not run. Threads of nobody are queued by the time they came. */
+static __always_inline u64 waited_ns(struct task_struct *p, u64 now)
+{
+	struct syrup_scx_thread *t = thread_of(p);
+	u64 since = p->scx.dsq_vtime;
+
+	/* Keeps the two loads apart: one instruction may not read two kinds of pointers. */
+	barrier_var(since);
+	if (t && slot_of(t))
+		since = t->waits_since_ns;
+	/* It may have come after `now`, on another CPU. */
+	return before(now, since) ? 0 : now - since;
+}
+
+/*
+ * The queues of an app, for the rescue: `index` counts its queues, then the
+ * queues of its cores.
+ */
+static __always_inline u64 nth_queue(u32 slot, u32 index)
+{
+	return index < SYRUP_MAX_QUEUES ? queue_id(slot, index)
+					: core_id(slot, index - SYRUP_MAX_QUEUES);
+}
+
+static __always_inline u32 nr_all_queues(const struct syrup_scx_app *app)
+{
+	return app->cores ? SYRUP_MAX_QUEUES + nr_cpus() : SYRUP_MAX_QUEUES;
+}
+
+/*
+ * Runs the thread of `slot` that waits longest and may run on this CPU, if it
+ * is overdue. Two passes, because an iterator can only move the thread it
+ * stands on. Always the longest wait first: else ranks would decide which of
+ * many starved threads are rescued, and the rest would meet the watchdog.
+ */
+__noinline int rescue(u32 slot, u32 cpu)
+{
+	struct syrup_scx_app *app = app_of(slot);
+	u64 now = bpf_ktime_get_ns(), longest = 0;
+	struct task_struct *p;
+	u32 index;
+
+	if (!app)
+		return false;
+	bpf_for(index, 0, nr_all_queues(app)) {
+		bpf_for_each(scx_dsq, p, nth_queue(slot, index), 0) {
+			u64 waited = waited_ns(p, now);
+
+			if (waited > longest && may_run_on(p, cpu))
+				longest = waited;
+		}
+	}
+	if (!longest || longest < app->rescue_ns)
+		return false;
+	bpf_for(index, 0, nr_all_queues(app)) {
+		bpf_for_each(scx_dsq, p, nth_queue(slot, index), 0) {
+			struct syrup_scx_thread *t;
+
+			if (waited_ns(p, now) < longest || !may_run_on(p, cpu))
+				continue;
+			scx_bpf_dsq_move_set_slice(BPF_FOR_EACH_ITER, RESCUE_SLICE_NS);
+			if (!scx_bpf_dsq_move(BPF_FOR_EACH_ITER, p,
+					      ENUM(scx_dsq_id_flags, SCX_DSQ_LOCAL_ON) | cpu, 0))
+				continue;
+			t = thread_of(p);
+			if (t)
+				t->state |= SYRUP_SCX_RESCUE;
+			count(slot, SYRUP_RESCUED);
+			return true;
+		}
+	}
+	return false;
+}
+
+/*
+ * Gives this CPU a thread of `slot`. `limit` is how many queues may be served:
+ * all, or with `prev`, a thread of the same app that was expired or preempted
+ * and would go on, those that come before its own. When there is none in them
+ * nothing is dispatched and the kernel hands prev to ops.enqueue with
+ * SCX_ENQ_LAST, where its policy places it anew and makes this CPU look again.
+ * Serving prev's own queue instead would ignore rank, and later ones would break
+ * the order of queues whenever a slice ends.
+ */
+__noinline int dispatch_app(u32 slot, u32 cpu, u32 limit)
+{
+	struct syrup_scx_app *app = app_of(slot);
+	u32 queue;
+
+	if (!app)
+		return 0;
+	if (app->cores && limit && scx_bpf_dsq_move_to_local(core_id(slot, cpu), 0))
+		return 1;
+	bpf_for(queue, 0, SYRUP_MAX_QUEUES) {
+		if (queue >= limit || queue >= app->nr_queues)
+			break;
+		if (scx_bpf_dsq_move_to_local(queue_id(slot, queue), 0))
+			return 1;
+	}
+	return 0;
+}
+
+/*
+ * Of the candidates (a bit per slot) that have a thread for this CPU, the one
+ * that had least. The app of the thread that would go on (`prev_slot`, which
+ * has run `prev_ran_ns` uncharged) competes too. SYRUP_MAX_APPS: none.
+ */
+__noinline u32 pick_app(u64 candidates, u32 cpu, u32 prev_slot, u64 prev_ran_ns)
+{
+	u32 i, best = SYRUP_MAX_APPS;
+	u64 best_vtime = 0;
+
+	bpf_for(i, 0, SYRUP_MAX_APPS) {
+		struct syrup_scx_app *app;
+		struct app_time *time;
+		u64 vtime;
+		u32 slot;
+
+		if (!candidates)
+			break;
+		slot = lowest_bit(candidates);
+		candidates &= candidates - 1;
+		app = app_of(slot);
+		time = time_of(slot);
+		if (!app || !time)
+			continue;
+		vtime = time->vtime_ns;
+		if (slot == prev_slot)
+			vtime += by_weight(prev_ran_ns, app);
+		else if (!app_waits(slot, cpu))
+			continue;
+		if (best == SYRUP_MAX_APPS || before(vtime, best_vtime)) {
+			best = slot;
+			best_vtime = vtime;
+		}
+	}
+	return best;
+}
+
+void SEC("struct_ops/dispatch") BPF_PROG(syrup_dispatch, s32 cpu, struct task_struct *prev)
+{
+	struct syrup_running *on = running_on(cpu);
+	struct syrup_scx_root *root_state = root();
+	u32 attempt, prev_slot = SYRUP_MAX_APPS, prev_queue = 0;
+	u64 candidates, prev_ran_ns = 0;
+
+	if (!on || !root_state)
+		return;
+	if (on->rescue) {
+		u32 slot = on->rescue - 1;
+
+		on->rescue = 0;
+		if (rescue(slot, cpu))
+			return;
+	}
+	if (prev && prev->scx.flags & ENUM(scx_ent_flags, SCX_TASK_QUEUED)) {
+		prev_slot = on->slot;
+		prev_queue = on->queue;
+		prev_ran_ns = prev->se.sum_exec_runtime - on->exec_start;
+	}
+	candidates = root_state->slots_in_use;
+	bpf_for(attempt, 0, SYRUP_MAX_APPS) {
+		u32 slot = pick_app(candidates, cpu, prev_slot, prev_ran_ns);
+
+		if (slot >= SYRUP_MAX_APPS)
+			return;
+		if (slot == prev_slot) {
+			dispatch_app(slot, cpu, prev_queue);
+			return;
+		}
+		if (dispatch_app(slot, cpu, SYRUP_MAX_QUEUES))
+			return;
+		/* Its threads may not run on this CPU, or another one was faster. */
+		candidates &= ~(1ULL << slot);
+	}
+}
+
+void SEC("struct_ops/running") BPF_PROG(syrup_running_op, struct task_struct *p)
+{
+	struct syrup_scx_thread *t = thread_of(p);
+	struct syrup_running *on = running_on(scx_bpf_task_cpu(p));
+	u32 slot = slot_of(t);
+	struct app_time *time = time_of(slot);
+
+	if (!on || !time)
+		return;
+	on->exec_start = p->se.sum_exec_runtime;
+	on->slot = slot;
+	on->queue = t && slot ? t->queue : 0;
+	on->claimed = 0;
+	on->active = 1;
+	if (before(vtime_now, time->vtime_ns))
+		vtime_now = time->vtime_ns;
+}
+
+void SEC("struct_ops/stopping") BPF_PROG(syrup_stopping, struct task_struct *p, bool runnable)
+{
+	struct syrup_scx_thread *t = thread_of(p);
+	struct syrup_running *on = running_on(scx_bpf_task_cpu(p));
+	struct syrup_scx_app *app;
+	struct app_time *time;
+	u64 ran;
+
+	if (!on || !on->active)
+		return;
+	ran = p->se.sum_exec_runtime - on->exec_start;
+	on->active = 0;
+	app = app_of(on->slot);
+	time = time_of(on->slot);
+	if (app && time)
+		__sync_fetch_and_add(&time->vtime_ns, by_weight(ran, app));
+	if (!t)
+		return;
+	t->runtime_ns += ran;
+	t->ran_ns += ran;
+	t->used_ns += ran;
+	t->waits_since_ns = bpf_ktime_get_ns();
+	if (!runnable) {
+		t->state = 0;
+		return;
+	}
+	/*
+	 * The slice the kernel keeps says 0 for both after a preemption, so time
+	 * decides. The end of a rescue is no end of a slice: the thread keeps its
+	 * place.
+	 */
+	if (t->state & SYRUP_SCX_YIELDED ||
+	    (!(t->state & SYRUP_SCX_RESCUE) && t->used_ns >= t->slice_ns))
+		t->state = SYRUP_SCX_EXPIRED;
+	else
+		t->state = SYRUP_SCX_PREEMPTED | (t->state & SYRUP_SCX_RESCUE);
+}
+
+bool SEC("struct_ops/yield") BPF_PROG(syrup_yield, struct task_struct *from, struct task_struct *to)
+{
+	struct syrup_scx_thread *t = thread_of(from);
+
+	if (to)
+		return false;
+	if (t)
+		t->state |= SYRUP_SCX_YIELDED;
+	scx_bpf_task_set_slice(from, 0);
+	return true;
+}
+
+/*
+ * A thread can be queued between the last look of a CPU that goes idle and the
+ * moment when the CPU counts as idle. Then nobody called this CPU, so it looks
+ * once more.
+ */
+void SEC("struct_ops/update_idle") BPF_PROG(syrup_update_idle, s32 cpu, bool idle)
+{
+	struct syrup_scx_root *root_state = root();
+	u64 bits;
+	u32 i;
+
+	if (!idle || !root_state)
+		return;
+	bits = root_state->slots_in_use;
+	bpf_for(i, 0, SYRUP_MAX_APPS) {
+		u32 slot;
+
+		if (!bits)
+			return;
+		slot = lowest_bit(bits);
+		bits &= bits - 1;
+		if (app_waits(slot, cpu)) {
+			scx_bpf_kick_cpu(cpu, 0);
+			return;
+		}
+	}
+}
+
+/*
+ * An ordinary thread took the CPU: what waits in the CPU's own queue goes back
+ * to its policy, for other CPUs to take.
+ */
+void SEC("struct_ops/cpu_release")
+	BPF_PROG(syrup_cpu_release, s32 cpu, struct scx_cpu_release_args *args)
+{
+	scx_bpf_reenqueue_local();
+}
+
+/* Having these two, even empty, is what lets the scheduler survive CPU hotplug. */
+void SEC("struct_ops/cpu_online") BPF_PROG(syrup_cpu_online, s32 cpu)
+{
+}
+
+void SEC("struct_ops/cpu_offline") BPF_PROG(syrup_cpu_offline, s32 cpu)
+{
+}
+
+/*
+ * Of the timer alone, which runs on one CPU at a time. In memory rather than in
+ * registers because the verifier would follow every value they can have through
+ * the loops around.
+ */
+static u32 best_cpu, best_score, appointments;
+
+/*
+ * Appoints a CPU to rescue p: an idle one, else one that runs a thread of the
+ * same app, else one that runs another app's, else any. dispatch() on that CPU
+ * does it; from here threads cannot be moved on kernels that check who calls.
+ */
+static __always_inline void appoint(struct task_struct *p, u32 slot,
+				    const struct syrup_scx_app *app)
+{
+	struct syrup_running *on;
+	u32 cpu;
+
+	best_score = 0;
+	bpf_for(cpu, 0, nr_cpus()) {
+		u32 score = 1;
+
+		on = running_on(cpu);
+		if (!on || on->rescue || !may_run_on(p, cpu))
+			continue;
+		if (on->active)
+			score += on->slot == slot ? 2 : 1;
+		/* A thread that is pinned outside its app's cores must run somewhere. */
+		if (app_has_cpu(app, cpu))
+			score += 4;
+		if (scx_bpf_test_and_clear_cpu_idle(cpu))
+			score += 8;
+		if (score > best_score) {
+			best_score = score;
+			best_cpu = cpu;
+		}
+	}
+	if (!best_score)
+		return;
+	on = running_on(best_cpu);
+	if (on)
+		on->rescue = slot + 1;
+	scx_bpf_kick_cpu(best_cpu, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
+}
+
+/*
+ * Appoints a CPU for each overdue thread of an app; returns when to look again.
+ * The lock is for the verifier, which checks this function as part of the
+ * sleepable ops.init that starts the timer.
+ */
+__noinline u64 watch_app(u32 slot)
+{
+	struct syrup_scx_app *app = app_of(slot);
+	u64 now = bpf_ktime_get_ns(), longest = 0;
+	struct task_struct *p;
+	u32 index;
+
+	if (!app || !app->rescue_ns)
+		return NSEC_PER_SEC;
+	appointments = 0;
+	bpf_rcu_read_lock();
+	bpf_for(index, 0, nr_all_queues(app)) {
+		bpf_for_each(scx_dsq, p, nth_queue(slot, index), 0) {
+			u64 waited = waited_ns(p, now);
+
+			if (waited > longest)
+				longest = waited;
+			if (waited >= app->rescue_ns && appointments < nr_cpus()) {
+				appointments++;
+				appoint(p, slot, app);
+			}
+		}
+	}
+	bpf_rcu_read_unlock();
+	if (longest >= RESCUE_BEHIND * app->rescue_ns)
+		return app->rescue_ns >> (RESCUE_TICK_SHIFT + 2);
+	if (longest >= app->rescue_ns)
+		return app->rescue_ns >> RESCUE_TICK_SHIFT;
+	/* The earliest moment a thread that waits now can be overdue. */
+	return app->rescue_ns - longest;
+}
+
+static int on_tick(void *map, int *key, struct bpf_timer *timer)
+{
+	struct syrup_scx_root *root_state = root();
+	u64 bits, next = 100 * NSEC_PER_MSEC;
+	u32 i;
+
+	if (!root_state)
+		return 0;
+	bits = root_state->slots_in_use;
+	bpf_for(i, 0, SYRUP_MAX_APPS) {
+		u64 again;
+		u32 slot;
+
+		if (!bits)
+			break;
+		slot = lowest_bit(bits) % SYRUP_MAX_APPS;
+		bits &= bits - 1;
+		again = watch_app(slot);
+		if (again < next)
+			next = again;
+	}
+	bpf_timer_start(timer, next > NSEC_PER_MSEC ? next : NSEC_PER_MSEC, 0);
+	return 0;
+}
+
+s32 SEC("struct_ops.s/init") BPF_PROG(syrup_init)
+{
+	u32 slot, queue, zero = 0;
+	struct tick *tick;
+	s32 err;
+
+	bpf_for(slot, 0, SYRUP_MAX_APPS) {
+		bpf_for(queue, 0, SYRUP_MAX_QUEUES) {
+			err = scx_bpf_create_dsq(queue_id(slot, queue), -1);
+			if (err)
+				return err;
+		}
+	}
+	tick = bpf_map_lookup_elem(&syrup_tick, &zero);
+	if (!tick)
+		return -2;
+	err = bpf_timer_init(&tick->timer, &syrup_tick, CLOCK_MONOTONIC);
+	if (err)
+		return err;
+	err = bpf_timer_set_callback(&tick->timer, on_tick);
+	if (err)
+		return err;
+	return bpf_timer_start(&tick->timer, 100 * NSEC_PER_MSEC, 0);
+}
+
+void SEC("struct_ops/exit") BPF_PROG(syrup_exit_op, struct scx_exit_info *info)
+{
+	struct syrup_scx_exit *out;
+	u32 zero = 0;
+
+	out = bpf_map_lookup_elem(&syrup_exit, &zero);
+	if (!out)
+		return;
+	bpf_probe_read_kernel_str(out->reason, sizeof(out->reason), info->reason);
+	bpf_probe_read_kernel_str(out->message, sizeof(out->message), info->msg);
+	out->exit_code = info->exit_code;
+	out->kind = info->kind;
+}
+
+/* Run by the loader for an app whose executors are cores, before its threads come. */
+SEC("syscall") int syrup_make_cores(struct syrup_scx_make_cores *args)
+{
+	u32 cpu, slot = args->slot;
+	s32 err;
+
+	if (slot >= SYRUP_MAX_APPS)
+		return -22;
+	bpf_for(cpu, 0, args->nr_cpus) {
+		err = scx_bpf_create_dsq(core_id(slot, cpu), -1);
+		if (err && err != -17) /* EEXIST: an earlier app of this slot had them */
+			return err;
+	}
+	return 0;
+}
+
+/*
+ * SCX_OPS_ENQ_LAST: see dispatch_app(). The built-in idle tracking stays on
+ * beside update_idle.
+ */
+SEC(".struct_ops.link")
+struct sched_ext_ops syrup = {
+	.init_task = (void *)syrup_init_task,
+	.select_cpu = (void *)syrup_select_cpu,
+	.enqueue = (void *)syrup_enqueue_op,
+	.dispatch = (void *)syrup_dispatch,
+	.running = (void *)syrup_running_op,
+	.stopping = (void *)syrup_stopping,
+	.yield = (void *)syrup_yield,
+	.update_idle = (void *)syrup_update_idle,
+	.cpu_release = (void *)syrup_cpu_release,
+	.cpu_online = (void *)syrup_cpu_online,
+	.cpu_offline = (void *)syrup_cpu_offline,
+	.init = (void *)syrup_init,
+	.exit = (void *)syrup_exit_op,
+	.flags = SCX_OPS_SWITCH_PARTIAL | SCX_OPS_ENQ_LAST | SCX_OPS_KEEP_BUILTIN_IDLE,
+	.timeout_ms = WATCHDOG_MS,
+	.name = "syrup",
+};

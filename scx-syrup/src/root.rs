@@ -1,0 +1,325 @@
+//! The resident root scheduler: loaded with the first thread deployment, kept
+//! by its pinned link, gone with the last.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use libbpf_rs::MapCore as _;
+use syrup_abi::abi;
+use syrup_hook::pin::{self, Staged};
+use syrup_hook::sys::{self, Map};
+use syrup_hook::{Error, PolicyObject, Result};
+
+use crate::kernel::Scheduler;
+use crate::layout::{
+    Plain as _, SYRUP_SCX_VERSION, syrup_scx_app, syrup_scx_make_cores, syrup_scx_root,
+};
+
+const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/root.o"));
+/// Folder below the pin root; no app can have this name.
+const DIR: &str = "_scx";
+/// Name of the struct_ops map and, in sysfs, of the scheduler.
+const OPS: &str = "syrup";
+const LINK: &str = "link";
+const MAKE_CORES: &str = "syrup_make_cores";
+/// Pinned because later calls read or write them, or (the PROG_ARRAY, the
+/// timer's map) because they lose their content with the last user.
+const MAPS: &[&str] = &[
+    "syrup_root",
+    "syrup_apps",
+    "syrup_threads",
+    "syrup_counters",
+    "syrup_input",
+    "syrup_running",
+    "syrup_times",
+    "syrup_enqueue",
+    "syrup_exit",
+    "syrup_tick",
+];
+/// Those that policies use.
+const SHARED: &[&str] =
+    &["syrup_apps", "syrup_threads", "syrup_counters", "syrup_input", "syrup_running"];
+
+/// Does the kernel still run it?
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum State {
+    Live,
+    /// The kernel ended it; why.
+    Ejected(String),
+}
+
+/// The pins of a root scheduler.
+#[derive(Debug)]
+pub(crate) struct Root {
+    dir: PathBuf,
+}
+
+impl Root {
+    /// The root whose pins are below `bpffs`; `None` when there is none.
+    pub fn open(bpffs: &Path) -> Result<Option<Self>> {
+        let root = Self { dir: bpffs.join(DIR) };
+        match root.dir.try_exists() {
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            Err(e) => return Err(Error::kernel(format!("read {}", root.dir.display()), e)),
+        }
+        let version = root.info()?.version;
+        if version != SYRUP_SCX_VERSION {
+            return Err(Error::Pin {
+                path: root.dir,
+                reason: format!(
+                    "the root scheduler of version {version}, this is {SYRUP_SCX_VERSION}: run \
+                     'syrupctl unload --all' with the version that loaded it"
+                ),
+            });
+        }
+        Ok(Some(root))
+    }
+
+    /// The live root, loaded now if there is none.
+    pub fn ensure(bpffs: &Path) -> Result<Self> {
+        if let Some(root) = Self::open(bpffs)? {
+            match root.state()? {
+                State::Live => return Ok(root),
+                State::Ejected(why) => {
+                    return Err(Error::Conflict {
+                        what: format!("the kernel ended the root scheduler: {why}"),
+                        advice: "unload the thread policies it served (syrupctl list), then load \
+                                 again"
+                            .to_owned(),
+                    });
+                }
+            }
+        }
+        Self::load(bpffs)
+    }
+
+    fn load(bpffs: &Path) -> Result<Self> {
+        let dir = bpffs.join(DIR);
+        // Before the state is checked: what an interrupted load left can hold
+        // an attached scheduler, which leaves with its last pin.
+        let staged = Staged::new(&dir)?;
+        let before = settled();
+        if before.state != "disabled" {
+            return Err(Error::Conflict {
+                what: format!(
+                    "another sched_ext scheduler is active: '{}' (/sys/kernel/sched_ext/root/ops); \
+                     the kernel runs one at a time",
+                    before.ops
+                ),
+                advice: "stop it first".to_owned(),
+            });
+        }
+
+        let mut object = PolicyObject::open_bytes(OBJECT, "syrup_root")?.load("syrup_dispatch")?;
+        for map in MAPS {
+            object.pin_map(map, &staged.path().join(map))?;
+        }
+        let mut made = false;
+        for program in object.object().progs() {
+            if program.name() == MAKE_CORES {
+                sys::obj_pin(program.as_fd(), &staged.path().join(MAKE_CORES))?;
+                made = true;
+            }
+        }
+        if !made {
+            return Err(Error::Usage(format!("{MAKE_CORES} is not in the root scheduler")));
+        }
+
+        let mut ops = object
+            .object_mut()
+            .maps_mut()
+            .find(|map| map.name() == OPS)
+            .ok_or_else(|| Error::Usage(format!("{OPS} is not in the root scheduler")))?;
+        // Written before the attach: the first thread may come with it.
+        let info = syrup_scx_root {
+            slots_in_use: 1,
+            version: SYRUP_SCX_VERSION,
+            nr_cpus: nr_cpus()?,
+            enable_seq: 0,
+        };
+        let this = Self { dir: staged.path().to_owned() };
+        this.set_info(&info)?;
+        this.set_app(
+            0,
+            &syrup_scx_app {
+                in_use: 1,
+                weight: 100,
+                rescue_ns: u64::from(crate::layout::SYRUP_SCX_RESCUE_MS) * 1_000_000,
+                nr_queues: 1,
+                ..Default::default()
+            },
+        )?;
+        let mut link =
+            ops.attach_struct_ops().map_err(|e| Error::bpf("attach the root scheduler", &e))?;
+        link.pin(staged.path().join(LINK))
+            .map_err(|e| Error::bpf("pin the root scheduler's link", &e))?;
+        let now = Scheduler::wait_for("enabled")?;
+        if now.ops != OPS {
+            return Err(Error::Conflict {
+                what: format!("the kernel runs the scheduler '{}' instead of ours", now.ops),
+                advice: "stop it first".to_owned(),
+            });
+        }
+        this.set_info(&syrup_scx_root { enable_seq: now.enable_seq, ..info })?;
+        staged.commit()?;
+        Ok(Self { dir })
+    }
+
+    /// Detaches the scheduler and removes its pins. Threads that still are
+    /// `SCHED_EXT` go on under the kernel's default.
+    pub fn stop(self) -> Result<()> {
+        let ours = self.state()? == State::Live;
+        if let Some(link) = sys::obj_get(&self.dir.join(LINK))? {
+            // SAFETY: link is an open fd.
+            let err = unsafe { libbpf_sys::bpf_link_detach(link.as_raw_fd()) };
+            // ENOLINK: the kernel had ended it already.
+            if err < 0 && ours && err != -libc::ENOLINK {
+                return Err(Error::kernel(
+                    "detach the root scheduler",
+                    io::Error::from_raw_os_error(-err),
+                ));
+            }
+        }
+        pin::remove_tree(&self.dir)?;
+        if ours {
+            Scheduler::wait_for("disabled")?;
+        }
+        Ok(())
+    }
+
+    pub fn state(&self) -> Result<State> {
+        let now = Scheduler::now();
+        let info = self.info()?;
+        // The pinned link does not change when the kernel ends the scheduler.
+        if now.state == "enabled" && now.ops == OPS && now.enable_seq == info.enable_seq {
+            return Ok(State::Live);
+        }
+        let bytes = self.map("syrup_exit")?.lookup(&0u32.to_ne_bytes())?.unwrap_or_default();
+        Ok(State::Ejected(
+            crate::exit::reason(&bytes)
+                .unwrap_or_else(|| format!("the scheduler is gone (sched_ext is '{}')", now.state)),
+        ))
+    }
+
+    pub fn map(&self, name: &str) -> Result<Map> {
+        Map::open(&self.dir.join(name))
+    }
+
+    /// The maps that policies use, by name.
+    pub fn shared(&self) -> Result<Vec<(&'static str, OwnedFd)>> {
+        SHARED
+            .iter()
+            .map(|&name| Ok((name, sys::obj_get_required(&self.dir.join(name))?)))
+            .collect()
+    }
+
+    pub fn info(&self) -> Result<syrup_scx_root> {
+        let map = self.map("syrup_root")?;
+        let bytes = map.lookup(&0u32.to_ne_bytes())?.unwrap_or_default();
+        if map.value_size() as usize != size_of::<syrup_scx_root>() {
+            return Err(Error::Pin {
+                path: self.dir.clone(),
+                reason: "the root scheduler of another version".to_owned(),
+            });
+        }
+        syrup_scx_root::from_bytes(&bytes)
+            .ok_or_else(|| Error::Pin { path: self.dir.clone(), reason: "no content".to_owned() })
+    }
+
+    fn set_info(&self, info: &syrup_scx_root) -> Result<()> {
+        self.map("syrup_root")?.update(&0u32.to_ne_bytes(), info.bytes())
+    }
+
+    /// Lets the root scheduler serve a slot, or no longer.
+    pub fn serve(&self, slot: u32, on: bool) -> Result<()> {
+        let mut info = self.info()?;
+        let bit = 1u64 << slot;
+        info.slots_in_use = if on { info.slots_in_use | bit } else { info.slots_in_use & !bit };
+        self.set_info(&info)
+    }
+
+    pub fn app(&self, slot: u32) -> Result<syrup_scx_app> {
+        let bytes = self.map("syrup_apps")?.lookup(&slot.to_ne_bytes())?.unwrap_or_default();
+        Ok(syrup_scx_app::from_bytes(&bytes).unwrap_or_default())
+    }
+
+    pub fn set_app(&self, slot: u32, app: &syrup_scx_app) -> Result<()> {
+        self.map("syrup_apps")?.update(&slot.to_ne_bytes(), app.bytes())
+    }
+
+    /// Kernel id of the program in a slot; 0 when it is empty.
+    pub fn program_id(&self, slot: u32) -> Result<u32> {
+        let bytes = self.map("syrup_enqueue")?.lookup(&slot.to_ne_bytes())?.unwrap_or_default();
+        Ok(bytes.try_into().map(u32::from_ne_bytes).unwrap_or_default())
+    }
+
+    pub fn set_program(
+        &self,
+        slot: u32,
+        program: Option<std::os::fd::BorrowedFd<'_>>,
+    ) -> Result<()> {
+        let map = self.map("syrup_enqueue")?;
+        match program {
+            Some(fd) => map.update(&slot.to_ne_bytes(), &fd.as_raw_fd().to_ne_bytes()),
+            None => map.delete(&slot.to_ne_bytes()),
+        }
+    }
+
+    /// Forgets what an earlier app of the slot did.
+    pub fn reset_slot(&self, slot: u32) -> Result<()> {
+        let counters = self.map("syrup_counters")?;
+        let cpus = libbpf_rs::num_possible_cpus()
+            .map_err(|e| Error::bpf("count the possible CPUs", &e))?;
+        for counter in 0..abi::SYRUP_NR_COUNTERS {
+            let key = slot * abi::SYRUP_NR_COUNTERS + counter;
+            counters.update(&key.to_ne_bytes(), &vec![0; cpus * 8])?;
+        }
+        let times = self.map("syrup_times")?;
+        times.update(&slot.to_ne_bytes(), &vec![0; times.value_size() as usize])
+    }
+
+    /// Makes the queues of an app's cores. They stay until the root goes.
+    pub fn make_cores(&self, slot: u32) -> Result<()> {
+        let program = sys::obj_get_required(&self.dir.join(MAKE_CORES))?;
+        let mut args = syrup_scx_make_cores { slot, nr_cpus: self.info()?.nr_cpus };
+        let mut opts = libbpf_sys::bpf_test_run_opts {
+            sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
+            ctx_in: std::ptr::from_mut(&mut args).cast(),
+            ctx_size_in: size_of_val(&args) as u32,
+            ..Default::default()
+        };
+        // SAFETY: opts and what it points to live for the call.
+        let err = unsafe {
+            libbpf_sys::bpf_prog_test_run_opts(program.as_fd().as_raw_fd(), &raw mut opts)
+        };
+        let err = if err < 0 { err } else { opts.retval as i32 };
+        if err < 0 {
+            return Err(Error::kernel(
+                "make the queues of the app's cores",
+                io::Error::from_raw_os_error(-err),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The scheduler after a change that is under way has ended.
+fn settled() -> Scheduler {
+    let now = Scheduler::now();
+    match now.state.as_str() {
+        "enabling" => Scheduler::wait_for("enabled").unwrap_or(now),
+        "disabling" => Scheduler::wait_for("disabled").unwrap_or(now),
+        _ => now,
+    }
+}
+
+/// CPUs the kernel may number, at most as many as a mask can hold.
+pub(crate) fn nr_cpus() -> Result<u32> {
+    let text = fs::read_to_string("/sys/devices/system/cpu/possible")
+        .map_err(|e| Error::kernel("read /sys/devices/system/cpu/possible", e))?;
+    let last = text.trim().rsplit([',', '-']).next().and_then(|n| n.parse::<u32>().ok());
+    Ok(last.map_or(1, |n| n + 1).min(abi::SYRUP_MAX_CPUS))
+}

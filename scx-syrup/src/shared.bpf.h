@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the root scheduler and the trusted half of policies share: the root's
+ * maps, which a policy's loader hands to it by name, and the last step of an
+ * enqueue, which is the same whether a policy or the default decided.
+ */
+#ifndef SYRUP_SCX_SHARED_BPF_H
+#define SYRUP_SCX_SHARED_BPF_H
+
+#include "kernel.bpf.h"
+#include "layout.h"
+
+/* Registered threads, and those that inherited from one. */
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct syrup_scx_thread);
+} syrup_threads SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SYRUP_MAX_APPS);
+	__type(key, __u32);
+	__type(value, struct syrup_scx_app);
+} syrup_apps SEC(".maps");
+
+/* Counters of all apps: slot * SYRUP_NR_COUNTERS + counter. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, SYRUP_MAX_APPS *SYRUP_NR_COUNTERS);
+	__type(key, __u32);
+	__type(value, __u64);
+} syrup_counters SEC(".maps");
+
+/*
+ * The thread being queued on this CPU, as its policy sees it. In a map of its
+ * own rather than on the stack: the verifier then keeps schedule() inside these
+ * 64 bytes, where a stack would also hold the task pointer. ops.enqueue runs
+ * with the run queue locked and interrupts off, so nothing else on this CPU
+ * uses the entry meanwhile.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct syrup_thread);
+} syrup_input SEC(".maps");
+
+/* What runs on each CPU: written there, read from all, racy by design. */
+struct syrup_running {
+	__u64 exec_start; /* the thread's CPU time when it was last charged */
+	__u64 switch_at;
+	__u32 slot;
+	__u32 queue;
+	__u32 active;  /* a SCHED_EXT thread runs here */
+	__u32 claimed; /* a preemption is on its way: choose another victim */
+	__u32 rescue;  /* slot + 1 of an app with a starved thread for this CPU */
+	__u32 _pad[5];
+} __attribute__((aligned(64)));
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SYRUP_MAX_CPUS);
+	__type(key, __u32);
+	__type(value, struct syrup_running);
+} syrup_running SEC(".maps");
+
+/* Queue ids: an app's queues, then one queue for each of its cores. */
+static __always_inline u64 queue_id(u32 slot, u32 queue)
+{
+	return (u64)slot << 16 | queue;
+}
+
+static __always_inline u64 core_id(u32 slot, u32 cpu)
+{
+	return (u64)slot << 16 | 0x8000 | cpu;
+}
+
+static __always_inline struct syrup_scx_thread *thread_of(struct task_struct *p)
+{
+	return bpf_task_storage_get(&syrup_threads, p, NULL, 0);
+}
+
+static __always_inline struct syrup_scx_app *app_of(u32 slot)
+{
+	return bpf_map_lookup_elem(&syrup_apps, &slot);
+}
+
+static __always_inline struct syrup_running *running_on(u32 cpu)
+{
+	return bpf_map_lookup_elem(&syrup_running, &cpu);
+}
+
+static __always_inline void count(u32 slot, u32 counter)
+{
+	u32 key = slot * SYRUP_NR_COUNTERS + counter;
+	u64 *value = bpf_map_lookup_elem(&syrup_counters, &key);
+
+	if (value)
+		(*value)++;
+}
+
+static __always_inline bool app_has_cpu(const struct syrup_scx_app *app, u32 cpu)
+{
+	return !app->masked || (app->cpus[cpu / 64 % SYRUP_SCX_CPU_WORDS] >> (cpu % 64) & 1);
+}
+
+/* Upper bound for loops over CPUs. */
+static __always_inline u32 nr_cpus(void)
+{
+	u32 nr = bpf_ksym_exists(scx_bpf_nr_cpu_ids) ? scx_bpf_nr_cpu_ids() : SYRUP_MAX_CPUS;
+
+	return nr < SYRUP_MAX_CPUS ? nr : SYRUP_MAX_CPUS;
+}
+
+/*
+ * Takes an idle CPU of the app on which p may run; negative when there is
+ * none. Wake flags are not passed on: a synchronous wake-up (any arrival on a
+ * socket) would make the kernel choose the waker's busy CPU and call it idle.
+ */
+static __always_inline s32 take_idle_cpu(struct task_struct *p, const struct syrup_scx_app *app,
+					 s32 prev_cpu)
+{
+	u32 cpu;
+
+	if (!app->masked) {
+		if (__COMPAT_HAS_scx_bpf_select_cpu_and)
+			return scx_bpf_select_cpu_and(p, prev_cpu, 0, p->cpus_ptr, 0);
+		return scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+	}
+	if (prev_cpu >= 0 && app_has_cpu(app, prev_cpu) &&
+	    bpf_cpumask_test_cpu(prev_cpu, p->cpus_ptr) &&
+	    scx_bpf_test_and_clear_cpu_idle(prev_cpu))
+		return prev_cpu;
+	bpf_for(cpu, 0, nr_cpus()) {
+		if (app_has_cpu(app, cpu) && bpf_cpumask_test_cpu(cpu, p->cpus_ptr) &&
+		    scx_bpf_test_and_clear_cpu_idle(cpu))
+			return cpu;
+	}
+	return -1;
+}
+
+/*
+ * Makes sure that a CPU comes for the thread that was just put into `queue`.
+ * Kicks act after the run queue is unlocked, so the insertion, which the
+ * kernel does when ops.enqueue returns, is visible to the CPU that comes.
+ */
+static __always_inline void call_cpu(struct task_struct *p, const struct syrup_scx_app *app,
+				     u32 slot, u32 queue, bool preempt, bool has_cpu, u64 enq_flags)
+{
+	u32 cpu, victim = SYRUP_MAX_CPUS, worst = queue;
+	s32 idle;
+
+	/*
+	 * Its CPU found nothing else to run (dispatch_app() in the root
+	 * scheduler): that CPU shall look again.
+	 */
+	if (enq_flags & ENUM(scx_enq_flags, SCX_ENQ_LAST)) {
+		scx_bpf_kick_cpu(scx_bpf_task_cpu(p), 0);
+		return;
+	}
+	/* select_cpu found an idle CPU; the wake-up itself makes it look. */
+	if (has_cpu)
+		return;
+	idle = take_idle_cpu(p, app, scx_bpf_task_cpu(p));
+	if (idle >= 0) {
+		scx_bpf_kick_cpu(idle, ENUM(scx_kick_flags, SCX_KICK_IDLE));
+		return;
+	}
+	if (!preempt)
+		return;
+	bpf_for(cpu, 0, nr_cpus()) {
+		struct syrup_running *on = running_on(cpu);
+
+		if (!on || !on->active || on->claimed || on->slot != slot || on->queue <= worst)
+			continue;
+		if (!app_has_cpu(app, cpu) || !bpf_cpumask_test_cpu(cpu, p->cpus_ptr))
+			continue;
+		worst = on->queue;
+		victim = cpu;
+	}
+	if (victim < SYRUP_MAX_CPUS) {
+		struct syrup_running *on = running_on(victim);
+
+		if (on)
+			on->claimed = 1;
+		scx_bpf_kick_cpu(victim, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
+	}
+}
+
+#endif /* SYRUP_SCX_SHARED_BPF_H */

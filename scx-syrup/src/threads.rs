@@ -1,0 +1,218 @@
+//! Registered threads: in the root scheduler's task storage, and `SCHED_EXT`.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+
+use syrup_abi::abi;
+use syrup_hook::sys::Map;
+use syrup_hook::{Error, Result};
+
+use crate::layout::{Plain as _, syrup_scx_thread};
+
+const SCHED_OTHER: i32 = 0;
+const SCHED_EXT: i32 = 7;
+/// `PIDFD_THREAD`: a pidfd of a single thread (Linux 6.9).
+const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
+/// Scans of /proc while an app is emptied: threads it forks meanwhile inherit.
+const RELEASE_ROUNDS: usize = 20;
+
+/// A registered thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Registered {
+    pub tid: i32,
+    pub slot: u32,
+    pub index: u32,
+}
+
+/// Gives a thread to an app: first the storage, so that the root scheduler
+/// knows it from its first enqueue on, then the scheduling class.
+pub(crate) fn register(threads: &Map, tid: i32, slot: u32, index: u32) -> Result<()> {
+    let pidfd = pidfd(tid)?.ok_or_else(|| no_such_thread(tid))?;
+    let value = syrup_scx_thread { slot, index, ..Default::default() };
+    threads.update(&pidfd.as_raw_fd().to_ne_bytes(), value.bytes())?;
+    match set_policy(tid, SCHED_EXT) {
+        Ok(()) => Ok(()),
+        Err(e) => {
+            threads.delete(&pidfd.as_raw_fd().to_ne_bytes())?;
+            if e.raw_os_error() == Some(libc::ESRCH) {
+                return Err(no_such_thread(tid));
+            }
+            Err(Error::kernel(format!("make thread {tid} SCHED_EXT"), e))
+        }
+    }
+}
+
+/// Gives every thread of `slot` back to the kernel's default scheduler.
+pub(crate) fn release_all(threads: &Map, slot: u32) -> Result<()> {
+    for _ in 0..RELEASE_ROUNDS {
+        let members = of_slot(threads, slot)?;
+        if members.is_empty() {
+            return Ok(());
+        }
+        for member in members {
+            match set_policy(member.tid, SCHED_OTHER) {
+                Err(e) if e.raw_os_error() != Some(libc::ESRCH) => {
+                    return Err(Error::kernel(
+                        format!("make thread {} SCHED_OTHER again", member.tid),
+                        e,
+                    ));
+                }
+                _ => {}
+            }
+            if let Some(pidfd) = pidfd(member.tid)? {
+                threads.delete(&pidfd.as_raw_fd().to_ne_bytes())?;
+            }
+        }
+    }
+    Err(Error::Timeout(format!("the threads of app slot {slot}: it forks faster than they leave")))
+}
+
+/// The threads of an app.
+pub(crate) fn of_slot(threads: &Map, slot: u32) -> Result<Vec<Registered>> {
+    Ok(registered(threads)?.into_iter().filter(|thread| thread.slot == slot).collect())
+}
+
+/// Takes an index away from a thread that keeps running.
+pub(crate) fn set_index(threads: &Map, tid: i32, index: u32) -> Result<()> {
+    let Some(pidfd) = pidfd(tid)? else { return Ok(()) };
+    let key = pidfd.as_raw_fd().to_ne_bytes();
+    let Some(mut value) = lookup(threads, key)? else { return Ok(()) };
+    value.index = index;
+    threads.update(&key, value.bytes())
+}
+
+/// The smallest index nobody has.
+pub(crate) fn free_index(taken: &[Registered]) -> u32 {
+    let mut indices: Vec<u32> = taken.iter().map(|thread| thread.index).collect();
+    indices.sort_unstable();
+    indices.dedup();
+    indices
+        .iter()
+        .zip(0u32..)
+        .find_map(|(&index, free)| (index != free).then_some(free))
+        .unwrap_or(indices.len() as u32)
+        .min(abi::SYRUP_INDEX_NONE - 1)
+}
+
+/// CPUs a thread may run on.
+pub(crate) fn affinity(tid: i32) -> Result<Vec<u32>> {
+    let mut mask = [0u64; abi::SYRUP_MAX_CPUS as usize / 64];
+    // SAFETY: mask is a writable buffer of the size that is passed.
+    let len = unsafe {
+        libc::syscall(libc::SYS_sched_getaffinity, tid, size_of_val(&mask), mask.as_mut_ptr())
+    };
+    if len < 0 {
+        let e = io::Error::last_os_error();
+        if e.raw_os_error() == Some(libc::ESRCH) {
+            return Err(no_such_thread(tid));
+        }
+        return Err(Error::kernel(format!("read the affinity of thread {tid}"), e));
+    }
+    Ok((0..abi::SYRUP_MAX_CPUS)
+        .filter(|cpu| mask[*cpu as usize / 64] >> (cpu % 64) & 1 == 1)
+        .collect())
+}
+
+/// Every registered thread of the machine. Only threads of the class are
+/// looked up; task storage cannot be listed.
+fn registered(threads: &Map) -> Result<Vec<Registered>> {
+    let mut found = Vec::new();
+    for tid in tids() {
+        // SAFETY: a plain system call on numbers.
+        if unsafe { libc::sched_getscheduler(tid) } & !libc::SCHED_RESET_ON_FORK != SCHED_EXT {
+            continue;
+        }
+        let Some(pidfd) = pidfd(tid)? else { continue };
+        if let Some(value) = lookup(threads, pidfd.as_raw_fd().to_ne_bytes())? {
+            found.push(Registered { tid, slot: value.slot, index: value.index });
+        }
+    }
+    found.sort_unstable_by_key(|thread| thread.tid);
+    Ok(found)
+}
+
+/// The thread's storage; `None` also for a thread that just died.
+fn lookup(threads: &Map, key: [u8; 4]) -> Result<Option<syrup_scx_thread>> {
+    match threads.lookup(&key) {
+        Ok(bytes) => Ok(bytes.and_then(|bytes| syrup_scx_thread::from_bytes(&bytes))),
+        Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn tids() -> Vec<i32> {
+    let numbers = |dir: String| -> Vec<i32> {
+        fs::read_dir(dir)
+            .map(|entries| {
+                entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect()
+            })
+            .unwrap_or_default()
+    };
+    numbers("/proc".to_owned())
+        .into_iter()
+        .flat_map(|pid| numbers(format!("/proc/{pid}/task")))
+        .collect()
+}
+
+/// `None` when there is no such thread.
+fn pidfd(tid: i32) -> Result<Option<OwnedFd>> {
+    // SAFETY: a plain system call on numbers; a result that is not negative is
+    // a new fd.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, tid, PIDFD_THREAD) };
+    if fd >= 0 {
+        // SAFETY: the kernel just made this fd for us.
+        return Ok(Some(unsafe { OwnedFd::from_raw_fd(fd as i32) }));
+    }
+    let e = io::Error::last_os_error();
+    match e.raw_os_error() {
+        Some(libc::ESRCH) => Ok(None),
+        _ => Err(Error::kernel(format!("open thread {tid}"), e)),
+    }
+}
+
+fn set_policy(tid: i32, policy: i32) -> io::Result<()> {
+    let param = libc::sched_param { sched_priority: 0 };
+    // SAFETY: param lives for the call.
+    if unsafe { libc::sched_setscheduler(tid, policy, &raw const param) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn no_such_thread(tid: i32) -> Error {
+    Error::NotFound {
+        what: format!("there is no thread {tid}"),
+        advice: "give the id of a running thread".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_indices(indices: &[u32]) -> Vec<Registered> {
+        indices.iter().map(|&index| Registered { tid: 1, slot: 1, index }).collect()
+    }
+
+    #[test]
+    fn the_next_free_index_fills_gaps_first() {
+        assert_eq!(free_index(&with_indices(&[])), 0);
+        assert_eq!(free_index(&with_indices(&[0, 1, 2])), 3);
+        assert_eq!(free_index(&with_indices(&[2, 0])), 1);
+        assert_eq!(free_index(&with_indices(&[1])), 0);
+    }
+
+    #[test]
+    fn inherited_threads_take_no_index() {
+        let none = abi::SYRUP_INDEX_NONE;
+        assert_eq!(free_index(&with_indices(&[none, none])), 0);
+        assert_eq!(free_index(&with_indices(&[none, 0, none, 1])), 2);
+    }
+
+    #[test]
+    fn a_thread_that_does_not_exist_is_not_found() {
+        assert!(matches!(affinity(i32::MAX), Err(Error::NotFound { .. })));
+        assert!(pidfd(i32::MAX).unwrap().is_none());
+    }
+}

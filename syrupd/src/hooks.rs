@@ -2,13 +2,14 @@
 
 use syrup_hook::{Hook, HookId, Probe};
 use syrup_net_hooks::SocketSelect;
+use syrup_scx::ScxSyrup;
 
 use crate::arbiter::{HookInfo, PolicyInfo};
 use crate::error::{Code, Error, Result};
 
 /// Every hook, in the order of [`HookId::ALL`].
-pub(crate) fn all() -> Vec<&'static dyn Hook> {
-    vec![&SocketSelect]
+pub(crate) fn all() -> [&'static dyn Hook; HookId::ALL.len()] {
+    [&ScxSyrup, &SocketSelect]
 }
 
 /// The implementation of a hook.

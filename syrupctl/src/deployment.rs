@@ -48,6 +48,23 @@ pub fn trouble(deployment: &DeploymentInfo) -> Option<Error> {
     Some(Error::new(Code::Degraded, message).advise(advice))
 }
 
+/// What a live deployment waits for before it can decide anything.
+pub fn waits_for(deployment: &DeploymentInfo) -> Option<&'static str> {
+    if deployment.threads == Some(0) {
+        Some(
+            "it waits for its first thread: load it with --pid, or let the application register \
+             its threads (syr_register_thread)",
+        )
+    } else if deployment.executors == 0 {
+        Some(
+            "it waits for its first socket: load it while the server runs, or let the application \
+             register its sockets (syr_register_socket)",
+        )
+    } else {
+        None
+    }
+}
+
 /// Exit code of a command that shows these.
 pub fn exit_code(deployments: &[DeploymentInfo]) -> u8 {
     let all_live = deployments.iter().all(|deployment| deployment.state == "live");
@@ -296,6 +313,16 @@ pub mod tests {
         assert_eq!(exit_code(&[example()]), 0);
         assert_eq!(exit_code(&[example(), thread_example()]), 10);
         assert_eq!(exit_code(&[]), 0);
+    }
+
+    #[test]
+    fn a_deployment_without_threads_or_sockets_waits_for_them() {
+        assert_eq!(waits_for(&example()), None);
+        assert_eq!(waits_for(&thread_example()), None);
+        let no_socket = DeploymentInfo { executors: 0, ..example() };
+        assert!(waits_for(&no_socket).unwrap().contains("first socket"));
+        let no_thread = DeploymentInfo { threads: Some(0), ..thread_example() };
+        assert!(waits_for(&no_thread).unwrap().contains("first thread"));
     }
 
     #[test]

@@ -2,33 +2,16 @@
 //! nothing but a network namespace and a BPF file system of the test's own.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use support::SERVER;
 use syrup_tests::{Ctl, Need, own_network, require, udp_group, wait_for};
 
 const PORT: u16 = 7411;
-
-/// A server with a socket per thread that ends with code 3 when asked to.
-/// Arguments: port, sockets, seconds between them.
-const SERVER: &str = "
-import os, signal, socket, sys, threading, time
-signal.signal(signal.SIGTERM, lambda *_: os._exit(3))
-port, n, pause = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-def serve(s):
-    while True:
-        data, peer = s.recvfrom(2048)
-        s.sendto(data, peer)
-for _ in range(n):
-    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    s.bind(('127.0.0.1', port))
-    threading.Thread(target=serve, args=(s,), daemon=True).start()
-    time.sleep(pause)
-print('up', os.environ['SYRUP_APP'], flush=True)
-time.sleep(1000)
-";
 
 fn start_server(ctl: &Ctl, sockets: &str, pause: &str) -> Child {
     ctl.command("syrupctl")

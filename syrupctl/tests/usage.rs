@@ -3,10 +3,11 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::os::unix::fs::PermissionsExt as _;
-use std::process::{Command, Output, Stdio};
+mod support;
 
-use tempfile::TempDir;
+use std::process::{Output, Stdio};
+
+use support::{as_nobody, syrupctl};
 
 /// Every command, with its subcommands.
 const COMMANDS: &[&[&str]] = &[
@@ -26,16 +27,6 @@ const COMMANDS: &[&[&str]] = &[
     &["run"],
     &["doctor"],
 ];
-
-fn syrupctl() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_syrupctl"));
-    command
-        .env_remove("SYRUP_SOCKET")
-        .env_remove("SYRUP_BPFFS")
-        .env_remove("RUST_LOG")
-        .stdin(Stdio::null());
-    command
-}
 
 fn run(args: &[&str]) -> Output {
     syrupctl().args(args).output().unwrap()
@@ -196,26 +187,4 @@ fn doctor_names_every_hook_and_what_it_looked_at() {
     }
     let expected = if text.contains("\"status\":\"missing\"") { 6 } else { 0 };
     assert_eq!(output.status.code(), Some(expected), "{text}");
-}
-
-/// The command as an ordinary user, and the folder it is in.
-fn as_nobody() -> (Command, Option<TempDir>) {
-    if Command::new("id").arg("-u").output().unwrap().stdout != b"0\n" {
-        return (syrupctl(), None);
-    }
-    // The build folder may be closed to others: run a copy.
-    let dir = tempfile::tempdir().unwrap();
-    let copy = dir.path().join("syrupctl");
-    std::fs::copy(env!("CARGO_BIN_EXE_syrupctl"), &copy).unwrap();
-    for path in [dir.path(), &copy] {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    }
-    let mut command = Command::new("setpriv");
-    command
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"])
-        .arg(&copy)
-        .env_remove("SYRUP_SOCKET")
-        .env_remove("SYRUP_BPFFS")
-        .stdin(Stdio::null());
-    (command, Some(dir))
 }

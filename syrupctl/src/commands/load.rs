@@ -125,7 +125,12 @@ impl Load {
 pub fn print(context: &Context, loaded: &DeploymentInfo) -> Result<u8> {
     context.output.print(&Body { deployment: loaded }, || deployment::sentence(loaded) + "\n")?;
     match deployment::trouble(loaded) {
-        None => Ok(0),
+        None => {
+            if let Some(waits) = deployment::waits_for(loaded) {
+                report::note(waits);
+            }
+            Ok(0)
+        }
         Some(error) => {
             report::error(&error);
             Ok(error.code as u8)

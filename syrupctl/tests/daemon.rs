@@ -1,0 +1,166 @@
+//! Commands of an ordinary user, whom the daemon serves.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use support::{SERVER, as_nobody};
+use syrup_tests::{Ctl, Need, own_network, require, wait_for};
+use syrupd::{Daemon, Engine};
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+
+const PORT: &str = "7412";
+
+/// A daemon in this process, at a socket that everybody reaches.
+struct Served {
+    dir: TempDir,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Served {
+    fn start(bpffs: PathBuf) -> Self {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let open = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(dir.path(), open).unwrap();
+        let socket = dir.path().join("s");
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (ready, listening) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let daemon = Daemon::bind(&socket).unwrap();
+                ready.send(()).unwrap();
+                let stopped = async { drop(stopped.await) };
+                daemon.serve(Arc::new(Engine::new(bpffs).unwrap()), stopped).await;
+            });
+        });
+        listening.recv().unwrap();
+        Self { dir, stop: Some(stop), thread: Some(thread) }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("s")
+    }
+
+    /// A file that everybody may read.
+    fn file(&self, name: &str, text: &str) -> String {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn nobody(socket: &Path) -> (Command, Option<TempDir>) {
+    let (mut command, dir) = as_nobody();
+    command.arg("--socket").arg(socket);
+    (command, dir)
+}
+
+fn list(socket: &Path) -> Value {
+    let mut command = support::syrupctl();
+    let output = command.args(["list", "-o", "json", "--socket"]).arg(socket).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn an_ordinary_user_runs_a_server_under_a_policy_of_its_own() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    own_network();
+    let ctl = Ctl::new();
+    let served = Served::start(ctl.bpffs());
+    let socket = served.socket();
+    // C that the daemon would not compile for this user.
+    let source = "#include <syrup/packet.h>\n\
+                  __s32 schedule(void *pkt_start, void *pkt_end)\n{\n\
+                  \treturn syrup_random() % syrup_num_executors();\n}\n";
+    let load = format!("socket-select={}", served.file("dice.c", source));
+    let (mut command, _dir) = nobody(&socket);
+    let child = command
+        .args(["run", "--app", "mine", "--load", &load, "--port", PORT, "--"])
+        .args(["python3", "-c", SERVER, PORT, "3", "0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let found = wait_for("the registered sockets", Duration::from_secs(30), || {
+        let found = list(&socket)["deployments"][0].clone();
+        (found["executors"] == 3).then_some(found)
+    });
+    assert_eq!((&found["app"], &found["policy"]), (&"mine".into(), &"dice".into()));
+    assert_eq!(found["uid"], 65534);
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    assert!(stderr.contains("dice is live at socket-select for app mine"), "{stderr}");
+    assert_eq!(list(&socket)["deployments"], Value::Array(vec![]));
+}
+
+#[test]
+fn an_ordinary_user_may_not_take_a_port_and_is_told_what_it_may() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let ctl = Ctl::new();
+    let served = Served::start(ctl.bpffs());
+    let (mut command, _dir) = nobody(&served.socket());
+    let load = ["load", "socket-select", "--policy", "hash", "--port", PORT];
+    let output = command.args(load).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(5), "{stderr}");
+    assert!(stderr.contains("help:") && stderr.contains("syr_register_socket"), "{stderr}");
+    ctl.assert_empty();
+}
+
+#[test]
+fn a_daemon_that_dies_under_run_leaves_the_policy_and_the_user_knows() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    own_network();
+    let ctl = Ctl::new();
+    let served = Served::start(ctl.bpffs());
+    let child = support::syrupctl()
+        .arg("--socket")
+        .arg(served.socket())
+        .args(["run", "--app", "web", "--load", "socket-select=hash", "--port", PORT, "--"])
+        .args(["python3", "-c", SERVER, PORT, "2", "0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for("the adopted sockets", Duration::from_secs(30), || {
+        (ctl.json(&["list"])["deployments"][0]["executors"] == 2).then_some(())
+    });
+    drop(served);
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "the command's own code: {stderr}");
+    assert!(stderr.contains("socket-select of app web is still loaded"), "{stderr}");
+    assert!(stderr.contains("help: "), "{stderr}");
+    ctl.run(&["unload", "socket-select", "--app", "web"]).ok();
+    ctl.assert_empty();
+}

@@ -3,7 +3,7 @@
 //! plain loads.
 
 /// Bytes of a request and of a reply.
-pub const BYTES: usize = 48;
+pub const BYTES: usize = 56;
 
 /// What a request asks for; the numbers are what policies compare with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,7 +35,7 @@ impl Class {
     }
 }
 
-/// A request; the reply carries the same bytes with `served_by` set.
+/// A request; the reply carries the same bytes with `served_by` and `overrun_ns` set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Message {
     /// Offset 0.
@@ -52,6 +52,8 @@ pub struct Message {
     pub intended_ns: u64,
     /// Offset 40: when it was sent.
     pub sent_ns: u64,
+    /// Offset 48: in a reply of a server that sleeps, how long the sleep overran.
+    pub overrun_ns: u64,
 }
 
 impl Message {
@@ -69,6 +71,7 @@ impl Message {
         put(24, &self.key.to_ne_bytes());
         put(32, &self.intended_ns.to_ne_bytes());
         put(40, &self.sent_ns.to_ne_bytes());
+        put(48, &self.overrun_ns.to_ne_bytes());
         bytes
     }
 
@@ -95,6 +98,7 @@ impl Message {
             key: long(24)?,
             intended_ns: long(32)?,
             sent_ns: long(40)?,
+            overrun_ns: long(48)?,
         })
     }
 }
@@ -113,6 +117,7 @@ mod tests {
             key: 1 << 40,
             intended_ns: 5,
             sent_ns: 6,
+            overrun_ns: 8,
         };
         let bytes = message.encode();
         assert_eq!(Message::decode(&bytes), Some(message));

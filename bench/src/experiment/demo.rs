@@ -69,7 +69,7 @@ pub struct Options {
     #[arg(long, default_value = "target/bench-db-demo")]
     pub db: PathBuf,
     /// Keys in the database.
-    #[arg(long, default_value_t = 200_000)]
+    #[arg(long, default_value_t = 100_000)]
     pub keys: u64,
     /// Which configurations.
     #[arg(long, value_delimiter = ',', default_values = ALL, value_parser = ALL)]

@@ -292,7 +292,7 @@ fn simulated(options: &Options, plan: &Plan, points: &[Point]) -> Result<Vec<Poi
                         spread: simulate::Spread::Fixed,
                         overhead_us: 0.0,
                         pull_us: 0.0,
-                        buffer: 277,
+                        buffer: 256,
                         reserved: 4,
                         requests,
                         seed: options.seed + run,
@@ -319,8 +319,8 @@ fn method(options: &Options, plan: &Plan, hash: Spread, cost: &cost::Cost) -> Ve
         ),
         format!(
             "Open-loop Poisson load over {FLOWS} flows, latency from the intended send time. \
-             Windows of 100 ms in which the sender was late by a GET, and the one after, are left \
-             out; the share kept stands under 'kept'. {} rounds of {} s, interleaved; vanilla at \
+             Windows of 100 ms in which the sender was late by a GET, or a service slept as much too \
+             long, and the one after, are left out; the share kept stands under 'kept'. {} rounds of {} s, interleaved; vanilla at \
              150 K is a lottery over the hash, so it has {} draws of {} s. The hash's max/mean \
              was {:.2} to {:.2}.",
             plan.rounds, plan.duration, plan.draws, plan.draw_duration, hash.min, hash.max,

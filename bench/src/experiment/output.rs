@@ -54,7 +54,7 @@ pub fn write(
     };
     put("results.json", serde_json::to_vec_pretty(&results)?)?;
     put(DETAILS, serde_json::to_vec_pretty(details)?)?;
-    put("report.html", report::html(details, criterion, rounds, &verdicts)?.into_bytes())?;
+    put("report.html", report::html(details, criterion, &verdicts)?.into_bytes())?;
 
     println!("{}", table(details));
     for verdict in &verdicts {

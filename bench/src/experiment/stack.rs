@@ -59,7 +59,10 @@ impl Stack {
         let folder = tempfile::Builder::new().prefix("syrup-bench-").tempdir_in("/tmp")?;
         let socket = folder.path().join("syrupd.sock");
         let bpffs = PathBuf::from(format!("/sys/fs/bpf/syrup-bench-{}", std::process::id()));
+        // The server asks at every hook: "no policy there" is no news here.
+        let log = std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_owned());
         let daemon = Command::new(&syrupd)
+            .env("RUST_LOG", log)
             .arg("--socket")
             .arg(&socket)
             .arg("--bpffs")

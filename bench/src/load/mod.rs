@@ -27,7 +27,8 @@ pub use summary::{ClassSummary, Cut, Fate, LoadSummary, summarise};
 ///
 /// Arrivals are Poisson; latency counts from the intended send time, so a
 /// server that falls behind is not spared. Windows in which the sender itself
-/// was late are left out; the share that was kept is printed.
+/// was late, or a sleeping server overslept, are left out; the share that was
+/// kept is printed.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples:
   syrup-bench load --port 9000 --rps 2000 --scan-fraction 0.005 --duration 10
@@ -60,10 +61,11 @@ pub struct Options {
     /// Decides arrivals, mix, flows and keys.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// The sender is late when it sends this much after the intended time.
+    /// The sender is late when it sends this much after the intended time, and a
+    /// sleeping server when it sleeps this much too long.
     #[arg(long, default_value_t = 1000)]
     pub late_us: u64,
-    /// A late sender spoils this much time.
+    /// Being late spoils this much time, and as much after it.
     #[arg(long, default_value_t = 100)]
     pub window_ms: u64,
     /// Run sender and receiver as SCHED_FIFO with this priority (root).
@@ -83,6 +85,7 @@ pub fn run(options: &Options) -> Result<()> {
 struct Slot {
     sent_ns: AtomicU64,
     answered_ns: AtomicU64,
+    overrun_ns: AtomicU64,
 }
 
 struct Run<'a> {
@@ -147,6 +150,7 @@ pub fn generate(options: &Options) -> Result<LoadSummary> {
         .map(|slot| Fate {
             sent_ns: slot.sent_ns.load(Ordering::Relaxed),
             answered_ns: slot.answered_ns.load(Ordering::Relaxed),
+            overrun_ns: slot.overrun_ns.load(Ordering::Relaxed),
         })
         .collect();
     let summary = summarise(options.rps, cut, &arrivals, &fates)?;
@@ -189,6 +193,7 @@ impl Run<'_> {
                 key: arrival.key,
                 intended_ns: self.start_ns + arrival.at_ns,
                 sent_ns,
+                overrun_ns: 0,
             }
             .encode();
             // Before the send: the reply may come before the next line.
@@ -254,6 +259,7 @@ impl Run<'_> {
                 received.unexpected += 1;
                 continue;
             }
+            slot.overrun_ns.store(reply.overrun_ns, Ordering::Relaxed);
             *missing -= 1;
             let thread = reply.served_by as usize;
             if thread < 4096 {

@@ -23,9 +23,10 @@ pub struct Cut {
     pub warmup_ns: u64,
     /// End of the counted requests.
     pub end_ns: u64,
-    /// The sender is late when it sends later than this.
+    /// The sender is late when it sends later than this; so is a service that
+    /// overran by as much.
     pub late_limit_ns: u64,
-    /// A late sender spoils the window it was late in and the one after.
+    /// Being late spoils the window it happened in and the one after.
     pub window_ns: u64,
 }
 
@@ -36,6 +37,8 @@ pub struct Fate {
     pub sent_ns: u64,
     /// When its reply came.
     pub answered_ns: u64,
+    /// How much longer than it should its service took, where that is known.
+    pub overrun_ns: u64,
 }
 
 /// One class of requests in one run. Latencies count from the intended send time.
@@ -49,7 +52,7 @@ pub struct ClassSummary {
     pub drops: u64,
     /// Replies that came per second of the counted part.
     pub throughput_rps: f64,
-    /// Latency samples: answered requests in windows where the sender kept time.
+    /// Latency samples: answered requests in windows where time was kept.
     pub samples: u64,
     /// Microseconds.
     pub mean_us: f64,
@@ -68,7 +71,7 @@ pub struct ClassSummary {
 pub struct LoadSummary {
     /// Requests per second that were asked for.
     pub rps: f64,
-    /// Of all counted requests, the share in windows where the sender kept time.
+    /// Of all counted requests, the share in windows where time was kept.
     pub kept_share: f64,
     /// GET, then SCAN.
     pub classes: Vec<ClassSummary>,
@@ -165,12 +168,20 @@ pub fn summarise(rps: f64, cut: Cut, arrivals: &[Arrival], fates: &[Fate]) -> Re
 fn spoiled_windows(cut: Cut, arrivals: &[Arrival], fates: &[Fate]) -> Vec<bool> {
     let windows = (cut.end_ns / cut.window_ns) as usize + 2;
     let mut spoiled = vec![false; windows];
+    let mut spoil = |from_ns: u64, to_ns: u64| {
+        let first = (from_ns / cut.window_ns) as usize;
+        // The burst that follows is still served in the next window.
+        let last = (to_ns / cut.window_ns) as usize + 1;
+        if first < windows {
+            spoiled[first..=last.min(windows - 1)].fill(true);
+        }
+    };
     for (arrival, fate) in arrivals.iter().zip(fates) {
         if fate.sent_ns > arrival.at_ns + cut.late_limit_ns {
-            let first = (arrival.at_ns / cut.window_ns) as usize;
-            // The burst that follows a late send is still served in the next one.
-            let last = (fate.sent_ns / cut.window_ns) as usize + 1;
-            spoiled[first..=last.min(windows - 1)].fill(true);
+            spoil(arrival.at_ns, fate.sent_ns);
+        }
+        if fate.overrun_ns > cut.late_limit_ns {
+            spoil(fate.answered_ns.saturating_sub(fate.overrun_ns), fate.answered_ns);
         }
     }
     spoiled
@@ -193,7 +204,7 @@ mod tests {
     }
 
     fn answered(sent_ms: u64, answered_ms: u64) -> Fate {
-        Fate { sent_ns: sent_ms * MS, answered_ns: answered_ms * MS }
+        Fate { sent_ns: sent_ms * MS, answered_ns: answered_ms * MS, overrun_ns: 0 }
     }
 
     #[test]
@@ -203,7 +214,7 @@ mod tests {
             answered(50, 51),
             answered(150, 153),
             answered(250, 254),
-            Fate { sent_ns: 350 * MS, answered_ns: 0 },
+            Fate { sent_ns: 350 * MS, ..Fate::default() },
         ];
         let summary = summarise(4.0, CUT, &arrivals, &fates).unwrap();
         let get = summary.class(Class::Get);
@@ -235,5 +246,16 @@ mod tests {
             [answered(450, 451), answered(450, 451), answered(550, 551), answered(850, 851)];
         let summary = summarise(4.0, CUT, &arrivals, &fates).unwrap();
         assert_eq!(summary.class(Class::Get).samples, 1);
+    }
+
+    #[test]
+    fn a_service_that_overran_spoils_the_time_it_took_too_long() {
+        let arrivals = [get(150), get(250), get(350), get(450)];
+        let mut fates =
+            [answered(150, 151), answered(250, 268), answered(350, 351), answered(450, 451)];
+        fates[1].overrun_ns = 5 * MS;
+        let summary = summarise(4.0, CUT, &arrivals, &fates).unwrap();
+        assert_eq!(summary.kept_share, 0.5);
+        assert!(summary.class(Class::Get).p99_us < 2000.0);
     }
 }

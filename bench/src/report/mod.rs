@@ -28,12 +28,7 @@ svg { width: 100%; height: auto; } .scroll { overflow-x: auto; }
 ";
 
 /// The report.
-pub fn html(
-    details: &Details,
-    criterion: &str,
-    rounds: u32,
-    verdicts: &[Verdict],
-) -> Result<String> {
+pub fn html(details: &Details, criterion: &str, verdicts: &[Verdict]) -> Result<String> {
     let mut page = String::new();
     let title = escape(&details.title);
     write!(
@@ -48,7 +43,7 @@ pub fn html(
     for load in loads(details) {
         let points: Vec<&Point> =
             details.points.iter().filter(|point| point.load_rps == load).collect();
-        write!(page, "<h2>At {load:.0} requests per second</h2>\n<div class=\"plots\">")?;
+        write!(page, "<h2>At {} requests per second</h2>\n<div class=\"plots\">", thousands(load))?;
         for class in Class::ALL {
             if points.iter().all(|point| point.distribution(class).is_empty()) {
                 continue;
@@ -59,8 +54,8 @@ pub fn html(
                 &mut page,
                 &plot::bars(&points, &twins, class)?,
                 &format!(
-                    "{} latency: p50, p99 and p99.9, medians of {rounds} rounds; whiskers are the \
-                     smallest and largest round{}",
+                    "{} latency: p50, p99 and p99.9, medians of the runs; whiskers are the \
+                     smallest and largest run{}",
                     class.name(),
                     if twins.iter().any(Option::is_some) { "; diamonds are simulated" } else { "" }
                 ),
@@ -80,6 +75,22 @@ pub fn html(
     }
     page.push_str("</body></html>\n");
     Ok(page)
+}
+
+/// A number with its thousands apart.
+fn thousands(number: f64) -> String {
+    if number < 1000.0 {
+        return format!("{number:.1}");
+    }
+    let digits = format!("{number:.0}");
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place) % 3 == 0 {
+            text.push('\u{202f}');
+        }
+        text.push(digit);
+    }
+    text
 }
 
 fn loads(details: &Details) -> Vec<f64> {
@@ -168,4 +179,16 @@ fn figure(page: &mut String, svg: &str, caption: &str) -> Result<()> {
 /// Text as HTML.
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped() {
+        assert_eq!(thousands(24.18), "24.2");
+        assert_eq!(thousands(150_000.0), "150\u{202f}000");
+        assert_eq!(thousands(1_000.0), "1\u{202f}000");
+    }
 }

@@ -8,7 +8,7 @@ use crate::experiment::{Point, latency};
 use crate::load::ClassSummary;
 use crate::wire::Class;
 
-const SIZE: (u32, u32) = (640, 400);
+const SIZE: (u32, u32) = (680, 440);
 const FONT: &str = "system-ui, sans-serif";
 const TEXT: RGBColor = RGBColor(91, 100, 114);
 const GRID: RGBColor = RGBColor(226, 230, 236);
@@ -65,9 +65,9 @@ fn draw_bars(
     let groups = points.len().max(1) as f64;
     let mut chart = ChartBuilder::on(&root)
         .margin(12)
-        .margin_top(30)
-        .x_label_area_size(26)
-        .y_label_area_size(62)
+        .margin_top(44)
+        .x_label_area_size(30)
+        .y_label_area_size(70)
         .build_cartesian_2d(0.0..groups, (low..high).log_scale())?;
     chart
         .configure_mesh()
@@ -76,7 +76,7 @@ fn draw_bars(
         .light_line_style(TRANSPARENT)
         .bold_line_style(GRID)
         .axis_style(GRID)
-        .y_label_style((FONT, 13).into_font().color(&TEXT))
+        .y_label_style((FONT, 16).into_font().color(&TEXT))
         .y_label_formatter(&|us: &f64| round_latency(*us))
         .draw()?;
 
@@ -108,12 +108,12 @@ fn draw_bars(
                     )])?;
             }
             let label =
-                (FONT, 11).into_font().color(&TEXT).pos(Pos::new(HPos::Center, VPos::Bottom));
+                (FONT, 14).into_font().color(&TEXT).pos(Pos::new(HPos::Center, VPos::Bottom));
             chart.draw_series([EmptyElement::at((middle, spread.max))
                 + Text::new(latency(spread.median), (0, -5), label.clone())
-                + Text::new((*name).to_owned(), (0, -17), label)])?;
+                + Text::new((*name).to_owned(), (0, -20), label)])?;
         }
-        let label = (FONT, 13).into_font().color(&TEXT).pos(Pos::new(HPos::Center, VPos::Top));
+        let label = (FONT, 16).into_font().color(&TEXT).pos(Pos::new(HPos::Center, VPos::Top));
         chart.draw_series([EmptyElement::at((group as f64 + 0.5, low))
             + Text::new(short_name(&point.config), (0, 6), label)])?;
     }
@@ -135,16 +135,16 @@ fn draw_distribution(svg: &mut String, points: &[&Point], class: Class) -> Drawn
     let mut chart = ChartBuilder::on(&root)
         .margin(12)
         .margin_right(24)
-        .x_label_area_size(34)
-        .y_label_area_size(62)
+        .x_label_area_size(38)
+        .y_label_area_size(70)
         .build_cartesian_2d((low..high).log_scale(), (LEAST..1.0).log_scale())?;
     chart
         .configure_mesh()
         .light_line_style(TRANSPARENT)
         .bold_line_style(GRID)
         .axis_style(GRID)
-        .x_label_style((FONT, 13).into_font().color(&TEXT))
-        .y_label_style((FONT, 13).into_font().color(&TEXT))
+        .x_label_style((FONT, 16).into_font().color(&TEXT))
+        .y_label_style((FONT, 16).into_font().color(&TEXT))
         .x_label_formatter(&|us: &f64| round_latency(*us))
         .y_label_formatter(&|share: &f64| format!("{}\u{202f}%", short_number(share * 100.0)))
         .draw()?;
@@ -164,7 +164,7 @@ fn draw_distribution(svg: &mut String, points: &[&Point], class: Class) -> Drawn
         .configure_series_labels()
         .position(SeriesLabelPosition::LowerLeft)
         .background_style(WHITE.mix(0.85))
-        .label_font((FONT, 13).into_font().color(&TEXT))
+        .label_font((FONT, 16).into_font().color(&TEXT))
         .draw()?;
     root.present()?;
     Ok(())

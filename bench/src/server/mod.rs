@@ -73,7 +73,7 @@ pub struct Options {
     #[arg(long, conflicts_with = "slice_us")]
     pub fifo: Option<i32>,
     /// Receive buffer of each socket; the kernel doubles it and its default
-    /// holds some 270 requests.
+    /// holds 256 requests.
     #[arg(long)]
     pub rcvbuf_bytes: Option<usize>,
     /// Written once every socket is bound and everything is registered.

@@ -92,10 +92,11 @@ impl Worker<'_> {
         loop {
             let Some((request, from)) = self.receive(&mut state)? else { return Ok(()) };
             self.take(request.class, &mut state);
-            match self.service {
+            let overrun_ns = match self.service {
                 Service::RocksDb { store, work } => {
                     std::hint::black_box(store.serve(request.class, request.key, *work)?);
                     state.busy_until_ns = Some(now_ns());
+                    0
                 }
                 Service::Sleep { ns } => {
                     // A request that waited in the queue starts when the one
@@ -108,9 +109,10 @@ impl Worker<'_> {
                     let deadline_ns = start_ns + ns[request.class.index()];
                     sleep_until(deadline_ns);
                     state.busy_until_ns = Some(deadline_ns);
+                    now_ns() - deadline_ns
                 }
-            }
-            let reply = Message { served_by: self.index, ..request };
+            };
+            let reply = Message { served_by: self.index, overrun_ns, ..request };
             let sent = rustix::net::sendto(self.socket, &reply.encode(), SendFlags::empty(), &from);
             if sent.is_err() {
                 self.served.lost_replies.fetch_add(1, Ordering::Relaxed);
@@ -307,12 +309,14 @@ mod tests {
                 key: 0,
                 intended_ns: 0,
                 sent_ns: 0,
+                overrun_ns: 0,
             };
             client.send_to(b"no request", to).unwrap();
             client.send_to(&request.encode(), to).unwrap();
             let mut bytes = [0; BYTES];
             client.recv(&mut bytes).unwrap();
-            assert_eq!(Message::decode(&bytes), Some(Message { served_by: 0, ..request }));
+            let reply = Message::decode(&bytes).unwrap();
+            assert_eq!(reply, Message { served_by: 0, overrun_ns: reply.overrun_ns, ..request });
             stop_all(&bench.stop, std::slice::from_ref(&bench.socket));
             worker.join().unwrap().unwrap();
         });

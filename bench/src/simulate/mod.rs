@@ -85,7 +85,7 @@ pub struct Options {
     /// Requests that may wait at one executor (early binding), or in all times
     /// the number of executors (central queues); more are dropped. The default
     /// is what the kernel's default receive buffer holds.
-    #[arg(long, default_value_t = 277)]
+    #[arg(long, default_value_t = 256)]
     pub buffer: usize,
     /// Executors that never take SCANs (central-reserved).
     #[arg(long, default_value_t = 4)]
@@ -138,6 +138,7 @@ pub fn simulate(options: &Options) -> Result<LoadSummary> {
         .map(|(arrival, answered_ns)| Fate {
             sent_ns: arrival.at_ns,
             answered_ns: answered_ns.unwrap_or(0),
+            overrun_ns: 0,
         })
         .collect();
     let end_ns = arrivals.last().map_or(1, |last| last.at_ns + 1);
@@ -188,7 +189,7 @@ mod tests {
             spread: Spread::Fixed,
             overhead_us: 0.0,
             pull_us: 0.0,
-            buffer: 277,
+            buffer: 256,
             reserved: 4,
             requests: 400_000,
             seed: 1,

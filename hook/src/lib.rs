@@ -18,4 +18,4 @@ pub use error::{Error, Result};
 pub use hook::{App, Counters, Deployment, Executor, Health, Hook, Probe, Target, Verdicts};
 pub use id::{HookId, Input, Proto, UnknownHook};
 pub use load::{LoadedProgram, PolicyObject, constant, route_libbpf_messages, set_constant};
-pub use policy::{Builtin, Linked};
+pub use policy::{Builtin, Linked, POLICY_PROGRAM};

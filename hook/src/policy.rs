@@ -5,6 +5,10 @@ use std::os::fd::OwnedFd;
 
 use syrup_abi::abi;
 
+/// The program in every trusted half that calls `schedule()`: what the verifier
+/// says of it, it says of the user's code.
+pub const POLICY_PROGRAM: &str = "syrup_policy";
+
 /// A policy that ships with its hook: source for people, object for hosts without clang.
 #[derive(Debug, Clone, Copy)]
 pub struct Builtin {

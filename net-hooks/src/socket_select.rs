@@ -19,7 +19,7 @@ use syrup_abi::abi::{
 use syrup_hook::pin::{self, Staged, TEMPORARY};
 use syrup_hook::{
     App, Builtin, Counters, Deployment, Error, Executor, Health, Hook, HookId, Input, Linked,
-    LoadedProgram, PolicyObject, Probe, Proto, Result, Target,
+    LoadedProgram, POLICY_PROGRAM, PolicyObject, Probe, Proto, Result, Target,
 };
 
 use crate::POLICIES;
@@ -29,7 +29,6 @@ use crate::sockets::{self, GroupKey, Member};
 const DISPATCHER_OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/socket_select.o"));
 const TRUSTED_HALF: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/socket_select_policy.o"));
 const DISPATCHER_PROGRAM: &str = "syrup_dispatch";
-const POLICY_PROGRAM: &str = "syrup_policy";
 
 /// The hook `socket-select`.
 #[derive(Debug, Clone, Copy, Default)]

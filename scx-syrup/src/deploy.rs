@@ -10,8 +10,8 @@ use syrup_abi::abi::{self, syrup_record, syrup_thread_policy};
 use syrup_hook::pin::{self, Staged, TEMPORARY};
 use syrup_hook::sys::{self, Map};
 use syrup_hook::{
-    App, Counters, Deployment, Error, Executor, HookId, Linked, LoadedProgram, PolicyObject, Probe,
-    Result, Target, process, set_constant,
+    App, Counters, Deployment, Error, Executor, HookId, Linked, LoadedProgram, POLICY_PROGRAM,
+    PolicyObject, Probe, Result, Target, process, set_constant,
 };
 
 use crate::layout::{SYRUP_SCX_RESCUE_MS, syrup_scx_app};
@@ -20,7 +20,6 @@ use crate::{cpus, health, kernel, threads};
 
 const HOOK: HookId = HookId::ScxSyrup;
 const VERDICTS: &str = "verdicts";
-const PROGRAM: &str = "syrup_policy";
 
 /// Shows a policy to the verifier.
 pub(crate) fn verify(policy: &Linked) -> Result<()> {
@@ -28,7 +27,7 @@ pub(crate) fn verify(policy: &Linked) -> Result<()> {
         return Err(Error::Unsupported { missing: what, advice });
     }
     let settings = settings(&policy.thread)?;
-    open(policy, 1, &settings, &[], settings.nr_executors(&[])?)?.load(PROGRAM).map(drop)
+    open(policy, 1, &settings, &[], settings.nr_executors(&[])?)?.load(POLICY_PROGRAM).map(drop)
 }
 
 /// Makes a policy live for an app that has none.
@@ -375,7 +374,7 @@ fn load(
         object.share(name, fd.as_fd())?;
     }
     object.share("syrup_verdicts", verdicts.as_fd())?;
-    object.load(PROGRAM)
+    object.load(POLICY_PROGRAM)
 }
 
 /// Opens a policy with the constants of its deployment and the app's Maps.

@@ -37,6 +37,16 @@ impl Scheduler {
         }
     }
 
+    /// The same, after a change that is under way has ended.
+    pub fn settled() -> Self {
+        let now = Self::now();
+        match now.state.as_str() {
+            "enabling" => Self::wait_for("enabled").unwrap_or(now),
+            "disabling" => Self::wait_for("disabled").unwrap_or(now),
+            _ => now,
+        }
+    }
+
     /// Waits until the kernel says `state`.
     pub fn wait_for(state: &str) -> Result<Self> {
         // Disabling waits for every thread to leave the class; seconds only on

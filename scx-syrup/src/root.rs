@@ -101,7 +101,7 @@ impl Root {
         // Before the state is checked: what an interrupted load left can hold
         // an attached scheduler, which leaves with its last pin.
         let staged = Staged::new(&dir)?;
-        let before = settled();
+        let before = Scheduler::settled();
         if before.state != "disabled" {
             return Err(Error::Conflict {
                 what: format!(
@@ -191,7 +191,8 @@ impl Root {
     }
 
     pub fn state(&self) -> Result<State> {
-        let now = Scheduler::now();
+        // The reason is written last while the kernel disables a scheduler.
+        let now = Scheduler::settled();
         let info = self.info()?;
         // The pinned link does not change when the kernel ends the scheduler.
         if now.state == "enabled" && now.ops == OPS && now.enable_seq == info.enable_seq {
@@ -303,16 +304,6 @@ impl Root {
             ));
         }
         Ok(())
-    }
-}
-
-/// The scheduler after a change that is under way has ended.
-fn settled() -> Scheduler {
-    let now = Scheduler::now();
-    match now.state.as_str() {
-        "enabling" => Scheduler::wait_for("enabled").unwrap_or(now),
-        "disabling" => Scheduler::wait_for("disabled").unwrap_or(now),
-        _ => now,
     }
 }
 

@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use rustix::fs::FlockOperation;
+use rustix::mount::MountFlags;
 use syrup_abi::abi;
 use syrup_hook::{
-    App, Deployment, Executor, Health, Hook, HookId, Input, Linked, Probe, Proto, Target, pin, sys,
+    App, Deployment, Executor, Health, Hook, HookId, Input, Linked, POLICY_PROGRAM, Probe, Proto,
+    Target, pin, sys,
 };
 
 use crate::arbiter::{
@@ -27,6 +29,7 @@ use crate::{hooks, names, verifier};
 
 /// Where everything is pinned unless a flag says otherwise.
 pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/syrup";
+const BPFFS_MOUNT: &str = "/sys/fs/bpf";
 
 /// How long `load` watches a thread policy that already has threads, to say at
 /// once when it never chooses a queue.
@@ -95,11 +98,23 @@ impl Engine {
     /// [`Code::Unsupported`] when `bpffs` is not on a mounted BPF file system.
     pub fn new(bpffs: PathBuf) -> Result<Self> {
         let mount = bpffs.parent().unwrap_or(Path::new("/"));
-        let stat = rustix::fs::statfs(mount).map_err(|e| {
-            Error::new(Code::Unsupported, format!("cannot look at {}: {e}", mount.display()))
-                .advise("mount -t bpf bpf /sys/fs/bpf")
-        })?;
-        if stat.f_type != BPF_FS_MAGIC {
+        let is_bpffs = || -> Result<bool> {
+            let stat = rustix::fs::statfs(mount).map_err(|e| {
+                Error::new(Code::Unsupported, format!("cannot look at {}: {e}", mount.display()))
+                    .advise("mount -t bpf bpf /sys/fs/bpf")
+            })?;
+            Ok(stat.f_type == BPF_FS_MAGIC)
+        };
+        // Where every BPF tool expects it, root mounts it as they do: a machine
+        // without an init that did so is no reason to refuse.
+        if mount == Path::new(BPFFS_MOUNT) && !is_bpffs()? && rustix::process::geteuid().is_root() {
+            rustix::mount::mount("bpf", mount, "bpf", MountFlags::empty(), None).map_err(|e| {
+                Error::new(Code::Unsupported, format!("cannot mount {BPFFS_MOUNT}: {e}"))
+                    .advise("mount -t bpf bpf /sys/fs/bpf")
+            })?;
+            log::info!("mounted the BPF file system at {BPFFS_MOUNT}");
+        }
+        if !is_bpffs()? {
             return Err(Error::new(
                 Code::Unsupported,
                 format!("{} is not a BPF file system", mount.display()),
@@ -326,7 +341,7 @@ impl Prepared {
     /// A hook's error, with the user's file in the verifier's words.
     fn explain(&self, error: syrup_hook::Error) -> Error {
         match error {
-            syrup_hook::Error::Verifier { log, .. } => {
+            syrup_hook::Error::Verifier { program, log, .. } if program == POLICY_PROGRAM => {
                 verifier::error(&self.file_name, &log, self.source.as_deref())
             }
             other => other.into(),

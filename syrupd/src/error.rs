@@ -71,7 +71,12 @@ impl From<syrup_hook::Error> for Error {
         use syrup_hook::Error as Hook;
         let message = error.to_string();
         match error {
-            Hook::Verifier { program, log, .. } => crate::verifier::error(&program, &log, None),
+            // A user's program is explained where its file is known; this one is ours.
+            Hook::Verifier { log, .. } => {
+                Self::new(Code::Internal, format!("{message}; it is a part of Syrup"))
+                    .detail(crate::verifier::tail(&log))
+                    .advise("this kernel's verifier does not take Syrup's own program: report it with the lines above and 'uname -r'")
+            }
             Hook::Unsupported { advice, .. } => {
                 Self::new(Code::Unsupported, message).advise(advice)
             }

@@ -9,10 +9,7 @@ const TAIL: usize = 12;
 /// `source` is the user's text, to quote the line; kernels since 6.10 print
 /// `; text @ file:line` above each group of instructions.
 pub(crate) fn error(file_name: &str, log: &str, source: Option<&str>) -> Error {
-    let lines: Vec<&str> = log
-        .lines()
-        .filter(|line| !line.starts_with("processed ") && !line.trim().is_empty())
-        .collect();
+    let lines = lines(log);
     let reason = reason(&lines);
     let place = lines.iter().rev().find_map(|line| place(line, file_name));
     let mut detail = String::new();
@@ -20,13 +17,21 @@ pub(crate) fn error(file_name: &str, log: &str, source: Option<&str>) -> Error {
         let text = source.and_then(|s| s.lines().nth(number.checked_sub(1)?)).unwrap_or("");
         detail.push_str(&format!("{file_name}:{number}: {}\n", text.trim()));
     }
-    for line in &lines[lines.len().saturating_sub(TAIL)..] {
-        detail.push_str(&format!("  {line}\n"));
-    }
+    detail.push_str(&tail(log));
     let at = place.map_or_else(|| file_name.to_owned(), |number| format!("{file_name}:{number}"));
     Error::new(Code::VerifierRejected, format!("{at}: the kernel's verifier refused it: {reason}"))
         .detail(detail.trim_end().to_owned())
         .advise(advice(reason))
+}
+
+fn lines(log: &str) -> Vec<&str> {
+    log.lines().filter(|line| !line.starts_with("processed ") && !line.trim().is_empty()).collect()
+}
+
+/// The log's last lines, indented.
+pub(crate) fn tail(log: &str) -> String {
+    let lines = lines(log);
+    lines[lines.len().saturating_sub(TAIL)..].iter().map(|line| format!("  {line}\n")).collect()
 }
 
 /// What the verifier objected to: the last line that is no instruction,

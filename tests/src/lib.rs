@@ -21,8 +21,13 @@ use std::time::{Duration, Instant};
 pub enum Need {
     /// Root, to load BPF programs and to make namespaces.
     Root,
-    /// A kernel with sched_ext that can load a scheduler.
+    /// A kernel with sched_ext.
     SchedExt,
+    /// A kernel without it.
+    NoSchedExt,
+    /// A kernel whose type information is malformed, as `vm/run` says of its
+    /// kernels (`SYRUP_TEST_KERNEL`).
+    MalformedBtf,
 }
 
 /// True when everything is there; else notes the skip, naming what is missing,
@@ -32,8 +37,15 @@ pub fn require(needs: &[Need]) -> bool {
     for need in needs {
         let missing = match need {
             Need::Root => (!rustix::process::geteuid().is_root()).then_some("root"),
-            Need::SchedExt => (!PathBuf::from("/sys/kernel/sched_ext/state").exists())
-                .then_some("a kernel with sched_ext (run it with vm/run)"),
+            Need::SchedExt => {
+                (!sched_ext()).then_some("a kernel with sched_ext (run it with vm/run)")
+            }
+            Need::NoSchedExt => {
+                sched_ext().then_some("a kernel without sched_ext (vm/run --kernel no-scx)")
+            }
+            Need::MalformedBtf => (std::env::var("SYRUP_TEST_KERNEL").as_deref()
+                != Ok("malformed-btf"))
+            .then_some("a kernel with malformed BTF (vm/run --kernel malformed-btf)"),
         };
         if let Some(missing) = missing {
             note_skip(missing);
@@ -41,6 +53,10 @@ pub fn require(needs: &[Need]) -> bool {
         }
     }
     true
+}
+
+fn sched_ext() -> bool {
+    PathBuf::from("/sys/kernel/sched_ext/state").exists()
 }
 
 fn note_skip(missing: &str) {

@@ -1,17 +1,11 @@
-//! Kernels that cannot host the thread hook: run in a machine of each kind,
-//! named by `SYRUP_TEST_KERNEL` (the role given to `vm/run --kernel`).
+//! Kernels that cannot host the thread hook. The runner boots a machine with
+//! each kind and selects its tests by the start of their names (tests/run).
 
 use syrup_tests::{Ctl, Need, require};
 
-fn role() -> Option<String> {
-    std::env::var("SYRUP_TEST_KERNEL").ok()
-}
-
 #[test]
-fn without_sched_ext_load_and_doctor_say_so() {
-    // Most development machines have none either: no virtual machine needed then.
-    let lacks = !std::path::Path::new("/sys/kernel/sched_ext").exists();
-    if !lacks || !require(&[Need::Root]) {
+fn no_scx_load_and_doctor_say_so() {
+    if !require(&[Need::Root, Need::NoSchedExt]) {
         return;
     }
     let ctl = Ctl::new();
@@ -25,8 +19,8 @@ fn without_sched_ext_load_and_doctor_say_so() {
 }
 
 #[test]
-fn malformed_type_information_is_diagnosed_before_the_load() {
-    if role().as_deref() != Some("malformed-btf") || !require(&[Need::Root, Need::SchedExt]) {
+fn malformed_btf_is_diagnosed_before_the_load() {
+    if !require(&[Need::Root, Need::SchedExt, Need::MalformedBtf]) {
         return;
     }
     let ctl = Ctl::new();

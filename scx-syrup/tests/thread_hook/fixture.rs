@@ -11,6 +11,8 @@ use syrup_abi::{Compiler, abi};
 use syrup_hook::{App, Hook as _, Linked, Probe};
 use syrup_scx::ScxSyrup;
 
+use crate::workers::eventually;
+
 /// The kernel runs one scheduler, so tests take turns.
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -47,6 +49,11 @@ impl Fixture {
 
     /// A policy that ships with the hook, with Maps of its own.
     pub fn builtin(&self, name: &str) -> Linked {
+        Self::linked(name)
+    }
+
+    /// The same without a fixture.
+    pub fn linked(name: &str) -> Linked {
         let builtin = ScxSyrup.policies().iter().find(|p| p.name == name).unwrap();
         link(name, builtin.object, &[])
     }
@@ -60,7 +67,7 @@ impl Fixture {
             assert_eq!(fs::read_dir(entry.path()).unwrap().count(), 0, "pins left in {entry:?}");
         }
         // The kernel frees programs and maps after a grace period.
-        super::workers::eventually("no program or map of ours", || {
+        eventually("no program or map of ours", || {
             let programs = libbpf_rs::query::ProgInfoIter::default()
                 .filter(|info| info.name.to_string_lossy().starts_with("syrup"))
                 .count();
@@ -120,7 +127,10 @@ pub fn link(name: &str, object: &[u8], maps: &[(&str, &TestMap)]) -> Linked {
         name: name.to_owned(),
         sha256: [7; 32],
         object: fs::read(&output).unwrap(),
-        maps: maps.iter().map(|(name, map)| ((*name).to_owned(), map.fd())).collect::<BTreeMap<_, _>>(),
+        maps: maps
+            .iter()
+            .map(|(name, map)| ((*name).to_owned(), map.fd()))
+            .collect::<BTreeMap<_, _>>(),
         thread,
     }
 }

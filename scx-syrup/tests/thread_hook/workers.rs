@@ -17,9 +17,16 @@ pub fn eventually<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// The one in the middle.
+pub fn median<T: Ord + Copy>(mut values: Vec<T>) -> T {
+    values.sort_unstable();
+    values[values.len() / 2]
+}
+
 /// What one thread shares with the test.
 #[derive(Default)]
 pub struct Worker {
+    number: usize,
     tid: AtomicI32,
     turns: AtomicU64,
     /// Longest time between two turns, in nanoseconds.
@@ -31,6 +38,16 @@ pub struct Worker {
 impl Worker {
     pub fn tid(&self) -> i32 {
         self.tid.load(Relaxed)
+    }
+
+    /// Its place in the crew.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Counts a turn.
+    pub fn turn(&self) {
+        self.turns.fetch_add(1, Relaxed);
     }
 
     pub fn turns(&self) -> u64 {
@@ -49,6 +66,13 @@ impl Worker {
     pub fn forget(&self) {
         self.gap_ns.store(0, Relaxed);
         self.cpus.store(0, Relaxed);
+    }
+
+    /// The state letter of its `stat`: S sleeps, R runs or waits for a CPU.
+    fn state(&self) -> char {
+        let path = format!("/proc/self/task/{}/stat", self.tid());
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.rsplit(") ").next().and_then(|rest| rest.chars().next()).unwrap_or('?')
     }
 
     /// CPU time so far.
@@ -78,7 +102,7 @@ impl Crew {
                 // SAFETY: no arguments, no memory.
                 let cpu = unsafe { libc::sched_getcpu() };
                 worker.cpus.fetch_or(1 << (cpu as u64 & 63), Relaxed);
-                worker.turns.fetch_add(1, Relaxed);
+                worker.turn();
                 for _ in 0..200 {
                     std::hint::spin_loop();
                 }
@@ -91,8 +115,8 @@ impl Crew {
         let body = Arc::new(body);
         let mut workers = Vec::new();
         let mut handles = Vec::new();
-        for _ in 0..count {
-            let worker = Arc::new(Worker::default());
+        for number in 0..count {
+            let worker = Arc::new(Worker { number, ..Default::default() });
             let (shared, stop, body) = (worker.clone(), stop.clone(), body.clone());
             handles.push(thread::spawn(move || {
                 // SAFETY: no arguments, no memory.
@@ -101,9 +125,7 @@ impl Crew {
             }));
             workers.push(worker);
         }
-        eventually("the threads to start", || {
-            workers.iter().all(|w| w.tid() != 0).then_some(())
-        });
+        eventually("the threads to start", || workers.iter().all(|w| w.tid() != 0).then_some(()));
         Self { workers, stop, handles }
     }
 
@@ -125,6 +147,77 @@ impl Crew {
         self.tids().into_iter().map(|tid| unsafe { libc::sched_getscheduler(tid) }).collect()
     }
 
+    /// Every thread has taken a turn.
+    pub fn wait_for_turns(&self) {
+        eventually("every thread to have run", || {
+            self.workers.iter().all(|w| w.turns() > 0).then_some(())
+        });
+    }
+
+    pub fn sleeping(&self) -> bool {
+        self.workers.iter().all(|w| w.state() == 'S')
+    }
+
+    pub fn runnable(&self) -> bool {
+        self.workers.iter().all(|w| w.state() == 'R')
+    }
+
+    /// Wakes threads that `std::thread::park()`.
+    pub fn unpark(&self) {
+        for handle in &self.handles {
+            handle.thread().unpark();
+        }
+    }
+
+    /// CPU time of all so far.
+    pub fn cpu_time(&self) -> Duration {
+        self.workers.iter().map(|w| w.cpu_time()).sum()
+    }
+
+    /// Bit per CPU on which one of them was seen.
+    pub fn cpus(&self) -> u64 {
+        self.workers.iter().fold(0, |cpus, w| cpus | w.cpus())
+    }
+
+    pub fn forget(&self) {
+        self.workers.iter().for_each(|w| w.forget());
+    }
+
+    pub fn pin_to(&self, cpu: usize) {
+        for tid in self.tids() {
+            // SAFETY: the set is initialised and lives for the call.
+            let err = unsafe {
+                let mut set: libc::cpu_set_t = std::mem::zeroed();
+                libc::CPU_SET(cpu, &mut set);
+                libc::sched_setaffinity(tid, size_of_val(&set), &raw const set)
+            };
+            assert_eq!(err, 0);
+        }
+    }
+
+    pub fn renice(&self, number: usize, nice: i32) {
+        let tid = self.workers[number].tid() as libc::id_t;
+        // SAFETY: a plain system call on numbers.
+        assert_eq!(unsafe { libc::setpriority(libc::PRIO_PROCESS, tid, nice) }, 0);
+    }
+
+    /// What any thread may do: enter the class without registering.
+    pub fn become_ext(&self) {
+        self.set_policy(7);
+    }
+
+    pub fn become_other(&self) {
+        self.set_policy(0);
+    }
+
+    fn set_policy(&self, policy: i32) {
+        let param = libc::sched_param { sched_priority: 0 };
+        for tid in self.tids() {
+            // SAFETY: param lives for the call.
+            assert_eq!(unsafe { libc::sched_setscheduler(tid, policy, &raw const param) }, 0);
+        }
+    }
+
     pub fn stop(&self) {
         self.stop.store(true, Relaxed);
     }
@@ -133,6 +226,7 @@ impl Crew {
 impl Drop for Crew {
     fn drop(&mut self) {
         self.stop();
+        self.unpark();
         for handle in self.handles.drain(..) {
             let _ = handle.join();
         }

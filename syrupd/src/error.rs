@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
 use syrup_abi::protocol::Failure;
 
 /// Shorthand for results of the engine.
@@ -11,17 +10,15 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub use syrup_abi::protocol::Code;
 
 /// Why the engine did not do what was asked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
     /// The exit code.
     pub code: Code,
     /// One line: what failed, on which object, in the kernel's own words.
     pub message: String,
     /// Longer text for people: compiler diagnostics, the verifier's last lines.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
     /// What the user can do.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
 }
 

@@ -32,7 +32,7 @@ typedef long long unsigned int __u64;
 #define SYRUP_DROP (-2) /* discard the input (packets only) */
 
 /* App slots of the thread hook. Slot 0 owns SCHED_EXT threads that no app registered. */
-#define SYRUP_MAX_APPS   64
+#define SYRUP_MAX_APPS 64
 /* Queues of one app at the thread hook; queue 0 is served first. */
 #define SYRUP_MAX_QUEUES 8
 /* Executors of one packet deployment. */
@@ -50,22 +50,22 @@ typedef long long unsigned int __u64;
  * readers add the CPUs up.
  */
 enum syrup_counter {
-	SYRUP_INPUTS,	      /* inputs that reached the hook for this app */
-	SYRUP_CHOSEN,	      /* schedule() named an executor in range */
-	SYRUP_PASSED,	      /* schedule() said SYRUP_PASS */
-	SYRUP_DROPPED,	      /* schedule() said SYRUP_DROP and the input was discarded */
+	SYRUP_INPUTS,         /* inputs that reached the hook for this app */
+	SYRUP_CHOSEN,         /* schedule() named an executor in range */
+	SYRUP_PASSED,         /* schedule() said SYRUP_PASS */
+	SYRUP_DROPPED,        /* schedule() said SYRUP_DROP and the input was discarded */
 	SYRUP_OUT_OF_RANGE,   /* no such executor: the default decided */
 	SYRUP_ENFORCE_FAILED, /* the executor refused (a closed socket): the default decided */
 	SYRUP_NO_POLICY,      /* the slot was empty: the default decided */
-	SYRUP_RESCUED,	      /* thread hook: a starved thread was run by the root scheduler */
+	SYRUP_RESCUED,        /* thread hook: a starved thread was run by the root scheduler */
 	SYRUP_NR_COUNTERS,
 };
 
 /* Why a thread is being queued; bits of syrup_thread.flags. */
 enum syrup_thread_flag {
-	SYRUP_THREAD_WAKEUP = 1 << 0,	 /* it was blocked and became runnable */
+	SYRUP_THREAD_WAKEUP = 1 << 0,    /* it was blocked and became runnable */
 	SYRUP_THREAD_PREEMPTED = 1 << 1, /* it lost the CPU with slice left */
-	SYRUP_THREAD_EXPIRED = 1 << 2,	 /* it used up its slice, or yielded */
+	SYRUP_THREAD_EXPIRED = 1 << 2,   /* it used up its slice, or yielded */
 };
 
 /*
@@ -73,17 +73,17 @@ enum syrup_thread_flag {
  * may write `rank` and `slice_us`; writes to other fields change nothing.
  */
 struct syrup_thread {
-	__u32 index;	  /* given at registration; SYRUP_INDEX_NONE for an inherited thread */
+	__u32 index; /* given at registration; SYRUP_INDEX_NONE for an inherited thread */
 	__u32 tid;
 	__u32 tgid;
-	__u32 flags;	  /* enum syrup_thread_flag */
-	__s32 cpu;	  /* where it ran last */
-	__u32 weight;	  /* of its nice value: 100 at nice 0 */
-	__u64 runtime_ns; /* CPU time since it was registered */
-	__u64 ran_ns;	  /* CPU time since it last became runnable */
+	__u32 flags;          /* enum syrup_thread_flag */
+	__s32 cpu;            /* where it ran last */
+	__u32 weight;         /* of its nice value: 100 at nice 0 */
+	__u64 runtime_ns;     /* CPU time since it was registered */
+	__u64 ran_ns;         /* CPU time since it last became runnable */
 	__u64 runnable_at_ns; /* clock of syrup_now_ns(); kept when preempted, new when expired */
-	__u64 rank;	  /* in, out: order inside the queue, smallest first; at first runnable_at_ns */
-	__u32 slice_us;	  /* in, out: how long it may run; at first the root scheduler's default */
+	__u64 rank; /* in, out: order inside the queue, smallest first; at first runnable_at_ns */
+	__u32 slice_us; /* in, out: how long it may run; at first the root scheduler's default */
 	__u32 _pad;
 };
 _Static_assert(sizeof(struct syrup_thread) == 64, "syrup_thread");
@@ -95,8 +95,8 @@ enum syrup_executors {
 };
 
 struct syrup_thread_policy {
-	__u32 queues;	 /* 1..SYRUP_MAX_QUEUES; 0 means 1 */
-	__u32 preempt;	 /* 1: an arrival in a queue preempts threads of later queues */
+	__u32 queues;    /* 1..SYRUP_MAX_QUEUES; 0 means 1 */
+	__u32 preempt;   /* 1: an arrival in a queue preempts threads of later queues */
 	__u32 executors; /* enum syrup_executors */
 	__u32 rescue_ms; /* a thread that waits longer is run; 0: the default, 200 */
 };
@@ -110,12 +110,12 @@ struct syrup_record {
 	__u32 abi_version;
 	__u32 hook; /* enum syrup_hook */
 	__u32 uid;
-	__u32 slot;	/* thread hook: the app's slot; else 0 */
-	__s32 pid;	/* the process the executors belong to; 0: none yet */
+	__u32 slot;       /* thread hook: the app's slot; else 0 */
+	__s32 pid;        /* the process the executors belong to; 0: none yet */
 	__u32 generation; /* counts replacements */
-	__u16 port;	/* host order; 0 at the thread hook */
-	__u8 proto;	/* IPPROTO_UDP or IPPROTO_TCP; 0 at the thread hook */
-	__u8 family;	/* AF_INET or AF_INET6; 0 at the thread hook */
+	__u16 port;       /* host order; 0 at the thread hook */
+	__u8 proto;       /* IPPROTO_UDP or IPPROTO_TCP; 0 at the thread hook */
+	__u8 family;      /* AF_INET or AF_INET6; 0 at the thread hook */
 	__u32 nr_executors;
 	__u64 netns_cookie;
 	__u64 deployed_at_ns; /* CLOCK_REALTIME */
@@ -133,9 +133,9 @@ _Static_assert(sizeof(struct syrup_record) == 224, "syrup_record");
  */
 struct syrup_group {
 	__u32 nr_executors; /* highest index in use + 1; 0: no socket was registered yet */
-	__u32 ifindex;	    /* SO_BINDTODEVICE; 0: any */
+	__u32 ifindex;      /* SO_BINDTODEVICE; 0: any */
 	__u8 address[16];   /* network order; an IPv4 address takes the first 4 bytes */
-	__u32 v6only;	    /* IPV6_V6ONLY */
+	__u32 v6only;       /* IPV6_V6ONLY */
 	__u32 _pad;
 };
 _Static_assert(sizeof(struct syrup_group) == 32, "syrup_group");

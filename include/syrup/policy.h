@@ -15,8 +15,8 @@
 #define NULL ((void *)0)
 #endif
 #ifndef bool
-#define bool _Bool
-#define true 1
+#define bool  _Bool
+#define true  1
 #define false 0
 #endif
 
@@ -33,11 +33,11 @@
 #define SYRUP_MAP(name, entries) SYRUP_MAP_OF(name, __u64, entries)
 #define SYRUP_MAP_OF(name, value_type, entries)                                                    \
 	struct {                                                                                   \
-		int(*type)[2]; /* BPF_MAP_TYPE_ARRAY */                                            \
+		int (*type)[2]; /* BPF_MAP_TYPE_ARRAY */                                           \
 		__u32 *key;                                                                        \
 		value_type *value;                                                                 \
-		int(*max_entries)[entries];                                                        \
-		int(*map_flags)[1 << 10]; /* BPF_F_MMAPABLE */                                     \
+		int (*max_entries)[entries];                                                       \
+		int (*map_flags)[1 << 10]; /* BPF_F_MMAPABLE */                                    \
 	} name __attribute__((section(".maps"), visibility("default"), used))
 
 /*
@@ -47,8 +47,7 @@
 #define SYRUP_PARAM(type, name, initial) const volatile type name = (initial)
 
 /* syrup_map_lookup(&map, key): a pointer to the value, or NULL if key is out of range. */
-#define syrup_map_lookup(map, key)                                                                 \
-	((__typeof__((map)->value))__syrup_map_lookup((map), (key)))
+#define syrup_map_lookup(map, key) ((__typeof__((map)->value))__syrup_map_lookup((map), (key)))
 
 SYRUP_INLINE void *__syrup_map_lookup(void *map, __u32 key)
 {

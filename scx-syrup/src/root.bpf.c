@@ -28,7 +28,8 @@ char _license[] SEC("license") = "GPL";
  * tick, which is a sixteenth of the app's deadline: with the default 200 ms that
  * is 0.5 of every 12.5 ms, so starving threads costs an app at most 4 % of what
  * it wanted to run instead, and four starved threads per CPU still run within
- * 250 ms.
+ * 250 ms. The kernel ends slices at its own tick (4 ms at HZ=250), so the timer
+ * ends this one.
  */
 #define RESCUE_SLICE_NS   (500 * 1000ULL)
 #define RESCUE_TICK_SHIFT 4
@@ -430,9 +431,14 @@ void SEC("struct_ops/dispatch") BPF_PROG(syrup_dispatch, s32 cpu, struct task_st
 			return;
 	}
 	if (prev && prev->scx.flags & ENUM(scx_ent_flags, SCX_TASK_QUEUED)) {
-		prev_slot = on->slot;
-		prev_queue = on->queue;
-		prev_ran_ns = prev->se.sum_exec_runtime - on->exec_start;
+		struct syrup_scx_app *app = app_of(on->slot);
+
+		/* Outside its app's cores it does not go on: see running. */
+		if (app && app_has_cpu(app, cpu)) {
+			prev_slot = on->slot;
+			prev_queue = on->queue;
+			prev_ran_ns = prev->se.sum_exec_runtime - on->exec_start;
+		}
 	}
 	candidates = root_state->slots_in_use;
 	bpf_for(attempt, 0, SYRUP_MAX_APPS) {
@@ -456,17 +462,26 @@ void SEC("struct_ops/running") BPF_PROG(syrup_running_op, struct task_struct *p)
 	struct syrup_scx_thread *t = thread_of(p);
 	struct syrup_running *on = running_on(scx_bpf_task_cpu(p));
 	u32 slot = slot_of(t);
+	struct syrup_scx_app *app = app_of(slot);
 	struct app_time *time = time_of(slot);
 
-	if (!on || !time)
+	if (!on || !app || !time)
 		return;
 	on->exec_start = p->se.sum_exec_runtime;
 	on->slot = slot;
-	on->queue = t && slot ? t->queue : 0;
+	on->rescued = t && t->state & SYRUP_SCX_RESCUE;
+	if (on->rescued)
+		on->rescued_at_ns = bpf_ktime_get_ns();
+	/* A rescue is short, and preempted at once it would be none. */
+	on->queue = t && slot && !on->rescued ? t->queue : 0;
 	on->claimed = 0;
 	on->active = 1;
 	if (before(vtime_now, time->vtime_ns))
 		vtime_now = time->vtime_ns;
+	/* A thread that joins its app goes on where it ran, which may be outside the app's cores.
+	 */
+	if (!on->rescued && !app_has_cpu(app, scx_bpf_task_cpu(p)))
+		scx_bpf_kick_cpu(scx_bpf_task_cpu(p), ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
 }
 
 void SEC("struct_ops/stopping") BPF_PROG(syrup_stopping, struct task_struct *p, bool runnable)
@@ -481,6 +496,7 @@ void SEC("struct_ops/stopping") BPF_PROG(syrup_stopping, struct task_struct *p, 
 		return;
 	ran = p->se.sum_exec_runtime - on->exec_start;
 	on->active = 0;
+	on->rescued = 0;
 	app = app_of(on->slot);
 	time = time_of(on->slot);
 	if (app && time)
@@ -490,7 +506,9 @@ void SEC("struct_ops/stopping") BPF_PROG(syrup_stopping, struct task_struct *p, 
 	t->runtime_ns += ran;
 	t->ran_ns += ran;
 	t->used_ns += ran;
-	t->waits_since_ns = bpf_ktime_get_ns();
+	/* A rescue that something cut short is none: the thread is still overdue. */
+	if (!(t->state & SYRUP_SCX_RESCUE) || ran >= RESCUE_SLICE_NS / 2)
+		t->waits_since_ns = bpf_ktime_get_ns();
 	if (!runnable) {
 		t->state = 0;
 		return;
@@ -572,11 +590,14 @@ void SEC("struct_ops/cpu_offline") BPF_PROG(syrup_cpu_offline, s32 cpu)
  * the loops around.
  */
 static u32 best_cpu, best_score, appointments;
+static u64 watch_at;
 
 /*
- * Appoints a CPU to rescue p: an idle one, else one that runs a thread of the
- * same app, else one that runs another app's, else any. dispatch() on that CPU
- * does it; from here threads cannot be moved on kernels that check who calls.
+ * Appoints a CPU of the app to rescue p: an idle one, else one that runs a
+ * thread of the same app, else one that runs another app's, else any. A thread
+ * that is pinned outside its app's cores must run somewhere, too. dispatch() on
+ * that CPU does it; from here threads cannot be moved on kernels that check who
+ * calls.
  */
 static __always_inline void appoint(struct task_struct *p, u32 slot,
 				    const struct syrup_scx_app *app)
@@ -589,25 +610,28 @@ static __always_inline void appoint(struct task_struct *p, u32 slot,
 		u32 score = 1;
 
 		on = running_on(cpu);
-		if (!on || on->rescue || !may_run_on(p, cpu))
+		if (!on || on->rescue || on->rescued || !may_run_on(p, cpu))
 			continue;
 		if (on->active)
 			score += on->slot == slot ? 2 : 1;
-		/* A thread that is pinned outside its app's cores must run somewhere. */
-		if (app_has_cpu(app, cpu))
+		if (app_has_cpu(app, cpu)) {
 			score += 4;
-		if (scx_bpf_test_and_clear_cpu_idle(cpu))
-			score += 8;
+			if (scx_bpf_test_and_clear_cpu_idle(cpu))
+				score += 8;
+		}
 		if (score > best_score) {
 			best_score = score;
 			best_cpu = cpu;
 		}
+		if (score > 8)
+			break;
 	}
 	if (!best_score)
 		return;
 	on = running_on(best_cpu);
 	if (on)
 		on->rescue = slot + 1;
+	appointments++;
 	scx_bpf_kick_cpu(best_cpu, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
 }
 
@@ -625,7 +649,6 @@ __noinline u64 watch_app(u32 slot)
 
 	if (!app || !app->rescue_ns)
 		return NSEC_PER_SEC;
-	appointments = 0;
 	bpf_rcu_read_lock();
 	bpf_for(index, 0, nr_all_queues(app)) {
 		bpf_for_each(scx_dsq, p, nth_queue(slot, index), 0) {
@@ -633,10 +656,8 @@ __noinline u64 watch_app(u32 slot)
 
 			if (waited > longest)
 				longest = waited;
-			if (waited >= app->rescue_ns && appointments < nr_cpus()) {
-				appointments++;
+			if (waited >= app->rescue_ns && appointments < nr_cpus())
 				appoint(p, slot, app);
-			}
 		}
 	}
 	bpf_rcu_read_unlock();
@@ -648,28 +669,58 @@ __noinline u64 watch_app(u32 slot)
 	return app->rescue_ns - longest;
 }
 
+/* Ends the rescues that run; true if others are about to. */
+__noinline int end_rescues(void)
+{
+	u64 now = bpf_ktime_get_ns();
+	int more = 0;
+	u32 cpu;
+
+	bpf_for(cpu, 0, nr_cpus()) {
+		struct syrup_running *on = running_on(cpu);
+
+		if (!on)
+			continue;
+		if (on->rescued && !before(now, on->rescued_at_ns + RESCUE_SLICE_NS))
+			scx_bpf_kick_cpu(cpu, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
+		else if (on->rescued || on->rescue)
+			more = 1;
+	}
+	return more;
+}
+
 static int on_tick(void *map, int *key, struct bpf_timer *timer)
 {
 	struct syrup_scx_root *root_state = root();
-	u64 bits, next = 100 * NSEC_PER_MSEC;
+	u64 bits, now = bpf_ktime_get_ns(), next = 100 * NSEC_PER_MSEC;
 	u32 i;
 
 	if (!root_state)
 		return 0;
+	if (end_rescues() && before(now + RESCUE_SLICE_NS, watch_at)) {
+		bpf_timer_start(timer, RESCUE_SLICE_NS, 0);
+		return 0;
+	}
+	if (before(now, watch_at)) {
+		bpf_timer_start(timer, watch_at - now, 0);
+		return 0;
+	}
+	appointments = 0;
 	bits = root_state->slots_in_use;
 	bpf_for(i, 0, SYRUP_MAX_APPS) {
 		u64 again;
-		u32 slot;
 
 		if (!bits)
 			break;
-		slot = lowest_bit(bits) % SYRUP_MAX_APPS;
+		again = watch_app(lowest_bit(bits) % SYRUP_MAX_APPS);
 		bits &= bits - 1;
-		again = watch_app(slot);
 		if (again < next)
 			next = again;
 	}
-	bpf_timer_start(timer, next > NSEC_PER_MSEC ? next : NSEC_PER_MSEC, 0);
+	if (next < NSEC_PER_MSEC)
+		next = NSEC_PER_MSEC;
+	watch_at = now + next;
+	bpf_timer_start(timer, appointments ? RESCUE_SLICE_NS : next, 0);
 	return 0;
 }
 

@@ -50,13 +50,14 @@ struct {
 /* What runs on each CPU: written there, read from all, racy by design. */
 struct syrup_running {
 	__u64 exec_start; /* the thread's CPU time when it was last charged */
-	__u64 switch_at;
+	__u64 rescued_at_ns;
 	__u32 slot;
 	__u32 queue;
 	__u32 active;  /* a SCHED_EXT thread runs here */
 	__u32 claimed; /* a preemption is on its way: choose another victim */
 	__u32 rescue;  /* slot + 1 of an app with a starved thread for this CPU */
-	__u32 _pad[5];
+	__u32 rescued; /* a rescued thread runs: the timer ends it */
+	__u32 _pad[4];
 } __attribute__((aligned(64)));
 
 struct {

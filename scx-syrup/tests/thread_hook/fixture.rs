@@ -5,13 +5,12 @@ use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use libbpf_rs::{Linker, MapCore as _, MapFlags, MapHandle, MapType};
 use syrup_abi::{Compiler, abi};
 use syrup_hook::{App, Hook as _, Linked, Probe};
 use syrup_scx::ScxSyrup;
-
-use crate::workers::eventually;
 
 /// The kernel runs one scheduler, so tests take turns.
 static TURN: Mutex<()> = Mutex::new(());
@@ -67,16 +66,25 @@ impl Fixture {
             assert_eq!(fs::read_dir(entry.path()).unwrap().count(), 0, "pins left in {entry:?}");
         }
         // The kernel frees programs and maps after a grace period.
-        eventually("no program or map of ours", || {
-            let programs = libbpf_rs::query::ProgInfoIter::default()
-                .filter(|info| info.name.to_string_lossy().starts_with("syrup"))
-                .count();
-            let maps = libbpf_rs::query::MapInfoIter::default()
-                .filter(|info| info.name.to_string_lossy().starts_with("syrup"))
-                .count();
-            (programs + maps == 0).then_some(())
-        });
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let left = left();
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "left in the kernel: {left:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
+}
+
+/// Programs and maps of ours.
+fn left() -> Vec<String> {
+    let programs = libbpf_rs::query::ProgInfoIter::default()
+        .map(|info| format!("program {} {}", info.id, info.name.to_string_lossy()));
+    let maps = libbpf_rs::query::MapInfoIter::default()
+        .map(|info| format!("map {} {}", info.id, info.name.to_string_lossy()));
+    programs.chain(maps).filter(|name| name.contains(" syrup")).collect()
 }
 
 impl Drop for Fixture {

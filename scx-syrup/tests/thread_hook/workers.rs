@@ -50,6 +50,11 @@ impl Worker {
         self.turns.fetch_add(1, Relaxed);
     }
 
+    /// Remembers the longest.
+    pub fn saw_gap(&self, gap: Duration) {
+        self.gap_ns.fetch_max(gap.as_nanos() as u64, Relaxed);
+    }
+
     pub fn turns(&self) -> u64 {
         self.turns.load(Relaxed)
     }
@@ -77,9 +82,18 @@ impl Worker {
 
     /// CPU time so far.
     pub fn cpu_time(&self) -> Duration {
+        Duration::from_nanos(self.schedstat(0))
+    }
+
+    /// How often it was given a CPU.
+    pub fn nr_slices(&self) -> u64 {
+        self.schedstat(2)
+    }
+
+    fn schedstat(&self, field: usize) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/self/task/{}/schedstat", self.tid()))
             .unwrap_or_default();
-        Duration::from_nanos(text.split(' ').next().unwrap_or("").parse().unwrap_or(0))
+        text.split_whitespace().nth(field).and_then(|n| n.parse().ok()).unwrap_or(0)
     }
 }
 
@@ -97,7 +111,7 @@ impl Crew {
             let mut last = Instant::now();
             while !stop.load(Relaxed) {
                 let now = Instant::now();
-                worker.gap_ns.fetch_max((now - last).as_nanos() as u64, Relaxed);
+                worker.saw_gap(now - last);
                 last = now;
                 // SAFETY: no arguments, no memory.
                 let cpu = unsafe { libc::sched_getcpu() };
@@ -203,15 +217,20 @@ impl Crew {
 
     /// What any thread may do: enter the class without registering.
     pub fn become_ext(&self) {
-        self.set_policy(7);
+        self.set_policy(7, 0);
+    }
+
+    /// Real time, above everything that is tested.
+    pub fn become_fifo(&self) {
+        self.set_policy(libc::SCHED_FIFO, 50);
     }
 
     pub fn become_other(&self) {
-        self.set_policy(0);
+        self.set_policy(0, 0);
     }
 
-    fn set_policy(&self, policy: i32) {
-        let param = libc::sched_param { sched_priority: 0 };
+    fn set_policy(&self, policy: i32, priority: i32) {
+        let param = libc::sched_param { sched_priority: priority };
         for tid in self.tids() {
             // SAFETY: param lives for the call.
             assert_eq!(unsafe { libc::sched_setscheduler(tid, policy, &raw const param) }, 0);

@@ -132,8 +132,9 @@ fn sockets_are_registered_at_the_index_they_ask_for() {
         return;
     }
     let lab = Lab::new();
-    let (sockets, flow) = (udp_sockets(3), flows(1));
+    // Before there are sockets: those of the port would be adopted.
     lab.hook.deploy(&lab.app, &constant("fifth", "5"), &Lab::target()).unwrap();
+    let (sockets, flow) = (udp_sockets(3), flows(1));
     let waiting = lab.read();
     assert_eq!((waiting.nr_executors, waiting.health), (0, Health::Live));
     assert_eq!(waiting.port, Some((Proto::Udp, PORT)));

@@ -65,7 +65,8 @@ pub fn run(options: &Options, requests: &[Request], random: &mut StdRng) -> Vec<
                 Policy::ScanAvoid => {
                     let start = random.random_range(0..count);
                     (0..count)
-                        .map(|step| (start + step) % count)
+                        .map(|_| random.random_range(0..count))
+                        .chain((0..count).map(|step| (start + step) % count))
                         .find(|&index| executors[index].scans == 0)
                         .unwrap_or(start)
                 }

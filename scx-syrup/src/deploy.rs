@@ -250,22 +250,22 @@ pub(crate) fn read(app: &App) -> Result<Option<Deployment>> {
 /// Removes what interrupted calls left behind.
 pub(crate) fn collect_garbage(bpffs: &Path) -> Result<Vec<PathBuf>> {
     let mut removed = Vec::new();
-    let mut drop_folder = |path: PathBuf| -> Result<()> {
-        if path.exists() {
-            pin::remove_tree(&path)?;
-            removed.push(path);
-        }
-        Ok(())
-    };
-    drop_folder(bpffs.join(format!("{TEMPORARY}_scx")))?;
+    if let Some(interrupted) = Root::interrupted(bpffs) {
+        removed.push(interrupted.dir().to_owned());
+        interrupted.stop()?;
+    }
     for app in folders(bpffs)? {
-        drop_folder(app.join(format!("{TEMPORARY}{HOOK}")))?;
+        let folder = app.join(format!("{TEMPORARY}{HOOK}"));
+        if folder.exists() {
+            pin::remove_tree(&folder)?;
+            removed.push(folder);
+        }
     }
     if let Some(root) = Root::open(bpffs)? {
         sweep(&root, bpffs)?;
         if records(bpffs)?.is_empty() {
+            removed.push(root.dir().to_owned());
             root.stop()?;
-            removed.push(bpffs.join("_scx"));
         }
     }
     Ok(removed)

@@ -11,6 +11,8 @@ use crate::root::State;
 /// One rescue in so many inputs is a policy that starves threads. Fewer come
 /// from overload, where threads wait long under any policy.
 const STARVING: u64 = 20;
+/// Fewer say nothing yet.
+const FEW_RESCUES: u64 = 20;
 
 /// The verdict over what was read. `has_program` is false when the slot is empty.
 pub(crate) fn judge(state: &State, has_program: bool, counters: &Counters) -> Health {
@@ -47,7 +49,7 @@ pub(crate) fn judge(state: &State, has_program: bool, counters: &Counters) -> He
              decided them"
         ));
     }
-    if rescued * STARVING > inputs {
+    if rescued > FEW_RESCUES && rescued * STARVING > inputs {
         return Health::Degraded(format!(
             "the policy starves threads: {rescued} rescues in {inputs} inputs"
         ));
@@ -86,6 +88,7 @@ mod tests {
     fn rescues_degrade_when_they_are_a_habit() {
         assert!(!degraded(&[(SYRUP_INPUTS, 1000), (SYRUP_CHOSEN, 1000), (SYRUP_RESCUED, 50)]));
         assert!(degraded(&[(SYRUP_INPUTS, 1000), (SYRUP_CHOSEN, 1000), (SYRUP_RESCUED, 51)]));
+        assert!(!degraded(&[(SYRUP_INPUTS, 60), (SYRUP_CHOSEN, 60), (SYRUP_RESCUED, 5)]));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use libbpf_rs::MapCore as _;
 use syrup_abi::abi;
@@ -98,8 +99,11 @@ impl Root {
 
     fn load(bpffs: &Path) -> Result<Self> {
         let dir = bpffs.join(DIR);
-        // Before the state is checked: what an interrupted load left can hold
-        // an attached scheduler, which leaves with its last pin.
+        // Explicitly: the kernel detaches a scheduler that lost its last pin only
+        // some time later.
+        if let Some(interrupted) = Self::interrupted(bpffs) {
+            interrupted.stop()?;
+        }
         let staged = Staged::new(&dir)?;
         let before = Scheduler::settled();
         if before.state != "disabled" {
@@ -169,9 +173,14 @@ impl Root {
     }
 
     /// Detaches the scheduler and removes its pins. Threads that still are
-    /// `SCHED_EXT` go on under the kernel's default.
+    /// `SCHED_EXT` go on under the kernel's default. Also for what is left of a
+    /// load that was interrupted, where any pin may be missing.
     pub fn stop(self) -> Result<()> {
-        let ours = self.state()? == State::Live;
+        let before = Scheduler::settled();
+        let enable_seq = self.info().map_or(0, |info| info.enable_seq);
+        let ours = before.state == "enabled"
+            && before.ops == OPS
+            && (enable_seq == before.enable_seq || enable_seq == 0);
         if let Some(link) = sys::obj_get(&self.dir.join(LINK))? {
             // SAFETY: link is an open fd.
             let err = unsafe { libbpf_sys::bpf_link_detach(link.as_raw_fd()) };
@@ -182,12 +191,31 @@ impl Root {
                     io::Error::from_raw_os_error(-err),
                 ));
             }
+            if ours {
+                Scheduler::wait_for("disabled")?;
+            }
+        }
+        let mut ids = Vec::new();
+        for name in MAPS {
+            if let Some(fd) = sys::obj_get(&self.dir.join(name))? {
+                ids.push(sys::map_info(fd.as_fd())?.id);
+            }
         }
         pin::remove_tree(&self.dir)?;
-        if ours {
-            Scheduler::wait_for("disabled")?;
-        }
+        wait_until_freed(&ids);
         Ok(())
+    }
+
+    /// What an interrupted load left below `bpffs`, possibly with a scheduler
+    /// that runs; `None` when there is nothing.
+    pub fn interrupted(bpffs: &Path) -> Option<Self> {
+        let dir = bpffs.join(format!("{}{DIR}", pin::TEMPORARY));
+        dir.exists().then_some(Self { dir })
+    }
+
+    /// The folder of its pins.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     pub fn state(&self) -> Result<State> {
@@ -304,6 +332,27 @@ impl Root {
             ));
         }
         Ok(())
+    }
+}
+
+/// Waits until the kernel has freed maps, and so the programs that used them,
+/// which takes some grace periods. Ids are only listed: opening a PROG_ARRAY by
+/// its id while the kernel clears it after its last user makes the kernel lose
+/// count of it for ever, and whoever lists maps after an unload would do that.
+fn wait_until_freed(ids: &[u32]) {
+    let exists = |id: u32| {
+        let mut next = 0;
+        // SAFETY: next lives for the call.
+        let err = unsafe { libbpf_sys::bpf_map_get_next_id(id.saturating_sub(1), &raw mut next) };
+        err == 0 && next == id
+    };
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while ids.iter().any(|&id| exists(id)) {
+        if Instant::now() > deadline {
+            log::warn!("the kernel still holds maps of the root scheduler that was unloaded");
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

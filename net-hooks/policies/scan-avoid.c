@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 OR MIT */
 /*
  * Keeps requests away from executors that serve, or are about to serve, a
- * SCAN: tries as many random ones as there are, then each in turn. If all of
- * them do, a random one.
+ * SCAN: tries TRIES random ones, then each in turn. If all of them do, a random
+ * one.
  *
  * Only in turn from a random start would be shorter, and would give whoever
  * comes after a SCAN its share as well: simulated at 36 % load, that costs GETs
@@ -29,7 +29,7 @@
  */
 #include <syrup/packet.h>
 
-enum { IDLE, GET, SCAN };
+enum { IDLE, GET, SCAN, TRIES = 8 };
 SYRUP_MAP(request_type, 65536);
 
 __s32 schedule(void *pkt_start, void *pkt_end)
@@ -38,8 +38,8 @@ __s32 schedule(void *pkt_start, void *pkt_end)
 	__u64 type = GET, seen, *label;
 
 	SYRUP_READ(pkt_start, pkt_end, SYRUP_UDP_PAYLOAD, &type);
-	for (__u32 i = 0; i < 2 * n && i < SYRUP_MAX_EXECUTORS; i++) {
-		__u32 index = (i < n ? syrup_random() : start + i) % n;
+	for (__u32 i = 0; i < TRIES + n && i < SYRUP_MAX_EXECUTORS; i++) {
+		__u32 index = (i < TRIES ? syrup_random() : start + i) % n;
 
 		label = syrup_map_lookup(&request_type, index);
 		if (!label)

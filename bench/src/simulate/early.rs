@@ -9,6 +9,9 @@ use rand::rngs::StdRng;
 use super::{Options, Policy, Request};
 use crate::wire::Class;
 
+/// Random executors that scan-avoid tries before it tries all in turn.
+const RANDOM_TRIES: usize = 8;
+
 /// A request at an executor.
 struct Bound {
     ends_ns: u64,
@@ -64,7 +67,7 @@ pub fn run(options: &Options, requests: &[Request], random: &mut StdRng) -> Vec<
                 }
                 Policy::ScanAvoid => {
                     let start = random.random_range(0..count);
-                    (0..count)
+                    (0..RANDOM_TRIES)
                         .map(|_| random.random_range(0..count))
                         .chain((0..count).map(|step| (start + step) % count))
                         .find(|&index| executors[index].scans == 0)

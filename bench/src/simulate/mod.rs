@@ -21,8 +21,8 @@ pub enum Policy {
     Vanilla,
     /// Each executor in turn.
     RoundRobin,
-    /// A random executor that serves no SCAN and has none steered to it: as many
-    /// random ones as there are executors are tried, then each in turn.
+    /// An executor that serves no SCAN and has none steered to it: some random
+    /// ones are tried, then each in turn.
     ScanAvoid,
     /// SCANs to executor 0, GETs to the others in turn.
     Sita,

@@ -125,10 +125,7 @@ impl Worker<'_> {
     /// decide again when it decided on something else.
     fn take(&self, class: Class, state: &mut State) {
         let mark = class as u64;
-        let decided_on = match state.last {
-            IDLE => self.request_type.load(Ordering::Acquire),
-            last => last,
-        };
+        let decided_on = decided_on(state.last, self.request_type.load(Ordering::Acquire), class);
         if class == Class::Scan {
             self.request_type.store(mark, Ordering::Release);
         } else if self.swap(state.last, mark).is_err() {
@@ -193,6 +190,18 @@ impl Worker<'_> {
                 }
             }
         }
+    }
+}
+
+/// The mark on which a thread policy last decided about a thread that takes a
+/// request of `class`, was at `last` before, and is marked `mark` now.
+fn decided_on(last: u64, mark: u64, class: Class) -> u64 {
+    match (last, class) {
+        // Woken by this GET. If the mark is a SCAN's, it came after the policy
+        // had decided; asking again would put the GET among the SCANs.
+        (IDLE, Class::Get) => class as u64,
+        (IDLE, Class::Scan) => mark,
+        (last, _) => last,
     }
 }
 
@@ -265,6 +274,16 @@ mod tests {
         // Woken by the packet of a policy that marked it.
         bench.worker().take(Class::Get, &mut State::default());
         assert_eq!(bench.mark(), SCAN);
+    }
+
+    #[test]
+    fn a_thread_policy_is_asked_again_only_when_it_decided_on_something_else() {
+        assert_eq!(decided_on(IDLE, SCAN, Class::Get), GET, "a SCAN waits behind this GET");
+        assert_eq!(decided_on(IDLE, GET, Class::Get), GET);
+        assert_eq!(decided_on(IDLE, SCAN, Class::Scan), SCAN);
+        assert_ne!(decided_on(IDLE, IDLE, Class::Scan), SCAN, "no socket policy marked it");
+        assert_ne!(decided_on(GET, SCAN, Class::Scan), SCAN, "it ran among the GETs");
+        assert_ne!(decided_on(SCAN, SCAN, Class::Get), GET, "it ran among the SCANs");
     }
 
     #[test]

@@ -27,7 +27,8 @@ impl ServerProcess {
     pub fn start(arguments: &[String], stack: Option<&Stack>) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let ready: PathBuf = folder.path().join("ready");
-        let mut command = Command::new(std::env::current_exe()?);
+        // This very program, also when a newer one was built in its place.
+        let mut command = Command::new("/proc/self/exe");
         command.arg("server").args(arguments).arg("--ready").arg(&ready);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         if let Some(stack) = stack {

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use syrup_bench::experiment::{check, demo, native};
+use syrup_bench::experiment::{self, check, demo, native};
 use syrup_bench::{cost, load, server, simulate, token_agent, work};
 
 /// RocksDB server, open-loop load generator, experiments and reports for Syrup.
@@ -21,6 +21,7 @@ enum Command {
     Demo(demo::Options),
     Native(native::Options),
     Check(check::Options),
+    Report(experiment::RenderOptions),
     Cost(cost::Options),
     TokenAgent(token_agent::Options),
     BuildDb(work::BuildOptions),
@@ -44,6 +45,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Demo(options) => demo::run(options),
         Command::Native(options) => native::run(options),
         Command::Check(options) => check::run(options),
+        Command::Report(options) => experiment::render(options),
         Command::Cost(options) => cost::run(options),
         Command::TokenAgent(options) => token_agent::run(options),
         Command::BuildDb(options) => work::build(options),

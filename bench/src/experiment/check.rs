@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 
 use super::Results;
 use super::criteria::{self, Verdict};
-use super::output::DETAILS;
+use super::output::{DETAILS, Details, read};
 
 /// Prints the criteria of a finished experiment; fails when one falls short.
 ///
@@ -39,16 +39,11 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 fn verdicts(path: &Path) -> Result<Vec<Verdict>> {
-    let text = std::fs::read(path)
-        .with_context(|| format!("cannot read {}: run the experiment first", path.display()))?;
-    let results: Results = serde_json::from_slice(&text)
-        .with_context(|| format!("{} is no results.json", path.display()))?;
+    let results: Results = read(path)?;
     let mut verdicts = criteria::of(&results);
     let details = path.with_file_name(DETAILS);
-    if let Ok(text) = std::fs::read(&details) {
-        let details: super::output::Details = serde_json::from_slice(&text)
-            .with_context(|| format!("{} is damaged", details.display()))?;
-        verdicts.extend(details.further_verdicts);
+    if details.exists() {
+        verdicts.extend(read::<Details>(&details)?.further_verdicts);
     }
     ensure!(!verdicts.is_empty(), "the experiment '{}' has no criteria", results.experiment);
     Ok(verdicts)

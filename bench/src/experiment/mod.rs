@@ -17,7 +17,7 @@ use crate::load::{ClassSummary, LoadSummary};
 use crate::wire::Class;
 use crate::work::median;
 
-pub use output::{Details, latency, simulated};
+pub use output::{Details, RenderOptions, latency, render, simulated};
 pub use server_process::ServerProcess;
 pub use stack::{Programs, Stack};
 

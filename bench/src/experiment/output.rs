@@ -1,9 +1,11 @@
 //! What an experiment leaves behind: the table on stdout, `results.json`,
 //! `details.json` and `report.html`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use clap::Args;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::criteria::{self, Verdict};
@@ -43,8 +45,7 @@ pub fn write(
         rounds,
         rows: details.points.iter().flat_map(Point::rows).collect(),
     };
-    let mut verdicts = criteria::of(&results);
-    verdicts.extend(details.further_verdicts.iter().cloned());
+    let verdicts = verdicts(&results, details);
 
     std::fs::create_dir_all(folder)
         .with_context(|| format!("cannot create {}", folder.display()))?;
@@ -56,12 +57,53 @@ pub fn write(
     put(DETAILS, serde_json::to_vec_pretty(details)?)?;
     put("report.html", report::html(details, criterion, &verdicts)?.into_bytes())?;
 
+    show(folder, details, &verdicts);
+    Ok(())
+}
+
+/// Writes the report and the table of a finished experiment again.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  syrup-bench report target/demo")]
+pub struct RenderOptions {
+    /// Folder with its results.json and details.json.
+    pub folder: PathBuf,
+}
+
+/// Writes the report of a finished experiment again, and prints its table.
+pub fn render(options: &RenderOptions) -> Result<()> {
+    let folder = &options.folder;
+    let results: Results = read(&folder.join("results.json"))?;
+    let details: Details = read(&folder.join(DETAILS))?;
+    let verdicts = verdicts(&results, &details);
+    let path = folder.join("report.html");
+    std::fs::write(&path, report::html(&details, &results.criterion, &verdicts)?)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    show(folder, &details, &verdicts);
+    Ok(())
+}
+
+/// A file that an experiment left.
+pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read(path)
+        .with_context(|| format!("cannot read {}: run the experiment first", path.display()))?;
+    serde_json::from_slice(&text)
+        .with_context(|| format!("{} is not what an experiment writes", path.display()))
+}
+
+/// All criteria of an experiment.
+fn verdicts(results: &Results, details: &Details) -> Vec<Verdict> {
+    let mut verdicts = criteria::of(results);
+    verdicts.extend(details.further_verdicts.iter().cloned());
+    verdicts
+}
+
+fn show(folder: &Path, details: &Details, verdicts: &[Verdict]) {
     println!("{}", table(details));
-    for verdict in &verdicts {
+    for verdict in verdicts {
         println!("{}", verdict.line());
     }
     println!("report: {}", folder.join("report.html").display());
-    Ok(())
 }
 
 /// One line per configuration, class and load.

@@ -54,7 +54,7 @@ pub fn html(details: &Details, criterion: &str, verdicts: &[Verdict]) -> Result<
                 &mut page,
                 &plot::bars(&points, &twins, class)?,
                 &format!(
-                    "{} latency: p50, p99 and p99.9, medians of the runs; whiskers are the \
+                    "{} latency: from left to right p50, p99 and p99.9, medians of the runs; whiskers are the \
                      smallest and largest run{}",
                     class.name(),
                     if twins.iter().any(Option::is_some) { "; diamonds are simulated" } else { "" }

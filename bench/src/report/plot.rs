@@ -24,10 +24,11 @@ const COLOURS: [RGBColor; 6] = [
 ];
 
 type Number = fn(&ClassSummary) -> f64;
-const NUMBERS: [(&str, Number, f64); 3] = [
-    ("p50", |class| class.p50_us, 0.35),
-    ("p99", |class| class.p99_us, 1.0),
-    ("p99.9", |class| class.p999_us, 0.6),
+/// p50, p99, p99.9: how strong their colour is, and whether they have a label.
+const NUMBERS: [(Number, f64, bool); 3] = [
+    (|class| class.p50_us, 0.35, true),
+    (|class| class.p99_us, 1.0, true),
+    (|class| class.p999_us, 0.6, false),
 ];
 
 /// p50, p99 and p99.9 of each configuration, on a logarithmic scale.
@@ -56,7 +57,7 @@ fn draw_bars(
     class: Class,
 ) -> Drawn {
     let (low, high) = decades(points.iter().chain(simulated.iter().flatten()).flat_map(|point| {
-        NUMBERS.iter().flat_map(|(_, number, _)| {
+        NUMBERS.iter().flat_map(|(number, _, _)| {
             let spread = point.spread(class, number);
             [spread.min, spread.max]
         })
@@ -65,8 +66,8 @@ fn draw_bars(
     let groups = points.len().max(1) as f64;
     let mut chart = ChartBuilder::on(&root)
         .margin(12)
-        .margin_top(44)
-        .x_label_area_size(30)
+        .margin_top(28)
+        .x_label_area_size(46)
         .y_label_area_size(70)
         .build_cartesian_2d(0.0..groups, (low..high).log_scale())?;
     chart
@@ -83,7 +84,7 @@ fn draw_bars(
     let width = 0.8 / NUMBERS.len() as f64;
     for (group, point) in points.iter().enumerate() {
         let colour = COLOURS[group % COLOURS.len()];
-        for (place, (name, number, strength)) in NUMBERS.iter().enumerate() {
+        for (place, (number, strength, labelled)) in NUMBERS.iter().enumerate() {
             let spread = point.spread(class, number);
             if spread.median <= 0.0 {
                 continue;
@@ -107,15 +108,19 @@ fn draw_bars(
                         BLACK.stroke_width(1),
                     )])?;
             }
-            let label =
-                (FONT, 14).into_font().color(&TEXT).pos(Pos::new(HPos::Center, VPos::Bottom));
-            chart.draw_series([EmptyElement::at((middle, spread.max))
-                + Text::new(latency(spread.median), (0, -5), label.clone())
-                + Text::new((*name).to_owned(), (0, -20), label)])?;
+            // p99.9 is in the table; its label would collide with that of p99.
+            if *labelled {
+                let label =
+                    (FONT, 14).into_font().color(&TEXT).pos(Pos::new(HPos::Center, VPos::Bottom));
+                chart.draw_series([EmptyElement::at((middle, spread.max))
+                    + Text::new(latency(spread.median), (0, -5), label)])?;
+            }
         }
         let label = (FONT, 16).into_font().color(&TEXT).pos(Pos::new(HPos::Center, VPos::Top));
-        chart.draw_series([EmptyElement::at((group as f64 + 0.5, low))
-            + Text::new(short_name(&point.config), (0, 6), label)])?;
+        for (line, text) in name_lines(&point.config).into_iter().enumerate() {
+            chart.draw_series([EmptyElement::at((group as f64 + 0.5, low))
+                + Text::new(text, (0, 6 + 17 * line as i32), label.clone())])?;
+        }
     }
     root.present()?;
     Ok(())
@@ -148,6 +153,16 @@ fn draw_distribution(svg: &mut String, points: &[&Point], class: Class) -> Drawn
         .x_label_formatter(&|us: &f64| round_latency(*us))
         .y_label_formatter(&|share: &f64| format!("{}\u{202f}%", short_number(share * 100.0)))
         .draw()?;
+    // The corner that the curves leave free: fast ones go down on the left.
+    let left_of = |us: f64| (us / low).ln() / (high / low).ln();
+    let fastest = lines
+        .iter()
+        .filter_map(|(_, _, line)| line.iter().find(|&&(quantile, _)| quantile >= 0.99))
+        .fold(1.0, |least: f64, &(_, us)| least.min(left_of(us)));
+    let corner = match fastest < 0.55 {
+        true => SeriesLabelPosition::UpperRight,
+        false => SeriesLabelPosition::LowerLeft,
+    };
     for (place, point, line) in lines {
         let colour = COLOURS[place % COLOURS.len()];
         chart
@@ -162,7 +177,7 @@ fn draw_distribution(svg: &mut String, points: &[&Point], class: Class) -> Drawn
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::LowerLeft)
+        .position(corner)
         .background_style(WHITE.mix(0.85))
         .label_font((FONT, 16).into_font().color(&TEXT))
         .draw()?;
@@ -185,9 +200,12 @@ fn decades(values: impl Iterator<Item = f64>) -> (f64, f64) {
     (low, high.max(low * 10.0))
 }
 
-/// Labels of a bar group have little room.
-fn short_name(config: &str) -> String {
-    config.replace("-long-slice", ", long slice")
+/// A bar group has little room: variants of a configuration go below its name.
+fn name_lines(config: &str) -> Vec<String> {
+    match config.strip_suffix("-long-slice") {
+        Some(name) => vec![name.to_owned(), "long slice".to_owned()],
+        None => vec![config.to_owned()],
+    }
 }
 
 fn round_latency(us: f64) -> String {

@@ -11,6 +11,7 @@ use libbpf_rs::{Linker, MapCore as _, MapFlags, MapHandle, MapType};
 use syrup_abi::{Compiler, abi};
 use syrup_hook::{App, Hook as _, Linked, Probe};
 use syrup_scx::ScxSyrup;
+use syrup_tests::{Need, require};
 
 /// The kernel runs one scheduler, so tests take turns.
 static TURN: Mutex<()> = Mutex::new(());
@@ -22,14 +23,14 @@ pub struct Fixture {
 }
 
 impl Fixture {
-    /// `None`, after saying why, where the hook cannot be hosted.
+    /// `None`, after noting the skip, where the hook cannot be hosted.
     pub fn new() -> Option<Self> {
         let _ = env_logger::builder().is_test(false).try_init();
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Probe::Missing { what, .. } = ScxSyrup.probe() {
-            println!("SKIP: {what}");
+        if !require(&[Need::Root, Need::SchedExt]) {
             return None;
         }
+        assert_eq!(ScxSyrup.probe(), Probe::Available);
         let bpffs = PathBuf::from(format!("/sys/fs/bpf/syrup-test-{}", std::process::id()));
         let _ = fs::remove_dir_all(&bpffs);
         fs::create_dir(&bpffs).unwrap();

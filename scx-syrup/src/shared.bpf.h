@@ -155,9 +155,10 @@ static __always_inline void call_cpu(struct task_struct *p, const struct syrup_s
 
 	/*
 	 * Its CPU found nothing else to run (dispatch_app() in the root
-	 * scheduler): that CPU shall look again.
+	 * scheduler): that CPU shall look again, if it is one of the app's.
 	 */
-	if (enq_flags & ENUM(scx_enq_flags, SCX_ENQ_LAST)) {
+	if (enq_flags & ENUM(scx_enq_flags, SCX_ENQ_LAST) &&
+	    app_has_cpu(app, scx_bpf_task_cpu(p))) {
 		scx_bpf_kick_cpu(scx_bpf_task_cpu(p), 0);
 		return;
 	}

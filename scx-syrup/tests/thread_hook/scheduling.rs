@@ -41,8 +41,9 @@ fn noise(cpus: &[usize], time: Duration) -> Duration {
             let probe = Crew::of(1, |worker, stop| {
                 while !stop.load(SeqCst) {
                     let before = Instant::now();
-                    std::thread::sleep(Duration::from_millis(1));
-                    worker.saw_gap(before.elapsed().saturating_sub(Duration::from_millis(1)));
+                    // Seldom: each look interrupts what is measured.
+                    std::thread::sleep(Duration::from_millis(10));
+                    worker.saw_gap(before.elapsed().saturating_sub(Duration::from_millis(10)));
                 }
             });
             probe.pin_to(cpu);

@@ -117,8 +117,10 @@ impl Crew {
                 let cpu = unsafe { libc::sched_getcpu() };
                 worker.cpus.fetch_or(1 << (cpu as u64 & 63), Relaxed);
                 worker.turn();
-                for _ in 0..200 {
-                    std::hint::spin_loop();
+                // Short, as a rescue is; and no pause instruction, at each of which an
+                // emulator leaves the virtual core.
+                for n in 0..50 {
+                    std::hint::black_box(n);
                 }
             }
         })

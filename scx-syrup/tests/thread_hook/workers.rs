@@ -17,6 +17,16 @@ pub fn eventually<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Measures until a round is as it should be, four times at most: a busy host
+/// takes cores away from a virtual machine now and then, a defect spoils each round.
+pub fn in_some_round(mut measure: impl FnMut() -> Result<(), String>) {
+    let missed: Vec<String> = (0..4).map_while(|_| measure().err()).collect();
+    for miss in &missed {
+        println!("missed: {miss}");
+    }
+    assert!(missed.len() < 4, "every round missed: {missed:?}");
+}
+
 /// The one in the middle.
 pub fn median<T: Ord + Copy>(mut values: Vec<T>) -> T {
     values.sort_unstable();

@@ -219,6 +219,8 @@ fn every_subcommand_has_an_example() {
         .skip_while(|line| !line.starts_with("Commands:"))
         .skip(1)
         .take_while(|line| line.starts_with("  "))
+        // Long descriptions go on below, indented further.
+        .filter(|line| !line.starts_with("   "))
         .filter_map(|line| line.split_whitespace().next())
         .filter(|&command| command != "help")
         .collect();

@@ -90,7 +90,11 @@ impl Worker<'_> {
     pub fn run(&self) -> Result<()> {
         let mut state = State::default();
         loop {
-            let Some((request, from)) = self.receive(&mut state)? else { return Ok(()) };
+            let Some((request, from)) = self.receive(&mut state)? else {
+                // Told to stop before the queue was seen empty.
+                let _ = self.swap(state.last, IDLE);
+                return Ok(());
+            };
             self.take(request.class, &mut state);
             let overrun_ns = match self.service {
                 Service::RocksDb { store, work } => {

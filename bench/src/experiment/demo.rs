@@ -259,8 +259,7 @@ impl Demo<'_> {
                  ones. A dilated service needs a dilated slice: real SCANs (0.7 ms) end before \
                  EEVDF's slice does, dilated ones do not, and EEVDF then rescues GETs by \
                  time-slicing. So scan-avoid is measured twice: with EEVDF's default slice ({slice}) \
-                 and with {} ms, the longest that sched_setattr grants. get-priority gives SCANs as \
-                 much; GETs preempt them all the same.",
+                 and with {} ms, the longest that sched_setattr grants.",
                 options.slice_us / 1000,
             ),
             "vanilla: no policy. scan-avoid: `syrupctl load socket-select --policy scan-avoid`. \

@@ -12,6 +12,10 @@ mount -t bpf bpf /sys/fs/bpf
 mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ip link set lo up
 
+# khugepaged is an ordinary thread, so it outranks sched_ext, and emulated it
+# copies for a tenth of a second at a time: every latency would show it.
+echo never >/sys/kernel/mm/transparent_hugepage/enabled
+
 # What the kernel says while the command runs goes to the host as it comes.
 dmesg --follow-new >"$folder/dmesg" 2>/dev/null &
 

@@ -268,6 +268,10 @@ impl Demo<'_> {
              thread that will serve it wakes. Thread scheduling alone cannot help: GETs wait in \
              the sockets, behind SCANs."
                 .to_owned(),
+            "The machine of `make demo` collapses no huge pages: khugepaged is an ordinary kernel \
+             thread, which outranks every sched_ext thread and, emulated, holds the CPU for a \
+             tenth of a second at a time."
+                .to_owned(),
             "Where the host has no KVM, the guest's time counts instructions, so that it does not \
              depend on what else the host does. Then the guest has one CPU: several would share one \
              thread of the host in turns of milliseconds, which every wake-up would have to wait \

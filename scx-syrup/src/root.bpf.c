@@ -16,37 +16,12 @@
  *
  * The ops stand in the order of a thread's life.
  */
-#include "shared.bpf.h"
+#include "rescue.bpf.h"
+#include "root.bpf.h"
 
 char _license[] SEC("license") = "GPL";
 
-#define NSEC_PER_SEC  1000000000ULL
-#define NSEC_PER_MSEC 1000000ULL
-
-/*
- * A starved thread gets this much at a time, at most once per CPU and rescue
- * tick, which is a sixteenth of the app's deadline: with the default 200 ms that
- * is 0.5 of every 12.5 ms, so starving threads costs an app at most 4 % of what
- * it wanted to run instead, and four starved threads per CPU still run within
- * 250 ms. The kernel ends slices at its own tick (4 ms at HZ=250), so the timer
- * ends this one.
- */
-#define RESCUE_SLICE_NS   (500 * 1000ULL)
-#define RESCUE_TICK_SHIFT 4
-/*
- * Far behind (10 deadlines) the tick is four times as fast: 16 % of the CPU, so
- * that an app with thousands of starved threads does not reach the kernel's
- * watchdog, which would end the scheduler for every app.
- */
-#define RESCUE_BEHIND 10
-#define WATCHDOG_MS   10000
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct syrup_scx_root);
-} syrup_root SEC(".maps");
+#define WATCHDOG_MS 10000
 
 /* Each app's policy for ops.enqueue. */
 struct {
@@ -75,63 +50,17 @@ struct {
 	__type(value, struct app_time);
 } syrup_times SEC(".maps");
 
-struct tick {
-	struct bpf_timer timer;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct tick);
-} syrup_tick SEC(".maps");
-
 /* The furthest virtual time of an app that ran: where apps that slept start again. */
 static u64 vtime_now;
-
-static __always_inline struct syrup_scx_root *root(void)
-{
-	u32 zero = 0;
-
-	return bpf_map_lookup_elem(&syrup_root, &zero);
-}
 
 static __always_inline struct app_time *time_of(u32 slot)
 {
 	return bpf_map_lookup_elem(&syrup_times, &slot);
 }
 
-/* Threads of nobody, and of apps that are gone, belong to slot 0. */
-static __always_inline u32 slot_of(const struct syrup_scx_thread *t)
-{
-	struct syrup_scx_app *app;
-	u32 slot = t ? t->slot : 0;
-
-	if (slot >= SYRUP_MAX_APPS)
-		return 0;
-	app = app_of(slot);
-	return app && app->in_use ? slot : 0;
-}
-
 static __always_inline u64 by_weight(u64 runtime_ns, const struct syrup_scx_app *app)
 {
 	return runtime_ns * 100 / (app->weight ?: 100);
-}
-
-static __always_inline bool before(u64 a, u64 b)
-{
-	return (s64)(a - b) < 0;
-}
-
-/* Without branches: the verifier would follow each of them in every round of a loop. */
-static __always_inline u32 lowest_bit(u64 bits)
-{
-	u64 below = (bits & -bits) - 1; /* as many ones as there are zeros below the bit */
-
-	below -= below >> 1 & 0x5555555555555555ULL;
-	below = (below & 0x3333333333333333ULL) + (below >> 2 & 0x3333333333333333ULL);
-	below = (below + (below >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
-	return below * 0x0101010101010101ULL >> 56;
 }
 
 /* A child of a registered thread belongs to the same app, under no index. */
@@ -265,89 +194,6 @@ __noinline int app_waits(u32 slot, u32 cpu)
 			return 1;
 	}
 	return app->cores && scx_bpf_dsq_nr_queued(core_id(slot, cpu)) > 0;
-}
-
-static __always_inline bool may_run_on(const struct task_struct *p, u32 cpu)
-{
-	/* A queued thread is not current, so nobody else changes its migration_disabled. */
-	if (bpf_core_field_exists(p->migration_disabled) && p->migration_disabled &&
-	    scx_bpf_task_cpu(p) != (s32)cpu)
-		return false;
-	return bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
-}
-
-/* How long a queued thread has not run. Threads of nobody are queued by the time they came. */
-static __always_inline u64 waited_ns(struct task_struct *p, u64 now)
-{
-	struct syrup_scx_thread *t = thread_of(p);
-	u64 since = p->scx.dsq_vtime;
-
-	/* Keeps the two loads apart: one instruction may not read two kinds of pointers. */
-	barrier_var(since);
-	if (t && slot_of(t))
-		since = t->waits_since_ns;
-	/* It may have come after `now`, on another CPU. */
-	return before(now, since) ? 0 : now - since;
-}
-
-/*
- * The queues of an app, for the rescue: `index` counts its queues, then the
- * queues of its cores.
- */
-static __always_inline u64 nth_queue(u32 slot, u32 index)
-{
-	return index < SYRUP_MAX_QUEUES ? queue_id(slot, index)
-					: core_id(slot, index - SYRUP_MAX_QUEUES);
-}
-
-static __always_inline u32 nr_all_queues(const struct syrup_scx_app *app)
-{
-	return app->cores ? SYRUP_MAX_QUEUES + nr_cpus() : SYRUP_MAX_QUEUES;
-}
-
-/*
- * Runs the thread of `slot` that waits longest and may run on this CPU, if it
- * is overdue. Two passes, because an iterator can only move the thread it
- * stands on. Always the longest wait first: else ranks would decide which of
- * many starved threads are rescued, and the rest would meet the watchdog.
- */
-__noinline int rescue(u32 slot, u32 cpu)
-{
-	struct syrup_scx_app *app = app_of(slot);
-	u64 now = bpf_ktime_get_ns(), longest = 0;
-	struct task_struct *p;
-	u32 index;
-
-	if (!app)
-		return false;
-	bpf_for(index, 0, nr_all_queues(app)) {
-		bpf_for_each(scx_dsq, p, nth_queue(slot, index), 0) {
-			u64 waited = waited_ns(p, now);
-
-			if (waited > longest && may_run_on(p, cpu))
-				longest = waited;
-		}
-	}
-	if (!longest || longest < app->rescue_ns)
-		return false;
-	bpf_for(index, 0, nr_all_queues(app)) {
-		bpf_for_each(scx_dsq, p, nth_queue(slot, index), 0) {
-			struct syrup_scx_thread *t;
-
-			if (waited_ns(p, now) < longest || !may_run_on(p, cpu))
-				continue;
-			scx_bpf_dsq_move_set_slice(BPF_FOR_EACH_ITER, RESCUE_SLICE_NS);
-			if (!scx_bpf_dsq_move(BPF_FOR_EACH_ITER, p,
-					      ENUM(scx_dsq_id_flags, SCX_DSQ_LOCAL_ON) | cpu, 0))
-				continue;
-			t = thread_of(p);
-			if (t)
-				t->state |= SYRUP_SCX_RESCUE;
-			count(slot, SYRUP_RESCUED);
-			return true;
-		}
-	}
-	return false;
 }
 
 /*
@@ -582,146 +428,6 @@ void SEC("struct_ops/cpu_online") BPF_PROG(syrup_cpu_online, s32 cpu)
 
 void SEC("struct_ops/cpu_offline") BPF_PROG(syrup_cpu_offline, s32 cpu)
 {
-}
-
-/*
- * Of the timer alone, which runs on one CPU at a time. In memory rather than in
- * registers because the verifier would follow every value they can have through
- * the loops around.
- */
-static u32 best_cpu, best_score, appointments;
-static u64 watch_at;
-
-/*
- * Appoints a CPU of the app to rescue p: an idle one, else one that runs a
- * thread of the same app, else one that runs another app's, else any. A thread
- * that is pinned outside its app's cores must run somewhere, too. dispatch() on
- * that CPU does it; from here threads cannot be moved on kernels that check who
- * calls.
- */
-static __always_inline void appoint(struct task_struct *p, u32 slot,
-				    const struct syrup_scx_app *app)
-{
-	struct syrup_running *on;
-	u32 cpu;
-
-	best_score = 0;
-	bpf_for(cpu, 0, nr_cpus()) {
-		u32 score = 1;
-
-		on = running_on(cpu);
-		if (!on || on->rescue || on->rescued || !may_run_on(p, cpu))
-			continue;
-		if (on->active)
-			score += on->slot == slot ? 2 : 1;
-		if (app_has_cpu(app, cpu)) {
-			score += 4;
-			if (scx_bpf_test_and_clear_cpu_idle(cpu))
-				score += 8;
-		}
-		if (score > best_score) {
-			best_score = score;
-			best_cpu = cpu;
-		}
-		if (score > 8)
-			break;
-	}
-	if (!best_score)
-		return;
-	on = running_on(best_cpu);
-	if (on)
-		on->rescue = slot + 1;
-	appointments++;
-	scx_bpf_kick_cpu(best_cpu, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
-}
-
-/*
- * Appoints a CPU for each overdue thread of an app; returns when to look again.
- * The lock is for the verifier, which checks this function as part of the
- * sleepable ops.init that starts the timer.
- */
-__noinline u64 watch_app(u32 slot)
-{
-	struct syrup_scx_app *app = app_of(slot);
-	u64 now = bpf_ktime_get_ns(), longest = 0;
-	struct task_struct *p;
-	u32 index;
-
-	if (!app || !app->rescue_ns)
-		return NSEC_PER_SEC;
-	bpf_rcu_read_lock();
-	bpf_for(index, 0, nr_all_queues(app)) {
-		bpf_for_each(scx_dsq, p, nth_queue(slot, index), 0) {
-			u64 waited = waited_ns(p, now);
-
-			if (waited > longest)
-				longest = waited;
-			if (waited >= app->rescue_ns && appointments < nr_cpus())
-				appoint(p, slot, app);
-		}
-	}
-	bpf_rcu_read_unlock();
-	if (longest >= RESCUE_BEHIND * app->rescue_ns)
-		return app->rescue_ns >> (RESCUE_TICK_SHIFT + 2);
-	if (longest >= app->rescue_ns)
-		return app->rescue_ns >> RESCUE_TICK_SHIFT;
-	/* The earliest moment a thread that waits now can be overdue. */
-	return app->rescue_ns - longest;
-}
-
-/* Ends the rescues that run; true if others are about to. */
-__noinline int end_rescues(void)
-{
-	u64 now = bpf_ktime_get_ns();
-	int more = 0;
-	u32 cpu;
-
-	bpf_for(cpu, 0, nr_cpus()) {
-		struct syrup_running *on = running_on(cpu);
-
-		if (!on)
-			continue;
-		if (on->rescued && !before(now, on->rescued_at_ns + RESCUE_SLICE_NS))
-			scx_bpf_kick_cpu(cpu, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
-		else if (on->rescued || on->rescue)
-			more = 1;
-	}
-	return more;
-}
-
-static int on_tick(void *map, int *key, struct bpf_timer *timer)
-{
-	struct syrup_scx_root *root_state = root();
-	u64 bits, now = bpf_ktime_get_ns(), next = 100 * NSEC_PER_MSEC;
-	u32 i;
-
-	if (!root_state)
-		return 0;
-	if (end_rescues() && before(now + RESCUE_SLICE_NS, watch_at)) {
-		bpf_timer_start(timer, RESCUE_SLICE_NS, 0);
-		return 0;
-	}
-	if (before(now, watch_at)) {
-		bpf_timer_start(timer, watch_at - now, 0);
-		return 0;
-	}
-	appointments = 0;
-	bits = root_state->slots_in_use;
-	bpf_for(i, 0, SYRUP_MAX_APPS) {
-		u64 again;
-
-		if (!bits)
-			break;
-		again = watch_app(lowest_bit(bits) % SYRUP_MAX_APPS);
-		bits &= bits - 1;
-		if (again < next)
-			next = again;
-	}
-	if (next < NSEC_PER_MSEC)
-		next = NSEC_PER_MSEC;
-	watch_at = now + next;
-	bpf_timer_start(timer, appointments ? RESCUE_SLICE_NS : next, 0);
-	return 0;
 }
 
 s32 SEC("struct_ops.s/init") BPF_PROG(syrup_init)

@@ -129,7 +129,7 @@ def _watch(process, folder: Path, machine: Machine, boot_limit_s: float) -> int:
             _show_kernel_messages(folder)
             return TIMED_OUT
         _show_kernel_messages(folder)
-        raise Error("the guest died while the command ran (--console shows its last words)")
+        raise Error(f"the guest died while the command ran (virtme-ng ended with {process.poll()})")
     try:
         # The last output is on its way until QEMU is gone.
         process.wait(_SHUTDOWN_LIMIT_S)
@@ -157,7 +157,12 @@ def _vng(machine: Machine, folder: Path) -> list[str]:
     for path in (REPOSITORY, machine.kernel):
         if not re.fullmatch(r"[\w+./-]+", str(path)):
             raise Error(f"virtme-ng cannot cope with the path {path}: no blanks, please")
-    options = QEMU_OPTIONS[machine.accel]
+    # virtme-ng's own console is all or nothing. A second one is silent but for a
+    # panic, whose last words no process of the guest could pass on.
+    options = (
+        f"{QEMU_OPTIONS[machine.accel]} -chardev file,id=panic,path={folder}/console "
+        "-device virtio-serial-pci -device virtconsole,chardev=panic"
+    )
     guest = shlex.join(["sh", str(REPOSITORY / "vm/guest.sh"), str(folder)])
     return [
         "vng",
@@ -170,7 +175,8 @@ def _vng(machine: Machine, folder: Path) -> list[str]:
         "--disable-microvm",
         *([] if machine.accel == "kvm" else ["--disable-kvm"]),
         *(["--verbose"] if machine.console else []),
-        *([f"--qemu-opts={options}"] if options else []),
+        f"--qemu-opts={options}",
+        "--append=console=hvc0",
         f"--exec={guest}",
     ]
 
@@ -230,14 +236,15 @@ def _copy(source, target: int, killed: threading.Event) -> threading.Thread:
 
 
 def _show_kernel_messages(folder: Path) -> None:
-    try:
-        lines = (folder / "dmesg").read_text(errors="replace").splitlines()
-    except FileNotFoundError:
-        return
-    if lines:
-        _say("the guest's last kernel messages:")
-    for line in lines[-20:]:
-        print(f"  {line}", file=sys.stderr)
+    for name, what in (("dmesg", "last kernel messages"), ("console", "panic")):
+        try:
+            lines = (folder / name).read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            continue
+        if lines:
+            _say(f"the guest's {what}:")
+        for line in lines[-60:] if name == "console" else lines[-20:]:
+            print(f"  {line}", file=sys.stderr)
 
 
 def _say(text: str) -> None:

@@ -1,10 +1,14 @@
 //! The hook `socket-select` end to end: `syrupctl`, `syrupd`, real sockets.
 
 use std::io::Read as _;
+use std::net::{Ipv4Addr, UdpSocket};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use syrup_tests::{Ctl, KernelObjects, Need, Sender, own_network, require, udp_group, wait_for};
+use serde_json::Value;
+use syrup_tests::{
+    Ctl, KernelObjects, Need, Sender, binary, own_network, require, udp_group, wait_for,
+};
 
 const PORT: u16 = 7100;
 
@@ -197,4 +201,93 @@ fn maps_are_read_and_written_from_the_command_line() {
     assert_eq!(got["entries"][0]["value"], 7, "{got}");
     ctl.run(&["map", "get", "web", "request_type", "65536"]).fails(2, "no key 65536");
     ctl.run(&["map", "get", "web", "nothing", "0"]).fails(7, "no Map 'nothing'");
+}
+
+/// A user of the token policy, who counts what was admitted.
+struct User {
+    socket: UdpSocket,
+    request: [u8; 64],
+    sent: u64,
+    answered: u64,
+}
+
+impl User {
+    fn new(user: u32) -> Self {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let mut request = [0; 64];
+        request[16..20].copy_from_slice(&user.to_ne_bytes());
+        Self { socket, request, sent: 0, answered: 0 }
+    }
+
+    fn send(&mut self) {
+        self.socket.send_to(&self.request, (Ipv4Addr::LOCALHOST, PORT)).unwrap();
+        self.sent += 1;
+    }
+
+    fn take_answers(&mut self) -> u64 {
+        while self.socket.recv(&mut [0; 64]).is_ok() {
+            self.answered += 1;
+        }
+        self.answered
+    }
+}
+
+#[test]
+fn the_token_agent_admits_its_rate_and_leaves_to_others_what_the_first_do_not_use() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    own_network();
+    let ctl = Ctl::new();
+    let _group = udp_group(PORT, 2);
+    load(&ctl, "token").ok();
+    let (mut first, mut other) = (User::new(3), User::new(5));
+    // 40 tokens a period: more than `first` wants, less than `other` does.
+    let started = Instant::now();
+    let agent = Command::new(binary("syrup-bench"))
+        .args(["token-agent", "--app", "web", "--rate", "2000", "--period-us", "20000"])
+        .args(["--ls", "3", "--be", "5", "--duration", "60"])
+        .env("SYRUP_BPFFS", ctl.bpffs())
+        .env("SYRUP_SOCKET", ctl.socket())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_for("the first tokens", Duration::from_secs(20), || {
+        first.send();
+        (first.take_answers() > 0).then_some(())
+    });
+    (first.sent, first.answered) = (0, 0);
+    for _ in 0..100 {
+        std::thread::sleep(Duration::from_millis(10));
+        first.send();
+        (0..100).for_each(|_| other.send());
+        first.take_answers();
+        other.take_answers();
+    }
+    let pid = rustix::process::Pid::from_child(&agent);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let output = agent.wait_with_output().unwrap();
+    let most = started.elapsed().as_millis() as u64 * 2;
+    let granted: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (ls, be) =
+        (granted["granted_ls"].as_u64().unwrap(), granted["granted_be"].as_u64().unwrap());
+
+    assert!(ls <= most, "{ls} tokens where the rate allows {most}");
+    assert!(be < ls, "what `first` used was granted again: {granted}");
+    // Both sockets' threads answer at once; the rest of the answers is on its way.
+    wait_for("the answers of the first user", Duration::from_secs(20), || {
+        (first.take_answers() * 100 >= first.sent * 95).then_some(())
+    });
+    let admitted = other.take_answers();
+    assert!(admitted * 10 > be * 5, "the others got {admitted}: {granted}");
+    assert!(admitted <= be, "the others got {admitted}: {granted}");
+    assert!(admitted < other.sent / 2, "who had no tokens was not held back: {admitted}");
+
+    // Nobody refills, and what was left is gone: delivery on loopback is part of
+    // the call that sends, so both are decided when it returns.
+    let dropped = counter(&ctl, "dropped");
+    first.send();
+    other.send();
+    assert_eq!(counter(&ctl, "dropped"), dropped + 2);
 }

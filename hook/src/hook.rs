@@ -86,6 +86,12 @@ impl Counters {
     pub fn get(&self, counter: abi::syrup_counter) -> u64 {
         self.0[counter as usize]
     }
+
+    /// What was counted after `before`.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i].saturating_sub(before.0[i])))
+    }
 }
 
 /// How often each executor was chosen, by index.

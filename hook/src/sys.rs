@@ -192,6 +192,15 @@ impl AsFd for Map {
     }
 }
 
+/// Waits until every BPF program that runs now has ended: one that was taken out
+/// of a PROG_ARRAY may still decide an input. They run in RCU read sections, and
+/// membarrier's global command waits for those. It is refused with `nohz_full=`;
+/// then nothing is waited for.
+pub fn wait_for_running_programs() {
+    // SAFETY: membarrier takes numbers.
+    unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+}
+
 /// What the kernel says of a map.
 ///
 /// # Errors

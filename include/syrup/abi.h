@@ -25,7 +25,7 @@ typedef long long unsigned int __u64;
 #include <linux/types.h>
 #endif
 
-#define SYRUP_ABI_VERSION 1
+#define SYRUP_ABI_VERSION 2
 
 /* Verdicts of schedule(): an executor's index (>= 0), or one of these. */
 #define SYRUP_PASS (-1) /* the system's default decides */
@@ -123,8 +123,10 @@ struct syrup_record {
 	char policy[SYRUP_NAME_LEN];
 	__u8 policy_sha256[32]; /* of the object that was checked */
 	struct syrup_thread_policy thread;
+	/* Counters when the policy replaced another: they go on, its health starts anew. */
+	__u64 counted_before[SYRUP_NR_COUNTERS];
 };
-_Static_assert(sizeof(struct syrup_record) == 224, "syrup_record");
+_Static_assert(sizeof(struct syrup_record) == 288, "syrup_record");
 
 /*
  * Pinned with each socket-select deployment as a one-entry array: its

@@ -17,6 +17,7 @@ use syrup_abi::abi::{
     SYRUP_OUT_OF_RANGE, syrup_record,
 };
 use syrup_hook::pin::{self, Staged, TEMPORARY};
+use syrup_hook::sys;
 use syrup_hook::{
     App, Builtin, Counters, Deployment, Error, Executor, Health, Hook, HookId, Input, Linked,
     LoadedProgram, POLICY_PROGRAM, PolicyObject, Probe, Proto, Result, Target,
@@ -149,7 +150,11 @@ impl Hook for SocketSelect {
         let mut record = pins.record()?;
         record.generation += 1;
         describe_policy(&mut record, policy);
-        program.with_fd(|fd| pins.replace(fd, &record))
+        program.with_fd(|fd| pins.replace(fd, &record))?;
+        // Only then: what the old policy still decided is not held against the new.
+        sys::wait_for_running_programs();
+        record.counted_before = pins.counters()?.0;
+        pin::write_record(&app.hook_dir(self.id()), &record)
     }
 
     fn remove(&self, app: &App) -> Result<()> {
@@ -230,7 +235,8 @@ impl Hook for SocketSelect {
         let registered = pins.group()?.nr_executors;
         let alive = pins.cookies()?.into_iter().flatten().count() as u32;
         let counters = pins.counters()?;
-        let health = health(program, registered, alive, &counters);
+        let recent = counters.since(&Counters(record.counted_before));
+        let health = health(program, registered, alive, &recent);
         Ok(Some(Deployment {
             app: app.name.clone(),
             uid: record.uid,

@@ -98,7 +98,8 @@ fn a_verdict_out_of_range_is_counted_and_the_packet_arrives() {
         assert_eq!(lab.count(SYRUP_OUT_OF_RANGE), 10 * round);
     }
     let Health::Degraded(reason) = lab.read().health else { panic!("not degraded") };
-    assert!(reason.contains("30 verdicts named no executor"), "{reason}");
+    // Of the third policy: those of the others are not held against it.
+    assert!(reason.starts_with("10 verdicts named no executor"), "{reason}");
 }
 
 #[test]

@@ -155,6 +155,10 @@ pub(crate) fn replace(app: &App, policy: &Linked) -> Result<()> {
     root.set_app(record.slot, &conf)?;
     record.generation += 1;
     describe(&mut record, policy, nr_executors);
+    pin::write_record(&dir, &record)?;
+    // Only then: what the old policy still decided is not held against the new.
+    sys::wait_for_running_programs();
+    record.counted_before = counters(&root, record.slot)?.0;
     pin::write_record(&dir, &record)
 }
 
@@ -205,19 +209,26 @@ pub(crate) fn register(app: &App, executor: Executor, index: Option<u32>) -> Res
     Ok(index)
 }
 
+/// What was counted for a slot since its app came.
+fn counters(root: &Root, slot: u32) -> Result<Counters> {
+    let map = root.map("syrup_counters")?;
+    let mut counters = Counters::default();
+    for (counter, sum) in (0..).zip(counters.0.iter_mut()) {
+        *sum = map.sum(slot * abi::SYRUP_NR_COUNTERS + counter)?;
+    }
+    Ok(counters)
+}
+
 /// Reads a deployment back.
 pub(crate) fn read(app: &App) -> Result<Option<Deployment>> {
     let dir = app.hook_dir(HOOK);
     let Some(record) = pin::read_record(&dir)? else { return Ok(None) };
     let root = Root::open(&app.bpffs)?;
-    let mut counters = Counters::default();
+    let mut counted = Counters::default();
     let (mut program_id, mut nr_threads, mut cores) = (0, 0, Vec::new());
     let state = match &root {
         Some(root) => {
-            let map = root.map("syrup_counters")?;
-            for (counter, sum) in (0..).zip(counters.0.iter_mut()) {
-                *sum = map.sum(record.slot * abi::SYRUP_NR_COUNTERS + counter)?;
-            }
+            counted = counters(root, record.slot)?;
             program_id = root.program_id(record.slot)?;
             nr_threads = threads::of_slot(&root.map("syrup_threads")?, record.slot)?.len();
             cores = cpus::get(&root.app(record.slot)?);
@@ -241,8 +252,12 @@ pub(crate) fn read(app: &App) -> Result<Option<Deployment>> {
         nr_executors: record.nr_executors,
         nr_threads: Some(nr_threads as u32),
         cpus: cores,
-        health: health::judge(&state, program_id != 0, &counters),
-        counters,
+        health: health::judge(
+            &state,
+            program_id != 0,
+            &counted.since(&Counters(record.counted_before)),
+        ),
+        counters: counted,
         verdicts: (0..nr_verdicts).map(|key| verdicts.sum(key)).collect::<Result<_>>()?,
     }))
 }

@@ -158,6 +158,29 @@ fn replace_under_load_lets_the_old_or_the_new_policy_decide_every_input() {
     assert_eq!(ctl.deployment("web", "socket-select")["generation"], 10);
 }
 
+#[test]
+fn replacing_a_bad_policy_ends_the_degradation() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    own_network();
+    let ctl = Ctl::new();
+    let bad = ctl.file("bad.c", &FIRST.replace("return 0", "return 77"));
+    let _group = udp_group(PORT, 2);
+    load(&ctl, &bad).ok();
+    let sender = Sender::start(PORT, 4);
+    sender.wait_for_more(100);
+    let degraded = ctl.run(&["status"]);
+    assert_eq!(degraded.code, 10, "{}", degraded.stdout);
+    assert!(degraded.stdout.contains("named no executor"), "{}", degraded.stdout);
+
+    replace(&ctl, "round-robin");
+    sender.wait_for_more(100);
+    ctl.run(&["status"]).ok();
+    assert!(counter(&ctl, "out_of_range") >= 100, "counters go on");
+    assert_eq!(ctl.deployment("web", "socket-select")["state"], "live");
+}
+
 const FIRST: &str = "#include <syrup/packet.h>\n\
     __s32 schedule(void *pkt_start, void *pkt_end)\n{\n\treturn 0;\n}\n";
 const SECOND: &str = "#include <syrup/packet.h>\n\

@@ -305,4 +305,14 @@ fn a_policy_that_names_no_queue_is_degraded_and_its_threads_run() {
         (seen.counters.get(abi::SYRUP_INPUTS) > 0).then_some(seen.health)
     });
     assert!(matches!(&health, Health::Degraded(why) if why.contains("out of range")), "{health:?}");
+
+    // A replacement starts with a clean slate, though the counters go on.
+    ScxSyrup.replace(&app, &fixture.builtin("fifo")).unwrap();
+    crew.wait_for_progress();
+    let seen = eventually("verdicts", || {
+        let seen = ScxSyrup.read(&app).unwrap().unwrap();
+        (seen.counters.get(abi::SYRUP_CHOSEN) > 0).then_some(seen)
+    });
+    assert_eq!(seen.health, Health::Live);
+    assert!(seen.counters.get(abi::SYRUP_OUT_OF_RANGE) > 0);
 }

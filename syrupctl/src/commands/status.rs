@@ -30,7 +30,8 @@ Columns:
 
 /// Show what the loaded policies do
 ///
-/// Counters since the app's first policy at the hook was loaded, read from the kernel.
+/// Counters since the app's first policy at the hook was loaded, read from the kernel. A policy
+/// is judged by what was counted since it replaced another one.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Status {}

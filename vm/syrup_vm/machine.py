@@ -62,6 +62,10 @@ class BootFailure(Error):
     """The guest never started the command."""
 
 
+class EmulatorFault(Error):
+    """The guest died of a defect of QEMU, not of anything it did."""
+
+
 def run(machine: Machine, command: list[str]) -> int:
     """The command's exit status, or 124 if it ran out of time. A boot that
     fails is tried once more; a command never is."""
@@ -129,6 +133,11 @@ def _watch(process, folder: Path, machine: Machine, boot_limit_s: float) -> int:
             _show_kernel_messages(folder)
             return TIMED_OUT
         _show_kernel_messages(folder)
+        if machine.accel == "tcg" and ran_stale_code(_read(folder / "console")):
+            raise EmulatorFault(
+                "the guest died of a breakpoint that is not in its memory: a race of QEMU's "
+                "threads when the kernel patches its own code"
+            )
         raise Error(f"the guest died while the command ran (virtme-ng ended with {process.poll()})")
     try:
         # The last output is on its way until QEMU is gone.
@@ -235,16 +244,34 @@ def _copy(source, target: int, killed: threading.Event) -> threading.Thread:
     return thread
 
 
+def ran_stale_code(console: str) -> bool:
+    """Did the guest's kernel panic over a breakpoint that is not there?
+
+    The kernel patches a jump (a static key, as sched_ext's are) by way of a
+    breakpoint. QEMU's translator, with a thread per CPU, can keep the breakpoint
+    when the write that ends it falls between another thread's check for
+    translated code and its translation. The CPU then traps where memory holds no
+    0xcc: the byte before <> in the first Code line, which marks the address
+    after the breakpoint."""
+    _, oops, after = console.partition("Oops: int3:")
+    code = re.search(r"RIP: 0010:.*?\n.*?Code: (?:[0-9a-f]{2} )*?([0-9a-f]{2}) <", after)
+    return bool(oops) and code is not None and code[1] != "cc"
+
+
 def _show_kernel_messages(folder: Path) -> None:
-    for name, what in (("dmesg", "last kernel messages"), ("console", "panic")):
-        try:
-            lines = (folder / name).read_text(errors="replace").splitlines()
-        except FileNotFoundError:
-            continue
+    for name, what, last in (("dmesg", "last kernel messages", 20), ("console", "panic", 100)):
+        lines = _read(folder / name).splitlines()
         if lines:
             _say(f"the guest's {what}:")
-        for line in lines[-60:] if name == "console" else lines[-20:]:
+        for line in lines[-last:]:
             print(f"  {line}", file=sys.stderr)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
 
 
 def _say(text: str) -> None:

@@ -34,13 +34,12 @@ SYRUP_MAP(request_type, 65536);
 
 __s32 schedule(void *pkt_start, void *pkt_end)
 {
-	__u32 n = syrup_num_executors(), start = syrup_random() % n;
+	__u32 n = syrup_num_executors(), next = syrup_random(), index = 0;
 	__u64 type = GET, seen, *label;
 
 	SYRUP_READ(pkt_start, pkt_end, SYRUP_UDP_PAYLOAD, &type);
 	for (__u32 i = 0; i < TRIES + n && i < SYRUP_MAX_EXECUTORS; i++) {
-		__u32 index = (i < TRIES ? syrup_random() : start + i) % n;
-
+		index = next % n;
 		label = syrup_map_lookup(&request_type, index);
 		if (!label)
 			return SYRUP_PASS;
@@ -48,6 +47,7 @@ __s32 schedule(void *pkt_start, void *pkt_end)
 		if (seen != SCAN &&
 		    __sync_bool_compare_and_swap(label, seen, type == SCAN ? SCAN : GET))
 			return index;
+		next = i < TRIES - 1 ? syrup_random() : next + 1;
 	}
-	return start;
+	return index;
 }

@@ -63,7 +63,8 @@ class BootFailure(Error):
 
 
 class EmulatorFault(Error):
-    """The guest died of a defect of QEMU, not of anything it did."""
+    """The guest's kernel tripped over its own code patching, as only emulated
+    ones were seen to."""
 
 
 def run(machine: Machine, command: list[str]) -> int:
@@ -135,8 +136,8 @@ def _watch(process, folder: Path, machine: Machine, boot_limit_s: float) -> int:
         _show_kernel_messages(folder)
         if machine.accel == "tcg" and ran_stale_code(_read(folder / "console")):
             raise EmulatorFault(
-                "the guest died of a breakpoint that is not in its memory: a race of QEMU's "
-                "threads when the kernel patches its own code"
+                "the guest died of a breakpoint that its memory does not hold (any more): its "
+                "kernel was patching its own code, which emulation gets wrong now and then"
             )
         raise Error(f"the guest died while the command ran (virtme-ng ended with {process.poll()})")
     try:
@@ -248,11 +249,11 @@ def ran_stale_code(console: str) -> bool:
     """Did the guest's kernel panic over a breakpoint that is not there?
 
     The kernel patches a jump (a static key, as sched_ext's are) by way of a
-    breakpoint. QEMU's translator, with a thread per CPU, can keep the breakpoint
-    when the write that ends it falls between another thread's check for
-    translated code and its translation. The CPU then traps where memory holds no
-    0xcc: the byte before <> in the first Code line, which marks the address
-    after the breakpoint."""
+    breakpoint, and no CPU may meet that once the jump is there. Under QEMU's
+    translator with a thread per CPU one did: it trapped where memory held no
+    0xcc. That is the byte before <> in the first Code line, which marks the
+    address after the breakpoint. Most likely a translation of the breakpoint
+    outlived it; nothing a program in the guest does could bring it about."""
     _, oops, after = console.partition("Oops: int3:")
     code = re.search(r"RIP: 0010:.*?\n.*?Code: (?:[0-9a-f]{2} )*?([0-9a-f]{2}) <", after)
     return bool(oops) and code is not None and code[1] != "cc"

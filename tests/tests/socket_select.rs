@@ -2,7 +2,7 @@
 
 use std::io::Read as _;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -256,6 +256,39 @@ impl User {
     }
 }
 
+/// A token agent for users 3 (LS) and 5 (BE); killed on drop.
+struct Agent(Child);
+
+impl Agent {
+    fn start(ctl: &Ctl) -> Self {
+        let child = Command::new(binary("syrup-bench"))
+            .args(["token-agent", "--app", "web", "--rate", "2000", "--period-us", "20000"])
+            .args(["--ls", "3", "--be", "5"])
+            .env("SYRUP_BPFFS", ctl.bpffs())
+            .env("SYRUP_SOCKET", ctl.socket())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+
+    /// SIGTERM, and what it printed.
+    fn stop(mut self) -> Value {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let mut text = String::new();
+        self.0.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        serde_json::from_str(&text).unwrap()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[test]
 fn the_token_agent_admits_its_rate_and_leaves_to_others_what_the_first_do_not_use() {
     if !require(&[Need::Root]) {
@@ -268,14 +301,7 @@ fn the_token_agent_admits_its_rate_and_leaves_to_others_what_the_first_do_not_us
     let (mut first, mut other) = (User::new(3), User::new(5));
     // 40 tokens a period: more than `first` wants, less than `other` does.
     let started = Instant::now();
-    let agent = Command::new(binary("syrup-bench"))
-        .args(["token-agent", "--app", "web", "--rate", "2000", "--period-us", "20000"])
-        .args(["--ls", "3", "--be", "5", "--duration", "60"])
-        .env("SYRUP_BPFFS", ctl.bpffs())
-        .env("SYRUP_SOCKET", ctl.socket())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let agent = Agent::start(&ctl);
     wait_for("the first tokens", Duration::from_secs(20), || {
         first.send();
         (first.take_answers() > 0).then_some(())
@@ -288,11 +314,8 @@ fn the_token_agent_admits_its_rate_and_leaves_to_others_what_the_first_do_not_us
         first.take_answers();
         other.take_answers();
     }
-    let pid = rustix::process::Pid::from_child(&agent);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    let output = agent.wait_with_output().unwrap();
+    let granted = agent.stop();
     let most = started.elapsed().as_millis() as u64 * 2;
-    let granted: Value = serde_json::from_slice(&output.stdout).unwrap();
     let (ls, be) =
         (granted["granted_ls"].as_u64().unwrap(), granted["granted_be"].as_u64().unwrap());
 

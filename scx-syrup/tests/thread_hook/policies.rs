@@ -23,6 +23,17 @@ fn every_policy_passes_the_verifier() {
     fixture.assert_clean();
 }
 
+/// CPU time of each thread in a stretch of `time`.
+fn seconds_run(crew: &Crew, time: Duration) -> Vec<f64> {
+    let before: Vec<Duration> = crew.workers.iter().map(|w| w.cpu_time()).collect();
+    std::thread::sleep(time);
+    crew.workers
+        .iter()
+        .zip(before)
+        .map(|(w, before)| (w.cpu_time() - before).as_secs_f64())
+        .collect()
+}
+
 #[test]
 fn get_priority_gives_the_core_to_gets() {
     let Some(fixture) = Fixture::new() else { return };
@@ -38,14 +49,7 @@ fn get_priority_gives_the_core_to_gets() {
         ScxSyrup.register(&app, Executor::Thread { tid }, Some(index)).unwrap();
     }
     let share_of_gets = |crew: &Crew| {
-        let before: Vec<Duration> = crew.workers.iter().map(|w| w.cpu_time()).collect();
-        std::thread::sleep(Duration::from_secs(1)); // the time that is measured
-        let ran: Vec<f64> = crew
-            .workers
-            .iter()
-            .zip(before)
-            .map(|(w, before)| (w.cpu_time() - before).as_secs_f64())
-            .collect();
+        let ran = seconds_run(crew, Duration::from_secs(1));
         ran[0] / (ran[0] + ran[1])
     };
     eventually("the core to be full", || {
@@ -77,14 +81,7 @@ fn vruntime_shares_a_core_by_nice_values() {
     }
     crew.wait_for_progress();
     in_some_round(|| {
-        let before: Vec<Duration> = crew.workers.iter().map(|w| w.cpu_time()).collect();
-        std::thread::sleep(Duration::from_secs(3)); // the time that is measured
-        let ran: Vec<f64> = crew
-            .workers
-            .iter()
-            .zip(before)
-            .map(|(w, before)| (w.cpu_time() - before).as_secs_f64())
-            .collect();
+        let ran = seconds_run(&crew, Duration::from_secs(3));
         println!("nice 0, 0, 5 ran {ran:.3?} s");
         // The kernel gives nice 5 a third of the weight of nice 0.
         let fair =

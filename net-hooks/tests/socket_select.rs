@@ -5,10 +5,10 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,8 @@ use syrup_abi::abi::{
     SYRUP_CHOSEN, SYRUP_DROPPED, SYRUP_ENFORCE_FAILED, SYRUP_INPUTS, SYRUP_NO_POLICY,
     SYRUP_OUT_OF_RANGE, SYRUP_PASSED,
 };
-use syrup_hook::{Error, Executor, Health, Hook as _, Linked, Probe, Proto, Target, pin, sys};
-use syrup_net_hooks::{SocketSelect, owners, reuseport_sockets};
+use syrup_hook::{Error, Executor, Health, Hook as _, Linked, Probe, Proto, Target, sys};
+use syrup_net_hooks::SocketSelect;
 use syrup_tests::{Need, own_network, require, wait_for};
 
 #[test]
@@ -462,63 +462,6 @@ fn whoever_is_killed_while_changing_things_leaves_nothing_the_next_cannot_clear(
 }
 
 #[test]
-fn a_running_server_is_adopted_and_given_back() {
-    if !require(&[Need::Root]) {
-        return;
-    }
-    let lab = Lab::new();
-    let mut server = Server::python("udp", 6);
-    let flows = flows(50);
-    let target = Target { pid: Some(server.pid()), ..Default::default() };
-    lab.hook.deploy(&lab.app, &builtin("round-robin"), &target).unwrap();
-    let read = lab.read();
-    assert_eq!(read.pid, Some(server.pid()));
-    assert_eq!((read.nr_executors, read.port), (6, Some((Proto::Udp, PORT))));
-    let mut counts = vec![0; 6];
-    for _ in 0..6 {
-        for flow in &flows {
-            counts[server.ask(flow).parse::<usize>().unwrap()] += 1;
-        }
-    }
-    assert_eq!(counts, [50; 6], "in the order of its fds");
-    let ids = Ids::of(&lab);
-    lab.hook.remove(&lab.app).unwrap();
-    assert_eq!(ids.left(), 0);
-    server.ask(&flows[0]);
-    // Adopted a second time at once, and collected after its death.
-    lab.hook.deploy(&lab.app, &builtin("hash"), &target).unwrap();
-    assert!(lab.hook.collect_garbage(&lab.bpffs.path()).unwrap().is_empty());
-    server.stop();
-    wait_for("its sockets to close", LIMIT, || (lab.read().nr_executors == 0).then_some(()));
-    assert_eq!(lab.read().pid, None);
-    assert_eq!(
-        lab.hook.collect_garbage(&lab.bpffs.path()).unwrap(),
-        [lab.app.dir().join("socket-select")]
-    );
-}
-
-#[test]
-fn a_process_in_several_namespaces_is_adopted_in_the_callers() {
-    if !require(&[Need::Root]) {
-        return;
-    }
-    let lab = Lab::new();
-    let sockets = udp_sockets(2);
-    let elsewhere = std::thread::spawn(|| {
-        own_network();
-        udp_sockets(3)
-    });
-    let elsewhere = elsewhere.join().unwrap();
-    let own = std::process::id() as i32;
-    assert_eq!(owners(Proto::Udp, PORT).unwrap(), [own]);
-    assert_eq!(reuseport_sockets(own, Proto::Udp, PORT).unwrap().len(), 2);
-    let target = Target { pid: Some(own), ..Lab::target() };
-    lab.hook.deploy(&lab.app, &builtin("round-robin"), &target).unwrap();
-    assert_eq!(spread(&sockets, &flows(1), 4), [2, 2]);
-    drop(elsewhere);
-}
-
-#[test]
 fn a_dead_apps_deployment_makes_room_for_its_next_one() {
     if !require(&[Need::Root]) {
         return;
@@ -551,72 +494,6 @@ fn a_restarted_app_registers_again() {
         assert_eq!(lab.register(socket, None).unwrap(), index);
     }
     assert_eq!(spread(&sockets, &flow, 10), [5, 5], "two executors, not four");
-}
-
-#[test]
-fn a_server_of_several_processes_is_adopted_whole() {
-    if !require(&[Need::Root]) {
-        return;
-    }
-    let lab = Lab::new();
-    let mut servers = [Server::python("udp", 3), Server::python("udp", 2)];
-    let pids = [servers[0].pid(), servers[1].pid()];
-    assert_eq!(owners(Proto::Udp, PORT).unwrap(), pids, "most sockets first");
-    assert!(owners(Proto::Tcp, PORT).unwrap().is_empty());
-    assert!(owners(Proto::Udp, PORT + 1).unwrap().is_empty());
-    let target = Target { pid: Some(pids[0]), ..Lab::target() };
-    lab.hook.deploy(&lab.app, &builtin("round-robin"), &target).unwrap();
-    for fd in reuseport_sockets(pids[1], Proto::Udp, PORT).unwrap() {
-        lab.hook.register(&lab.app, Executor::Socket(fd), None).unwrap();
-    }
-    assert_eq!(lab.read().nr_executors, 5);
-    assert_eq!(lab.read().pid, Some(pids[0]));
-    let flow = flows(1);
-    for _ in 0..10 {
-        servers[0].ask(&flow[0]);
-    }
-    assert_eq!(lab.read().verdicts, [2; 5]);
-    // The one we remember ends; the other's sockets still lead to the group.
-    let [first, mut second] = servers;
-    first.stop();
-    wait_for("its sockets to close", LIMIT, || (lab.read().nr_executors == 2).then_some(()));
-    assert!(lab.hook.collect_garbage(&lab.bpffs.path()).unwrap().is_empty());
-    let ids = Ids::of(&lab);
-    lab.hook.remove(&lab.app).unwrap();
-    assert_eq!(ids.left(), 0);
-    second.ask(&flow[0]);
-}
-
-#[test]
-fn a_server_that_cannot_be_adopted_is_refused_with_the_reason() {
-    if !require(&[Need::Root]) {
-        return;
-    }
-    let lab = Lab::new();
-    let refused = |target: Target| {
-        let error = lab.hook.deploy(&lab.app, &builtin("hash"), &target).unwrap_err();
-        assert!(lab.hook.read(&lab.app).unwrap().is_none());
-        error
-    };
-    let mut both = Server::python("both", 2);
-    let pid = Some(both.pid());
-    let several = refused(Target { pid, ..Default::default() });
-    assert!(matches!(several, Error::Usage(_)), "{several:?}");
-    let text = several.to_string();
-    assert!(text.contains("udp 127.0.0.1:9000, tcp 127.0.0.1:9000"), "{text}");
-    let other = refused(Target { pid, port: Some(9001), ..Default::default() });
-    assert!(matches!(other, Error::NotFound { .. }), "{other:?}");
-    // With the protocol it is clear.
-    let target = Target { pid, proto: Some(Proto::Tcp), ..Default::default() };
-    lab.hook.deploy(&lab.app, &builtin("hash"), &target).unwrap();
-    assert_eq!(lab.read().port, Some((Proto::Tcp, PORT)));
-    lab.hook.remove(&lab.app).unwrap();
-    both.stop_now();
-    let single = Server::python("single", 1);
-    let error = refused(Target { pid: Some(single.pid()), ..Default::default() });
-    assert!(error.to_string().contains("only udp 127.0.0.1:9000 without it"), "{error}");
-    let error = refused(Target { pid: Some(i32::MAX), ..Default::default() });
-    assert!(matches!(error, Error::NotFound { .. }), "{error:?}");
 }
 
 #[test]
@@ -660,105 +537,4 @@ fn half_a_deployment_can_still_be_removed() {
 fn udp_socket() -> std::os::fd::OwnedFd {
     let (family, flags) = (rustix::net::AddressFamily::INET, rustix::net::SocketFlags::CLOEXEC);
     rustix::net::socket_with(family, SocketType::DGRAM, flags, None).unwrap()
-}
-
-/// Kernel ids of what a deployment pins, and whether programs have it.
-struct Ids(Vec<(bool, u32)>);
-
-impl Ids {
-    fn of(lab: &Lab) -> Self {
-        let dir = lab.app.dir().join("socket-select");
-        let open = |name: &str| sys::obj_get_required(&dir.join(name)).unwrap();
-        let mut ids: Vec<(bool, u32)> = ["dispatcher", "policy"]
-            .iter()
-            .map(|name| (true, sys::program_id(open(name).as_fd()).unwrap()))
-            .collect();
-        for name in ["policies", "executors", "group", "counters", "verdicts", pin::RECORD] {
-            ids.push((false, sys::map_info(open(name).as_fd()).unwrap().id));
-        }
-        Self(ids)
-    }
-
-    fn left(&self) -> usize {
-        let exists = |&&(program, id): &&(bool, u32)| {
-            let mut next = 0;
-            // SAFETY: the kernel writes an id to next.
-            let err = unsafe {
-                if program {
-                    libbpf_sys::bpf_prog_get_next_id(id - 1, &raw mut next)
-                } else {
-                    libbpf_sys::bpf_map_get_next_id(id - 1, &raw mut next)
-                }
-            };
-            err == 0 && next == id
-        };
-        self.0.iter().filter(exists).count()
-    }
-}
-
-/// A server that knows nothing of us: it answers with the number of its socket.
-struct Server(Option<Child>);
-
-const SERVER: &str = r#"
-import socket, sys, select
-kind, n = sys.argv[1], int(sys.argv[2])
-sockets = []
-for proto in ([socket.SOCK_DGRAM] if kind != "both" else [socket.SOCK_DGRAM, socket.SOCK_STREAM]):
-    for i in range(n):
-        s = socket.socket(socket.AF_INET, proto)
-        if kind != "single":
-            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        s.bind(("127.0.0.1", 9000))
-        if proto == socket.SOCK_STREAM:
-            s.listen()
-        sockets.append(s)
-print("ready", flush=True)
-while True:
-    for s in select.select(sockets, [], [])[0]:
-        if s.type == socket.SOCK_DGRAM:
-            data, peer = s.recvfrom(64)
-            s.sendto(str(sockets.index(s)).encode(), peer)
-"#;
-
-impl Server {
-    fn python(kind: &str, sockets: usize) -> Self {
-        let mut child = Command::new("python3")
-            .args(["-c", SERVER, kind, &sockets.to_string()])
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python3");
-        let mut ready = [0; 6];
-        child.stdout.as_mut().unwrap().read_exact(&mut ready).expect("the server starts");
-        Self(Some(child))
-    }
-
-    fn pid(&self) -> i32 {
-        self.0.as_ref().unwrap().id() as i32
-    }
-
-    /// The number of the socket that answered.
-    fn ask(&mut self, flow: &std::net::UdpSocket) -> String {
-        flow.set_read_timeout(Some(LIMIT)).unwrap();
-        flow.send(b"?").unwrap();
-        let mut answer = [0; 8];
-        let len = flow.recv(&mut answer).expect("an answer");
-        String::from_utf8_lossy(&answer[..len]).into_owned()
-    }
-
-    fn stop(mut self) {
-        self.stop_now();
-    }
-
-    fn stop_now(&mut self) {
-        if let Some(mut child) = self.0.take() {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop_now();
-    }
 }

@@ -4,16 +4,18 @@
 
 use std::collections::BTreeMap;
 use std::ffi::CString;
+use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use libbpf_rs::Linker;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use syrup_abi::Compiler;
 use syrup_abi::abi::{SYRUP_INPUTS, syrup_counter, syrup_thread_policy};
-use syrup_hook::sys::Map;
+use syrup_hook::sys::{self, Map};
 use syrup_hook::{App, Deployment, Executor, Hook as _, Linked, Target, pin};
 use syrup_net_hooks::{POLICIES, SocketSelect};
 use syrup_tests::{own_network, wait_for};
@@ -272,4 +274,105 @@ pub fn connect(listeners: &[TcpListener], n: u64) -> Vec<u64> {
 pub fn max_over_mean(counts: &[u64]) -> f64 {
     let max = counts.iter().max().copied().unwrap_or(0) as f64;
     max * counts.len() as f64 / counts.iter().sum::<u64>() as f64
+}
+
+/// A server that knows nothing of us: it answers with the number of its socket.
+pub struct Server(Option<Child>);
+
+const SERVER: &str = r#"
+import socket, sys, select
+kind, n = sys.argv[1], int(sys.argv[2])
+sockets = []
+for proto in ([socket.SOCK_DGRAM] if kind != "both" else [socket.SOCK_DGRAM, socket.SOCK_STREAM]):
+    for i in range(n):
+        s = socket.socket(socket.AF_INET, proto)
+        if kind != "single":
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        s.bind(("127.0.0.1", 9000))
+        if proto == socket.SOCK_STREAM:
+            s.listen()
+        sockets.append(s)
+print("ready", flush=True)
+while True:
+    for s in select.select(sockets, [], [])[0]:
+        if s.type == socket.SOCK_DGRAM:
+            data, peer = s.recvfrom(64)
+            s.sendto(str(sockets.index(s)).encode(), peer)
+"#;
+
+impl Server {
+    pub fn python(kind: &str, sockets: usize) -> Self {
+        let mut child = Command::new("python3")
+            .args(["-c", SERVER, kind, &sockets.to_string()])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("python3");
+        let mut ready = [0; 6];
+        child.stdout.as_mut().unwrap().read_exact(&mut ready).expect("the server starts");
+        Self(Some(child))
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.0.as_ref().unwrap().id() as i32
+    }
+
+    /// The number of the socket that answered.
+    pub fn ask(&mut self, flow: &std::net::UdpSocket) -> String {
+        flow.set_read_timeout(Some(LIMIT)).unwrap();
+        flow.send(b"?").unwrap();
+        let mut answer = [0; 8];
+        let len = flow.recv(&mut answer).expect("an answer");
+        String::from_utf8_lossy(&answer[..len]).into_owned()
+    }
+
+    pub fn stop(mut self) {
+        self.stop_now();
+    }
+
+    pub fn stop_now(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop_now();
+    }
+}
+
+/// Kernel ids of what a deployment pins, and whether programs have it.
+pub struct Ids(pub Vec<(bool, u32)>);
+
+impl Ids {
+    pub fn of(lab: &Lab) -> Self {
+        let dir = lab.app.dir().join("socket-select");
+        let open = |name: &str| sys::obj_get_required(&dir.join(name)).unwrap();
+        let mut ids: Vec<(bool, u32)> = ["dispatcher", "policy"]
+            .iter()
+            .map(|name| (true, sys::program_id(open(name).as_fd()).unwrap()))
+            .collect();
+        for name in ["policies", "executors", "group", "counters", "verdicts", pin::RECORD] {
+            ids.push((false, sys::map_info(open(name).as_fd()).unwrap().id));
+        }
+        Self(ids)
+    }
+
+    pub fn left(&self) -> usize {
+        let exists = |&&(program, id): &&(bool, u32)| {
+            let mut next = 0;
+            // SAFETY: the kernel writes an id to next.
+            let err = unsafe {
+                if program {
+                    libbpf_sys::bpf_prog_get_next_id(id - 1, &raw mut next)
+                } else {
+                    libbpf_sys::bpf_map_get_next_id(id - 1, &raw mut next)
+                }
+            };
+            err == 0 && next == id
+        };
+        self.0.iter().filter(exists).count()
+    }
 }

@@ -132,31 +132,16 @@ impl Store {
     /// with them: CPUs share a core, or (in an emulated machine whose time
     /// counts instructions) one thread of the host, and are faster alone.
     pub fn calibrate(&self) -> Result<UnitCost> {
-        let cpus = std::thread::available_parallelism()?.get();
-        let together = Barrier::new(cpus);
-        let costs = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..cpus as u64)
-                .map(|cpu| {
-                    let together = &together;
-                    scope.spawn(move || {
-                        together.wait();
-                        self.calibrate_one(cpu)
-                    })
-                })
-                .collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().map_err(|_| anyhow!("calibration panicked"))?)
-                .collect::<Result<Vec<_>>>()
-        })?;
+        let costs = on_every_cpu(|cpu| self.calibrate_one(cpu))?;
         let mut get: Vec<f64> = costs.iter().map(|cost| cost.get_ns).collect();
         let mut scan: Vec<f64> = costs.iter().map(|cost| cost.scan_key_ns).collect();
         Ok(UnitCost { get_ns: median(&mut get), scan_key_ns: median(&mut scan) })
     }
 
-    /// The median of several batches of each kind of work.
+    /// The median of many batches of each kind of work, over about 0.1 s: a
+    /// virtual CPU can be slow for tens of milliseconds.
     fn calibrate_one(&self, cpu: u64) -> Result<UnitCost> {
-        const BATCHES: u64 = 9;
+        const BATCHES: u64 = 51;
         const GETS: u64 = 200;
         let scan_keys = SCAN_KEYS.min(self.keys);
         let mut get = Vec::new();
@@ -172,6 +157,28 @@ impl Store {
         }
         Ok(UnitCost { get_ns: median(&mut get), scan_key_ns: median(&mut scan) })
     }
+}
+
+/// Runs `measure` on as many threads as there are CPUs, all started together,
+/// each with its number; returns what each of them measured.
+fn on_every_cpu<T: Send>(measure: impl Fn(u64) -> Result<T> + Sync) -> Result<Vec<T>> {
+    let cpus = std::thread::available_parallelism()?.get();
+    let together = Barrier::new(cpus);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..cpus as u64)
+            .map(|cpu| {
+                let (together, measure) = (&together, &measure);
+                scope.spawn(move || {
+                    together.wait();
+                    measure(cpu)
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().map_err(|_| anyhow!("a measuring thread panicked"))?)
+            .collect()
+    })
 }
 
 /// Builds the database at `path` unless one with `keys` keys is there already.
@@ -235,26 +242,44 @@ mod tests {
         assert_eq!(cost.work_for(0.1, 0.1), Work { gets: 1, scan_keys: 1 });
     }
 
+    /// CPU time of one request of each class, in microseconds, measured as the
+    /// calibration measures: with every CPU busy.
+    fn measured_us(store: &Store, work: Work) -> [f64; 2] {
+        Class::ALL.map(|class| {
+            let mut runs = on_every_cpu(|cpu| {
+                let mut runs = Vec::new();
+                for run in 0..15 {
+                    let start = thread_cpu_ns();
+                    store.serve(class, scattered(cpu * 15 + run), work)?;
+                    runs.push((thread_cpu_ns() - start) as f64 / 1000.0);
+                }
+                Ok(runs)
+            })
+            .unwrap()
+            .concat();
+            median(&mut runs)
+        })
+    }
+
     #[test]
     fn calibrated_work_takes_about_as_long_as_asked() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("db"), 20_000).unwrap();
-        let cost = store.calibrate().unwrap();
-        let work = cost.work_for(2000.0, 8000.0);
-        for (class, target_us) in [(Class::Get, 2000.0), (Class::Scan, 8000.0)] {
-            let mut runs: Vec<f64> = (0..5)
-                .map(|run| {
-                    let start = thread_cpu_ns();
-                    store.serve(class, run * 1234, work).unwrap();
-                    (thread_cpu_ns() - start) as f64 / 1000.0
-                })
-                .collect();
-            let measured = median(&mut runs);
-            assert!(
-                (target_us / 2.0..target_us * 2.0).contains(&measured),
-                "{class:?}: {measured} us instead of {target_us}"
-            );
+        let targets_us = [2000.0, 8000.0];
+        // A shared host changes its speed between calibration and measurement
+        // now and then; wrong arithmetic is wrong in every round.
+        let mut rounds = Vec::new();
+        for _ in 0..5 {
+            let work = store.calibrate().unwrap().work_for(targets_us[0], targets_us[1]);
+            let measured_us = measured_us(&store, work);
+            rounds.push(measured_us);
+            let in_bounds =
+                |(measured, target): (f64, f64)| (target / 2.0..target * 2.0).contains(&measured);
+            if measured_us.into_iter().zip(targets_us).all(in_bounds) {
+                return;
+            }
         }
+        panic!("GET and SCAN took {rounds:?} us instead of {targets_us:?}");
     }
 
     #[test]

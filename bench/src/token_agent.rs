@@ -37,8 +37,8 @@ pub struct Options {
     /// Best-effort users.
     #[arg(long, value_delimiter = ',')]
     pub be: Vec<u32>,
-    /// Time between refills. Unspent tokens do not outlive one period, so it
-    /// is also the largest burst.
+    /// Time between refills. Unspent tokens do not outlive a period, and an
+    /// agent that wakes late grants those of two at most: the largest burst.
     #[arg(long, default_value_t = 1000)]
     pub period_us: u64,
     /// Ends after so many seconds; else at SIGTERM.
@@ -74,15 +74,12 @@ pub fn run(options: &Options) -> Result<()> {
 
     let of = |user: u32| -> &AtomicU64 { &tokens.entry(user as usize)[0] };
     let mut summary = Summary::default();
-    let mut budget = Budget::new(options.rate);
     let start_ns = now_ns();
     let end_ns = options.duration.map_or(u64::MAX, |s| start_ns + (s * 1e9) as u64);
-    let mut next_ns = start_ns;
-    while !stop.load(Ordering::Relaxed) && next_ns < end_ns {
-        next_ns += options.period_us * 1000;
-        sleep_until(next_ns);
-        // A period that was overslept is made up for by its length.
-        let due = budget.due(now_ns() - start_ns);
+    let mut refills = Refills::new(options.rate, options.period_us * 1000, start_ns);
+    while !stop.load(Ordering::Relaxed) && refills.next_ns() <= end_ns {
+        sleep_until(refills.next_ns());
+        let due = refills.due(now_ns());
         let mut spare = 0;
         for (user, share) in options.ls.iter().zip(shares(due, options.ls.len())) {
             spare += refill(of(*user), share);
@@ -102,22 +99,36 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Whole tokens at a rate, without losing fractions.
-struct Budget {
+/// When to refill, and with how much: whole tokens at a rate, without losing
+/// fractions.
+struct Refills {
     rate: f64,
-    granted: u64,
+    period_ns: u64,
+    start_ns: u64,
+    last_ns: u64,
+    /// Tokens that the time until the last refill has brought.
+    brought: u64,
 }
 
-impl Budget {
-    fn new(rate: f64) -> Self {
-        Self { rate, granted: 0 }
+impl Refills {
+    fn new(rate: f64, period_ns: u64, start_ns: u64) -> Self {
+        Self { rate, period_ns, start_ns, last_ns: start_ns, brought: 0 }
     }
 
-    /// Tokens to grant now.
-    fn due(&mut self, since_start_ns: u64) -> u64 {
-        let all = (since_start_ns as f64 * self.rate / 1e9) as u64;
-        let due = all.saturating_sub(self.granted);
-        self.granted += due;
+    /// A whole period after the last refill, also when that was late: an early
+    /// one would take away tokens that nobody had the time to spend.
+    fn next_ns(&self) -> u64 {
+        self.last_ns + self.period_ns
+    }
+
+    /// Tokens to grant now. Those of more than two periods are forfeited: the
+    /// server cannot catch up on what it was not asked for.
+    fn due(&mut self, now_ns: u64) -> u64 {
+        let until = |ns: u64| ns as f64 * self.rate / 1e9;
+        let brought = until(now_ns - self.start_ns) as u64;
+        let due = (brought - self.brought).min(until(2 * self.period_ns).ceil() as u64);
+        self.brought = brought;
+        self.last_ns = now_ns;
         due
     }
 }
@@ -144,12 +155,22 @@ mod tests {
 
     #[test]
     fn the_rate_is_kept_over_uneven_periods() {
-        let mut budget = Budget::new(350_000.0);
-        let granted: u64 = [1_000_000, 2_000_001, 2_000_002, 9_999_999, 1_000_000_000]
-            .map(|at| budget.due(at))
-            .iter()
-            .sum();
-        assert_eq!(granted, 350_000);
+        let mut refills = Refills::new(350_000.0, 1_000_000, 0);
+        let uneven = (0..900).map(|n| n * 1_111_111 + n % 7 * 100_000).chain([1_000_000_000]);
+        assert_eq!(uneven.map(|at| refills.due(at)).sum::<u64>(), 350_000);
+    }
+
+    #[test]
+    fn a_late_refill_is_a_burst_of_two_periods_and_lasts_a_whole_one() {
+        let mut refills = Refills::new(2000.0, 20_000_000, 5);
+        assert_eq!(refills.next_ns(), 20_000_005);
+        assert_eq!(refills.due(20_000_005), 40);
+        assert_eq!(refills.due(420_000_005), 80);
+        assert_eq!(refills.next_ns(), 440_000_005);
+        assert_eq!(refills.due(440_000_005), 40);
+        // Less than a token a period.
+        let mut refills = Refills::new(10.0, 1_000_000, 0);
+        assert_eq!((1..=1000).map(|ms| refills.due(ms * 1_000_000)).sum::<u64>(), 10);
     }
 
     #[test]

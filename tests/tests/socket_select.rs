@@ -299,7 +299,8 @@ fn the_token_agent_admits_its_rate_and_leaves_to_others_what_the_first_do_not_us
     let _group = udp_group(PORT, 2);
     load(&ctl, "token").ok();
     let (mut first, mut other) = (User::new(3), User::new(5));
-    // 40 tokens a period: more than `first` wants, less than `other` does.
+    // 40 tokens a period: less than `other` wants, and for `first` enough for
+    // two seconds in which a busy host keeps the agent from refilling.
     let started = Instant::now();
     let agent = Agent::start(&ctl);
     wait_for("the first tokens", Duration::from_secs(20), || {
@@ -307,9 +308,11 @@ fn the_token_agent_admits_its_rate_and_leaves_to_others_what_the_first_do_not_us
         (first.take_answers() > 0).then_some(())
     });
     (first.sent, first.answered) = (0, 0);
-    for _ in 0..100 {
+    for turn in 0..100 {
         std::thread::sleep(Duration::from_millis(10));
-        first.send();
+        if turn % 5 == 0 {
+            first.send();
+        }
         (0..100).for_each(|_| other.send());
         first.take_answers();
         other.take_answers();

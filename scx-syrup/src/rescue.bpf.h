@@ -24,11 +24,13 @@
 #define RESCUE_SLICE_NS   (500 * 1000ULL)
 #define RESCUE_TICK_SHIFT 4
 /*
- * Far behind (10 deadlines) the tick is four times as fast: 16 % of the CPU, so
- * that an app with thousands of starved threads does not reach the kernel's
- * watchdog, which would end the scheduler for every app.
+ * Far behind (10 deadlines, or half of the kernel's watchdog, which would end
+ * the scheduler for every app) more is allowed. The tick is four times as fast:
+ * 16 % of the CPU, for apps with thousands of starved threads. And the rescue
+ * leaves the app's cores, which real-time threads may have taken for good.
  */
-#define RESCUE_BEHIND 10
+#define RESCUE_BEHIND    10
+#define RESCUE_BEHIND_NS (WATCHDOG_MS / 2 * NSEC_PER_MSEC)
 
 struct tick {
 	struct bpf_timer timer;
@@ -48,6 +50,11 @@ static __always_inline bool may_run_on(const struct task_struct *p, u32 cpu)
 	    scx_bpf_task_cpu(p) != (s32)cpu)
 		return false;
 	return bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
+}
+
+static __always_inline bool far_behind(const struct syrup_scx_app *app, u64 waited)
+{
+	return waited >= RESCUE_BEHIND * app->rescue_ns || waited >= RESCUE_BEHIND_NS;
 }
 
 /* How long a queued thread has not run. Threads of nobody are queued by the time they came. */
@@ -129,32 +136,37 @@ __noinline int rescue(u32 slot, u32 cpu)
  * registers because the verifier would follow every value they can have through
  * the loops around.
  */
-static u32 best_cpu, best_score, appointments;
+static u32 best_cpu, best_score, may_be_home, appointments;
 static u64 watch_at;
 
 /*
  * Appoints a CPU of the app to rescue p: an idle one, else one that runs a
- * thread of the same app, else one that runs another app's, else any. A thread
- * that is pinned outside its app's cores must run somewhere, too. dispatch() on
- * that CPU does it; from here threads cannot be moved on kernels that check who
- * calls.
+ * thread of the same app, else one that runs another app's. When all of them
+ * are appointed already, p waits for a later tick: other cores are for threads
+ * that are pinned outside their app's, or far behind. dispatch() on that CPU
+ * does it; from here threads cannot be moved on kernels that check who calls.
  */
 static __always_inline void appoint(struct task_struct *p, u32 slot,
-				    const struct syrup_scx_app *app)
+				    const struct syrup_scx_app *app, u64 waited)
 {
 	struct syrup_running *on;
 	u32 cpu;
 
 	best_score = 0;
+	may_be_home = 0;
 	bpf_for(cpu, 0, nr_cpus()) {
+		bool home = app_has_cpu(app, cpu);
 		u32 score = 1;
 
 		on = running_on(cpu);
-		if (!on || on->rescue || on->rescued || !may_run_on(p, cpu))
+		if (!on || !may_run_on(p, cpu))
+			continue;
+		may_be_home |= home;
+		if (on->rescue || on->rescued)
 			continue;
 		if (on->active)
 			score += on->slot == slot ? 2 : 1;
-		if (app_has_cpu(app, cpu)) {
+		if (home) {
 			score += 4;
 			if (scx_bpf_test_and_clear_cpu_idle(cpu))
 				score += 8;
@@ -166,7 +178,7 @@ static __always_inline void appoint(struct task_struct *p, u32 slot,
 		if (score > 8)
 			break;
 	}
-	if (!best_score)
+	if (!best_score || (best_score < 4 && may_be_home && !far_behind(app, waited)))
 		return;
 	on = running_on(best_cpu);
 	if (on)
@@ -197,11 +209,11 @@ __noinline u64 watch_app(u32 slot)
 			if (waited > longest)
 				longest = waited;
 			if (waited >= app->rescue_ns && appointments < nr_cpus())
-				appoint(p, slot, app);
+				appoint(p, slot, app, waited);
 		}
 	}
 	bpf_rcu_read_unlock();
-	if (longest >= RESCUE_BEHIND * app->rescue_ns)
+	if (far_behind(app, longest))
 		return app->rescue_ns >> (RESCUE_TICK_SHIFT + 2);
 	if (longest >= app->rescue_ns)
 		return app->rescue_ns >> RESCUE_TICK_SHIFT;

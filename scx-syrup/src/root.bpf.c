@@ -21,8 +21,6 @@
 
 char _license[] SEC("license") = "GPL";
 
-#define WATCHDOG_MS 10000
-
 /* Each app's policy for ops.enqueue. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);

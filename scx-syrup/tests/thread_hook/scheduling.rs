@@ -204,6 +204,53 @@ fn a_thread_that_its_policy_starves_is_run_at_the_deadline() {
 }
 
 #[test]
+fn the_rescue_of_many_threads_stays_on_the_cores_of_their_app() {
+    let Some(fixture) = Fixture::new() else { return };
+    let app = fixture.app("one");
+    let place = TestMap::new("place", 64);
+    for index in 2..26 {
+        place.set(index, QUEUE_1);
+    }
+    let policy = link("placed", &placed(".preempt = true"), &[("place", &place)]);
+    ScxSyrup.deploy(&app, &policy, &on_cpus(&[1, 2])).unwrap();
+    let favoured = Crew::spinning(2);
+    register(&app, &favoured, 0);
+    let starved = Crew::spinning(24);
+    register(&app, &starved, 2);
+    let rescued_so_far = || ScxSyrup.read(&app).unwrap().unwrap().counters.get(abi::SYRUP_RESCUED);
+    let rescue_more = |count: u64| {
+        let goal = rescued_so_far() + count;
+        eventually("the rescues", || (rescued_so_far() >= goal).then_some(()));
+    };
+    // Each has left the core on which it was when it registered.
+    rescue_more(48);
+    starved.forget();
+    rescue_more(100);
+    assert_eq!(starved.cpus(), 0b0110, "cores 1 and 2, as a mask");
+    drop(favoured);
+}
+
+#[test]
+fn a_thread_whose_cores_are_taken_for_good_is_rescued_on_another() {
+    let Some(fixture) = Fixture::new() else { return };
+    let app = fixture.app("one");
+    let place = TestMap::new("place", 64);
+    let policy = link("placed", &placed(".rescue_ms = 20"), &[("place", &place)]);
+    ScxSyrup.deploy(&app, &policy, &on_cpus(&[1])).unwrap();
+    let crew = Crew::spinning(1);
+    register(&app, &crew, 0);
+    eventually("the thread to come to core 1", || {
+        crew.forget();
+        crew.wait_for_progress();
+        (crew.cpus() == 1 << 1).then_some(())
+    });
+    let taker = Crew::spinning(1);
+    taker.pin_to(1);
+    taker.become_fifo();
+    eventually("the thread to run elsewhere", || (crew.cpus() & !(1 << 1) != 0).then_some(()));
+}
+
+#[test]
 fn apps_share_cores_by_weight() {
     let Some(fixture) = Fixture::new() else { return };
     let (light, heavy) = (fixture.app("one"), fixture.app("two"));

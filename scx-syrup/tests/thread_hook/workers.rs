@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 /// Polls until there is an answer; fails after ten seconds.
 pub fn eventually<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         if let Some(answer) = poll() {
             return answer;

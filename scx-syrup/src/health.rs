@@ -8,8 +8,8 @@ use syrup_hook::{Counters, Health};
 
 use crate::root::State;
 
-/// One rescue in so many inputs is a policy that starves threads. Fewer come
-/// from overload, where threads wait long under any policy.
+/// One rescue in so many inputs is a habit: a policy that starves threads, or
+/// more threads than come round within the deadline. Fewer come from bursts.
 const STARVING: u64 = 20;
 /// Fewer say nothing yet.
 const FEW_RESCUES: u64 = 20;
@@ -51,7 +51,8 @@ pub(crate) fn judge(state: &State, has_program: bool, counters: &Counters) -> He
     }
     if rescued > FEW_RESCUES && rescued * STARVING > inputs {
         return Health::Degraded(format!(
-            "the policy starves threads: {rescued} rescues in {inputs} inputs"
+            "threads starve, {rescued} rescues in {inputs} inputs: the policy passes them over, or \
+             they are too many for the app's share of its cores"
         ));
     }
     Health::Live

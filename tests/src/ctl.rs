@@ -8,7 +8,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{binary, wait_for};
+use crate::{KernelObjects, binary, wait_for};
 
 /// What a finished command printed and returned.
 #[derive(Debug)]
@@ -162,6 +162,15 @@ impl Ctl {
     pub fn assert_empty(&self) {
         assert_eq!(self.json(&["list"])["deployments"], Value::Array(Vec::new()));
         assert!(!self.bpffs().exists(), "pins are left: {:?}", tree(&self.bpffs()));
+    }
+
+    /// What is deployed now, as the kernel holds it.
+    ///
+    /// # Panics
+    /// When a pin cannot be opened.
+    #[must_use]
+    pub fn kernel_objects(&self) -> KernelObjects {
+        KernelObjects::pinned_below(&self.dir.path().join("bpf"))
     }
 
     /// Starts the daemon and waits until it answers.

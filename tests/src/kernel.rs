@@ -1,10 +1,16 @@
 //! What the kernel has, asked of the kernel.
 
 use std::collections::BTreeSet;
+use std::ffi::CString;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
-/// Walks the ids of one kind of object. Ids only: opening a PROG_ARRAY while the
-/// kernel is still emptying it (seen on 6.18) keeps it from ever being freed.
-fn ids(next: unsafe extern "C" fn(u32, *mut u32) -> i32) -> BTreeSet<u32> {
+type NextId = unsafe extern "C" fn(u32, *mut u32) -> i32;
+
+/// Walks the ids of one kind of object.
+fn ids(next: NextId) -> BTreeSet<u32> {
     let mut found = BTreeSet::new();
     let mut id = 0;
     // SAFETY: `next` is one of libbpf's get_next_id calls, which write one u32.
@@ -14,9 +20,11 @@ fn ids(next: unsafe extern "C" fn(u32, *mut u32) -> i32) -> BTreeSet<u32> {
     found
 }
 
-/// Ids of all BPF programs, maps and links: taken before and after, equal when
-/// nothing was left behind.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// BPF programs, maps and links that belong together: what is pinned below one
+/// folder, the programs that use those maps, the maps those programs use, and
+/// the links of either. What other tests and other programs of the machine load
+/// meanwhile is none of it, so tests may run side by side.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KernelObjects {
     programs: BTreeSet<u32>,
     maps: BTreeSet<u32>,
@@ -24,28 +32,138 @@ pub struct KernelObjects {
 }
 
 impl KernelObjects {
-    /// All objects there are now.
+    /// Everything that hangs together with the pins below `dir`.
+    ///
+    /// # Panics
+    /// When a pin cannot be opened.
     #[must_use]
-    pub fn now() -> Self {
-        Self {
-            programs: ids(libbpf_sys::bpf_prog_get_next_id),
-            maps: ids(libbpf_sys::bpf_map_get_next_id),
-            links: ids(libbpf_sys::bpf_link_get_next_id),
+    pub fn pinned_below(dir: &Path) -> Self {
+        let mut found = Self::default();
+        found.add_pins(dir);
+        while found.add_users() {}
+        found
+    }
+
+    /// Takes ids from the kernel's own description of each pinned object: a
+    /// link's names its program or map too.
+    fn add_pins(&mut self, dir: &Path) {
+        for entry in std::fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display())) {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                self.add_pins(&path);
+                continue;
+            }
+            // The kernel's own files (`progs.debug`): no pin has a '.' in its name.
+            if path.extension().is_some() {
+                continue;
+            }
+            let name = CString::new(path.as_os_str().as_bytes()).unwrap();
+            // SAFETY: the name is NUL-terminated and lives for the call.
+            let fd = unsafe { libbpf_sys::bpf_obj_get(name.as_ptr()) };
+            assert!(fd >= 0, "{}: {}", path.display(), std::io::Error::from_raw_os_error(-fd));
+            // SAFETY: the kernel just made this fd for us.
+            let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+            let about = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
+            for line in std::fs::read_to_string(about).unwrap().lines() {
+                let Some((field, value)) = line.split_once(':') else { continue };
+                let ids = match field {
+                    "prog_id" => &mut self.programs,
+                    "map_id" => &mut self.maps,
+                    "link_id" => &mut self.links,
+                    _ => continue,
+                };
+                ids.insert(value.trim().parse().unwrap());
+            }
         }
     }
 
-    /// Objects that are here and were not in `before`. The kernel frees some
-    /// of them after a grace period, so callers poll.
+    /// Adds the programs and links of the machine that use what was found; true
+    /// when there was a new one. Maps are never opened by id: a PROG_ARRAY that
+    /// the kernel is emptying meanwhile (seen on 6.18) is then never freed.
+    fn add_users(&mut self) -> bool {
+        let before = self.clone();
+        for id in ids(libbpf_sys::bpf_prog_get_next_id) {
+            // One that is gone by now is nobody's.
+            let Some(maps) = maps_of_program(id) else { continue };
+            if self.programs.contains(&id) || maps.iter().any(|map| self.maps.contains(map)) {
+                self.programs.insert(id);
+                self.maps.extend(maps);
+            }
+        }
+        for id in ids(libbpf_sys::bpf_link_get_next_id) {
+            let Some((program, map)) = target_of_link(id) else { continue };
+            if self.programs.contains(&program) || map.is_some_and(|map| self.maps.contains(&map)) {
+                self.links.insert(id);
+            }
+        }
+        *self != before
+    }
+
+    /// Those of them that the kernel still has.
     #[must_use]
-    pub fn since(&self, before: &Self) -> Vec<String> {
-        let new = |kind: &str, now: &BTreeSet<u32>, then: &BTreeSet<u32>| {
-            now.difference(then).map(|id| format!("{kind} {id}")).collect::<Vec<_>>()
+    pub fn left(&self) -> Vec<String> {
+        let still = |kind: &str, ours: &BTreeSet<u32>, next: NextId| {
+            ids(next).intersection(ours).map(|id| format!("{kind} {id}")).collect::<Vec<_>>()
         };
-        let mut left = new("program", &self.programs, &before.programs);
-        left.extend(new("map", &self.maps, &before.maps));
-        left.extend(new("link", &self.links, &before.links));
+        let mut left = still("program", &self.programs, libbpf_sys::bpf_prog_get_next_id);
+        left.extend(still("map", &self.maps, libbpf_sys::bpf_map_get_next_id));
+        left.extend(still("link", &self.links, libbpf_sys::bpf_link_get_next_id));
         left
     }
+
+    /// Waits until the kernel has freed all of them, which takes it some grace
+    /// periods.
+    ///
+    /// # Panics
+    /// When some stay, or when there was no program and no map to begin with.
+    #[track_caller]
+    pub fn assert_freed(&self) {
+        assert!(!self.programs.is_empty() && !self.maps.is_empty(), "nothing was pinned: {self:?}");
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !self.left().is_empty() {
+            assert!(Instant::now() < deadline, "left in the kernel: {:?}", self.left());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn maps_of_program(id: u32) -> Option<Vec<u32>> {
+    // SAFETY: takes a number, gives an fd or a negative errno.
+    let fd = unsafe { libbpf_sys::bpf_prog_get_fd_by_id(id) };
+    // SAFETY: the kernel just made this fd for us.
+    let fd = (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })?;
+    // A program uses at most 64 maps (MAX_USED_MAPS).
+    let mut maps = vec![0u32; 64];
+    let mut info = libbpf_sys::bpf_prog_info {
+        nr_map_ids: maps.len() as u32,
+        map_ids: maps.as_mut_ptr() as u64,
+        ..Default::default()
+    };
+    let mut len = size_of::<libbpf_sys::bpf_prog_info>() as u32;
+    // SAFETY: info has the size in len and points to as many ids as it says.
+    let err =
+        unsafe { libbpf_sys::bpf_prog_get_info_by_fd(fd.as_raw_fd(), &raw mut info, &raw mut len) };
+    assert_eq!(err, 0, "program {id}: {}", std::io::Error::from_raw_os_error(-err));
+    maps.truncate(info.nr_map_ids as usize);
+    Some(maps)
+}
+
+/// The program, and for a scheduler the map, that a link attaches.
+fn target_of_link(id: u32) -> Option<(u32, Option<u32>)> {
+    // SAFETY: takes a number, gives an fd or a negative errno.
+    let fd = unsafe { libbpf_sys::bpf_link_get_fd_by_id(id) };
+    // SAFETY: the kernel just made this fd for us.
+    let fd = (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })?;
+    let mut info = libbpf_sys::bpf_link_info::default();
+    let mut len = size_of::<libbpf_sys::bpf_link_info>() as u32;
+    // SAFETY: info has the size in len.
+    let err =
+        unsafe { libbpf_sys::bpf_link_get_info_by_fd(fd.as_raw_fd(), &raw mut info, &raw mut len) };
+    assert_eq!(err, 0, "link {id}: {}", std::io::Error::from_raw_os_error(-err));
+    let map = (info.type_ == libbpf_sys::BPF_LINK_TYPE_STRUCT_OPS)
+        // SAFETY: the type says which member of the union the kernel filled in.
+        .then(|| unsafe { info.__bindgen_anon_1.struct_ops.map_id });
+    Some((info.prog_id, map))
 }
 
 /// Scheduling class of a thread.

@@ -6,9 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use syrup_tests::{
-    Ctl, KernelObjects, Need, Sender, binary, own_network, require, udp_group, wait_for,
-};
+use syrup_tests::{Ctl, Need, Sender, binary, own_network, require, udp_group, wait_for};
 
 const PORT: u16 = 7100;
 
@@ -194,14 +192,11 @@ fn unload_all_leaves_the_kernel_as_it_was_while_the_program_runs_on() {
     own_network();
     let ctl = Ctl::new();
     let group = udp_group(PORT, 3);
-    let before = KernelObjects::now();
     load(&ctl, "scan-avoid").ok();
-    assert_ne!(KernelObjects::now(), before);
+    let ours = ctl.kernel_objects();
     ctl.run(&["unload", "--all"]).ok();
     ctl.assert_empty();
-    wait_for("the kernel to free our objects", Duration::from_secs(20), || {
-        KernelObjects::now().since(&before).is_empty().then_some(())
-    });
+    ours.assert_freed();
 
     let sender = Sender::start(PORT, 20);
     sender.wait_for_more(200);

@@ -3,7 +3,7 @@
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use syrup_tests::{Ctl, KernelObjects, Need, ThreadClass, require, sched_class, wait_for};
+use syrup_tests::{Ctl, Need, ThreadClass, require, sched_class, wait_for};
 
 /// A real multi-threaded process that computes and sleeps: bounded, and ended
 /// with the value.
@@ -68,18 +68,16 @@ fn get_priority_loads_on_a_bare_machine_and_unload_restores_it() {
         return;
     }
     let ctl = Ctl::new();
-    let before = KernelObjects::now();
     ctl.run(&["load", "scx-syrup", "--policy", "get-priority"]).ok();
     assert_eq!(std::fs::read_to_string("/sys/kernel/sched_ext/state").unwrap().trim(), "enabled");
+    let ours = ctl.kernel_objects();
     ctl.run(&["unload", "--all"]).ok();
     ctl.assert_empty();
     wait_for("sched_ext to be disabled", Duration::from_secs(20), || {
         let state = std::fs::read_to_string("/sys/kernel/sched_ext/state").unwrap();
         (state.trim() == "disabled").then_some(())
     });
-    wait_for("the kernel to free our objects", Duration::from_secs(30), || {
-        KernelObjects::now().since(&before).is_empty().then_some(())
-    });
+    ours.assert_freed();
 }
 
 #[test]

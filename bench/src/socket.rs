@@ -56,6 +56,8 @@ mod tests {
     fn a_blocked_receiver_is_woken() {
         let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0);
         let socket = bind_shared(address, Some(1 << 16)).unwrap();
+        let limit = Some(std::time::Duration::from_secs(20));
+        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, limit).unwrap();
         std::thread::scope(|scope| {
             let receiver = scope.spawn(|| {
                 let mut bytes = [0; 16];

@@ -160,9 +160,13 @@ fn target_of_link(id: u32) -> Option<(u32, Option<u32>)> {
     let err =
         unsafe { libbpf_sys::bpf_link_get_info_by_fd(fd.as_raw_fd(), &raw mut info, &raw mut len) };
     assert_eq!(err, 0, "link {id}: {}", std::io::Error::from_raw_os_error(-err));
-    let map = (info.type_ == libbpf_sys::BPF_LINK_TYPE_STRUCT_OPS)
+    let map = match info.type_ {
         // SAFETY: the type says which member of the union the kernel filled in.
-        .then(|| unsafe { info.__bindgen_anon_1.struct_ops.map_id });
+        libbpf_sys::BPF_LINK_TYPE_STRUCT_OPS => unsafe {
+            Some(info.__bindgen_anon_1.struct_ops.map_id)
+        },
+        _ => None,
+    };
     Some((info.prog_id, map))
 }
 

@@ -316,6 +316,15 @@ mod tests {
         assert_eq!(bench.mark(), SCAN);
     }
 
+    /// Or a failed assertion would wait for the worker, and that for the stop.
+    struct StopOnDrop<'a>(&'a Bench);
+
+    impl Drop for StopOnDrop<'_> {
+        fn drop(&mut self) {
+            stop_all(&self.0.stop, std::slice::from_ref(&self.0.socket));
+        }
+    }
+
     #[test]
     fn a_worker_answers_and_stops() {
         let bench = Bench::new();
@@ -324,6 +333,7 @@ mod tests {
         client.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
         std::thread::scope(|scope| {
             let worker = scope.spawn(|| bench.worker().run());
+            let stopped = StopOnDrop(&bench);
             let request = Message {
                 class: Class::Scan,
                 id: 4,
@@ -340,7 +350,7 @@ mod tests {
             client.recv(&mut bytes).unwrap();
             let reply = Message::decode(&bytes).unwrap();
             assert_eq!(reply, Message { served_by: 0, overrun_ns: reply.overrun_ns, ..request });
-            stop_all(&bench.stop, std::slice::from_ref(&bench.socket));
+            drop(stopped);
             worker.join().unwrap().unwrap();
         });
         assert_eq!(bench.served.by_class[1].load(Ordering::Relaxed), 1);

@@ -223,7 +223,7 @@ fn a_thread_that_a_registered_thread_starts_belongs_to_the_app() {
     let go = Arc::new(AtomicBool::new(false));
     let gate = go.clone();
     let parent = Crew::of(1, move |worker, stop| {
-        while !gate.load(SeqCst) {
+        while !gate.load(SeqCst) && !stop.load(SeqCst) {
             std::thread::yield_now();
         }
         std::thread::scope(|scope| {

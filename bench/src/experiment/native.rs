@@ -289,13 +289,9 @@ fn simulated(options: &Options, plan: &Plan, points: &[Point]) -> Result<Vec<Poi
                         flows: FLOWS,
                         get_us: GET_US,
                         scan_us: SCAN_US,
-                        spread: simulate::Spread::Fixed,
-                        overhead_us: 0.0,
-                        pull_us: 0.0,
-                        buffer: 256,
-                        reserved: 4,
                         requests,
                         seed: options.seed + run,
+                        ..simulate::Options::default()
                     })
                 })
                 .collect::<Result<_>>()?;

@@ -19,8 +19,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use crate::clock::{now_ns, sleep_until};
 use crate::wire::{BYTES, Message};
 use crate::{priority, socket};
-pub use arrivals::Arrival;
-use arrivals::poisson;
+pub use arrivals::{Arrival, poisson};
 pub use summary::{ClassSummary, Cut, Fate, LoadSummary, summarise};
 
 /// Sends requests to a server at a fixed mean rate and prints latencies.

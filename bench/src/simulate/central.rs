@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use super::{Options, Policy, Request};
+use super::{Options, Outcome, Policy, Request};
 use crate::wire::Class;
 
 /// Executors by what they may take.
@@ -16,7 +16,7 @@ struct Free {
 }
 
 /// When each request is answered; `None` if it was dropped.
-pub fn run(options: &Options, requests: &[Request]) -> Vec<Option<u64>> {
+pub fn run(options: &Options, requests: &[Request]) -> Outcome {
     let reserved = if options.policy == Policy::CentralReserved { options.reserved } else { 0 };
     let mut free = Free { general: options.executors - reserved, reserved };
     // Busy executors: when they become free, and whether they are reserved.
@@ -88,5 +88,5 @@ pub fn run(options: &Options, requests: &[Request]) -> Vec<Option<u64>> {
         }
     }
     release(u64::MAX, &mut free, &mut busy, &mut waiting);
-    answered
+    Outcome { answered_ns: answered, served_by: Vec::new() }
 }

@@ -1,31 +1,49 @@
 //! Discrete-event simulator of the policies, with the parameters of the
 //! experiments: what they would give if nothing but queueing mattered.
 //! Reports print its numbers beside the measured ones.
+//!
+//! Requests find an executor when they arrive (`packets`) or wait in one queue
+//! for all (`central`). Executors have a core each, or are threads that share
+//! cores under a thread policy (`machine`, `queues`, `eevdf`).
 
 mod central;
-mod early;
+mod eevdf;
+mod executor;
+mod machine;
+mod packets;
+mod queues;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
-use rand_distr::{Distribution, Exp, Exp1};
+use rand_distr::{Distribution, Exp1};
 
-use crate::load::{Arrival, Cut, Fate, LoadSummary, summarise};
+use crate::load::{Arrival, Cut, Fate, LoadSummary, poisson, summarise};
 use crate::wire::Class;
+pub use packets::hash_map;
 
 /// How a request finds its executor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Policy {
-    /// The kernel's default: a hash of the flow.
+    /// The kernel's default, a hash of the flow (or the policy `hash`): see
+    /// --flow-map.
+    #[default]
+    #[value(alias = "hash")]
     Vanilla,
     /// Each executor in turn.
     RoundRobin,
     /// An executor that serves no SCAN and has none steered to it: some random
     /// ones are tried, then each in turn.
     ScanAvoid,
-    /// SCANs to executor 0, GETs to the others in turn.
+    /// SCANs to the first executors, GETs to the others, in turn.
     Sita,
+    /// Of two random executors, the one with fewer requests.
+    Po2,
+    /// The executor with the fewest requests.
+    Jsq,
+    /// Requests without a token are dropped; the kernel's default for the others.
+    Token,
     /// The executor with the least work, known in advance: a bound for early
     /// binding.
     Oracle,
@@ -37,10 +55,30 @@ pub enum Policy {
     CentralReserved,
 }
 
+impl Policy {
+    fn is_central(self) -> bool {
+        matches!(self, Self::CentralFifo | Self::CentralGetFirst | Self::CentralReserved)
+    }
+}
+
+/// Which thread runs, where threads share cores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum ThreadPolicy {
+    /// First come, first served.
+    #[default]
+    Fifo,
+    /// The kernel's default.
+    Eevdf,
+    /// Threads that serve a GET before those that serve a SCAN, which they
+    /// preempt.
+    GetPriority,
+}
+
 /// Distribution of service times, around the mean of the class.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Spread {
     /// All equal.
+    #[default]
     Fixed,
     /// Exponential.
     Exponential,
@@ -50,7 +88,10 @@ pub enum Spread {
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "Examples:
   syrup-bench simulate --policy scan-avoid --rps 150000 --scan-fraction 0.005
-  syrup-bench simulate --policy central-reserved --reserved 4 --rps 300000 --scan-fraction 0.005")]
+  syrup-bench simulate --policy central-reserved --reserved 4 --rps 300000 --scan-fraction 0.005
+  syrup-bench simulate --policy token --tokens-per-s 350000 --be-flows 25 --rps 500000 --scan-fraction 0
+  syrup-bench simulate --policy scan-avoid --executors 12 --cores 2 --thread-policy get-priority \\
+      --rps 20.5 --scan-fraction 0.5 --get-us 1600 --scan-us 96000 --slice-us 100000 --tick-us 4000")]
 pub struct Options {
     /// How a request finds its executor.
     #[arg(long, value_enum)]
@@ -61,12 +102,34 @@ pub struct Options {
     /// Share of SCAN requests, 0 to 1.
     #[arg(long, default_value_t = 0.005)]
     pub scan_fraction: f64,
-    /// Executors.
+    /// Executors: server threads, each with a socket.
     #[arg(long, default_value_t = 6)]
     pub executors: usize,
+    /// Cores that the executors share; default: each has its own.
+    #[arg(long)]
+    pub cores: Option<usize>,
+    /// Which thread runs, where they share cores.
+    #[arg(long, value_enum, default_value_t = ThreadPolicy::Fifo)]
+    pub thread_policy: ThreadPolicy,
+    /// Slice of threads, of those that serve SCANs with get-priority; default:
+    /// the kernel's for that many cores with eevdf, else none: they run until
+    /// they sleep.
+    #[arg(long)]
+    pub slice_us: Option<f64>,
+    /// A slice that is over ends at a multiple of this (4000: a kernel of 250
+    /// Hz); 0: at once.
+    #[arg(long, default_value_t = 0.0)]
+    pub tick_us: f64,
+    /// With get-priority: a GET waits for the slice of a SCAN.
+    #[arg(long)]
+    pub no_preempt: bool,
     /// Flows, for the hash.
     #[arg(long, default_value_t = 50)]
     pub flows: u32,
+    /// The executor of each flow, as in a measured run; default: one random
+    /// draw of a hash.
+    #[arg(long, value_delimiter = ',')]
+    pub flow_map: Option<Vec<u16>>,
     /// Mean service time of a GET.
     #[arg(long, default_value_t = 11.0)]
     pub get_us: f64,
@@ -83,13 +146,28 @@ pub struct Options {
     #[arg(long, default_value_t = 0.0)]
     pub pull_us: f64,
     /// Requests that may wait at one executor (early binding), or in all times
-    /// the number of executors (central queues); more are dropped. The default
-    /// is what the kernel's default receive buffer holds.
+    /// the number of executors (central queues), beside those in service; more
+    /// are dropped. A socket holds as many as its SO_RCVBUF has room for the
+    /// kernel's size of one packet (`truesize`, 832 bytes for a request on
+    /// Linux 6.18): 256 in the default's 212992 bytes.
     #[arg(long, default_value_t = 256)]
     pub buffer: usize,
     /// Executors that never take SCANs (central-reserved).
     #[arg(long, default_value_t = 4)]
     pub reserved: usize,
+    /// Executors for SCANs (sita).
+    #[arg(long, default_value_t = 1)]
+    pub scan_executors: usize,
+    /// Tokens a second, for all users together (token).
+    #[arg(long, default_value_t = 0.0)]
+    pub tokens_per_s: f64,
+    /// Time between refills of tokens.
+    #[arg(long, default_value_t = 1000.0)]
+    pub token_period_us: f64,
+    /// The last flows belong to best-effort users, who get the tokens that the
+    /// others did not spend in the period before (token).
+    #[arg(long, default_value_t = 0)]
+    pub be_flows: u32,
     /// Requests that count; a tenth of that before them does not.
     #[arg(long, default_value_t = 1_000_000)]
     pub requests: u64,
@@ -98,10 +176,53 @@ pub struct Options {
     pub seed: u64,
 }
 
+impl Default for Options {
+    /// As on the command line, with the kernel's default policy at 100 000
+    /// requests a second.
+    fn default() -> Self {
+        Self {
+            policy: Policy::Vanilla,
+            rps: 100_000.0,
+            scan_fraction: 0.005,
+            executors: 6,
+            cores: None,
+            thread_policy: ThreadPolicy::Fifo,
+            slice_us: None,
+            tick_us: 0.0,
+            no_preempt: false,
+            flows: 50,
+            flow_map: None,
+            get_us: 11.0,
+            scan_us: 700.0,
+            spread: Spread::Fixed,
+            overhead_us: 0.0,
+            pull_us: 0.0,
+            buffer: 256,
+            reserved: 4,
+            scan_executors: 1,
+            tokens_per_s: 0.0,
+            token_period_us: 1000.0,
+            be_flows: 0,
+            requests: 1_000_000,
+            seed: 1,
+        }
+    }
+}
+
 /// Runs the simulation and prints its summary as JSON.
 pub fn run(options: &Options) -> Result<()> {
     println!("{}", serde_json::to_string_pretty(&simulate(options)?)?);
     Ok(())
+}
+
+/// What became of the requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// When each was answered, from the start of the run; `None`: dropped.
+    pub answered_ns: Vec<Option<u64>>,
+    /// How many each executor served; empty for central queues, whose
+    /// executors are alike.
+    pub served_by: Vec<u64>,
 }
 
 /// One request as the simulation knows it.
@@ -111,66 +232,103 @@ struct Request {
     service_ns: u64,
 }
 
-/// Simulates one run.
+/// Simulates one run with arrivals of its own.
 pub fn simulate(options: &Options) -> Result<LoadSummary> {
-    ensure!(options.executors > 0, "--executors must be at least 1");
+    ensure!(options.requests > 0, "--requests must be at least 1");
     ensure!(options.rps > 0.0, "--rps must be above 0");
-    ensure!((0.0..=1.0).contains(&options.scan_fraction), "--scan-fraction must be 0 to 1");
-    ensure!(options.requests <= 100_000_000, "--requests is at most 100000000");
-    if options.policy == Policy::Sita && options.executors < 2 {
-        bail!("sita needs at least 2 executors");
-    }
-    if options.policy == Policy::CentralReserved && options.reserved >= options.executors {
-        bail!("--reserved must leave an executor for SCANs");
-    }
-    let mut random = StdRng::seed_from_u64(options.seed);
-    let requests = requests(options, &mut random)?;
-    let answered = match options.policy {
-        Policy::CentralFifo | Policy::CentralGetFirst | Policy::CentralReserved => {
-            central::run(options, &requests)
-        }
-        _ => early::run(options, &requests, &mut random),
-    };
-    let arrivals: Vec<Arrival> = requests.iter().map(|request| request.arrival).collect();
+    let counted_ns = options.requests as f64 / options.rps * 1e9;
+    let end_ns = (counted_ns * 1.1) as u64;
+    let arrivals =
+        poisson(options.rps, end_ns, options.flows, options.scan_fraction, options.seed)?;
+    let warmup_ns = end_ns - counted_ns as u64;
+    twin(
+        options,
+        &arrivals,
+        Cut { warmup_ns, end_ns, late_limit_ns: u64::MAX / 2, window_ns: end_ns },
+    )
+}
+
+/// Simulates a run with given arrivals, those of a measured run: what
+/// `options` says of arrivals does not matter.
+pub fn twin(options: &Options, arrivals: &[Arrival], cut: Cut) -> Result<LoadSummary> {
+    let outcome = serve(options, arrivals)?;
     let fates: Vec<Fate> = arrivals
         .iter()
-        .zip(answered)
+        .zip(outcome.answered_ns)
         .map(|(arrival, answered_ns)| Fate {
             sent_ns: arrival.at_ns,
             answered_ns: answered_ns.unwrap_or(0),
             overrun_ns: 0,
         })
         .collect();
-    let end_ns = arrivals.last().map_or(1, |last| last.at_ns + 1);
-    let cut =
-        Cut { warmup_ns: end_ns / 11, end_ns, late_limit_ns: u64::MAX / 2, window_ns: end_ns };
-    summarise(options.rps, cut, &arrivals, &fates)
+    let summary = summarise(options.rps, cut, arrivals, &fates)?;
+    Ok(LoadSummary { served_by: outcome.served_by, ..summary })
 }
 
-fn requests(options: &Options, random: &mut StdRng) -> Result<Vec<Request>> {
-    let gap = Exp::new(options.rps / 1e9)?;
-    let mut at = 0.0;
-    Ok((0..options.requests + options.requests / 10)
-        .map(|_| {
-            at += gap.sample(random);
-            let scan = random.random_bool(options.scan_fraction);
-            let flow = random.random_range(0..options.flows.max(1));
+/// Serves given arrivals, in order of time.
+pub fn serve(options: &Options, arrivals: &[Arrival]) -> Result<Outcome> {
+    check(options)?;
+    ensure!(
+        arrivals.iter().all(|arrival| arrival.flow < options.flows),
+        "an arrival's flow is beyond --flows"
+    );
+    // Not the numbers that decided the arrivals.
+    let mut random = StdRng::seed_from_u64(options.seed ^ 0x7477_696e);
+    let requests: Vec<Request> = arrivals
+        .iter()
+        .map(|&arrival| {
             let spread = match options.spread {
                 Spread::Fixed => 1.0,
-                Spread::Exponential => Exp1.sample(random),
+                Spread::Exponential => Exp1.sample(&mut random),
             };
-            let mean_us = if scan { options.scan_us } else { options.get_us };
-            Request {
-                arrival: Arrival {
-                    at_ns: at as u64,
-                    flow,
-                    class: if scan { Class::Scan } else { Class::Get },
-                    key: 0,
-                },
-                service_ns: ((mean_us * spread + options.overhead_us) * 1000.0) as u64,
-            }
+            let mean_us = match arrival.class {
+                Class::Get => options.get_us,
+                Class::Scan => options.scan_us,
+            };
+            let service_ns = ((mean_us * spread + options.overhead_us) * 1000.0) as u64;
+            Request { arrival, service_ns }
         })
-        .collect())
+        .collect();
+    Ok(if options.policy.is_central() {
+        central::run(options, &requests)
+    } else {
+        machine::run(options, &requests, &mut random)
+    })
+}
+
+fn check(options: &Options) -> Result<()> {
+    let Options { policy, executors, .. } = *options;
+    ensure!((1..=65535).contains(&executors), "--executors must be 1 to 65535");
+    ensure!(options.cores != Some(0), "--cores must be at least 1");
+    ensure!(
+        options.cores.is_none() || !policy.is_central(),
+        "the executors of a central queue have a core each: leave --cores out"
+    );
+    ensure!(options.buffer > 0, "--buffer must be at least 1: a socket takes a packet when empty");
+    ensure!(
+        policy != Policy::Sita || (1..executors).contains(&options.scan_executors),
+        "--scan-executors must be at least 1 and leave an executor for GETs"
+    );
+    ensure!(
+        policy != Policy::CentralReserved || options.reserved < executors,
+        "--reserved must leave an executor for SCANs"
+    );
+    if policy == Policy::Token {
+        ensure!(options.tokens_per_s > 0.0, "token needs --tokens-per-s");
+        ensure!(options.token_period_us >= 1.0, "--token-period-us must be at least 1");
+        ensure!(options.be_flows <= options.flows, "--be-flows must be at most --flows");
+    }
+    if let Some(slice_us) = options.slice_us {
+        ensure!(slice_us >= 1.0, "--slice-us must be at least 1");
+    }
+    if let Some(map) = &options.flow_map {
+        ensure!(map.len() == options.flows as usize, "--flow-map needs an executor per flow");
+        ensure!(
+            map.iter().all(|&executor| usize::from(executor) < executors),
+            "--flow-map names an executor beyond --executors"
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -186,13 +344,8 @@ mod tests {
             flows: 50,
             get_us: 11.0,
             scan_us: 700.0,
-            spread: Spread::Fixed,
-            overhead_us: 0.0,
-            pull_us: 0.0,
-            buffer: 256,
-            reserved: 4,
             requests: 400_000,
-            seed: 1,
+            ..Options::default()
         }
     }
 
@@ -235,7 +388,7 @@ mod tests {
                 simulate(&Options { scan_fraction, buffer: 1_000_000, ..options(policy, rps) })
                     .unwrap()
             };
-            assert_eq!(run(Policy::Oracle), run(Policy::CentralFifo));
+            assert_eq!(run(Policy::Oracle).classes, run(Policy::CentralFifo).classes);
         }
     }
 

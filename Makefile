@@ -25,6 +25,13 @@ demo: release ## RocksDB under four scheduling configurations, in a VM: table an
 test: deps ## every test, natively and in VMs
 	tests/run
 
+# A folder of diffs, each of them a defect that some test should see.
+PATCHES := tests/mutants
+
+.PHONY: mutants
+mutants: deps ## tests of the tests: defects put in one at a time (PATCHES=FOLDER: yours)
+	tests/mutants/run --patches $(PATCHES)
+
 .PHONY: native
 native: release ## the time-dilated socket experiments, on this kernel
 	$(RELEASE)/syrup-bench native --out target/native

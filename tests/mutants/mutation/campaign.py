@@ -1,0 +1,309 @@
+"""All defects: build each, run what can see it, and tell who noticed."""
+
+import json
+import queue
+import shutil
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import ROOT, Error, guest, native, processes
+from .patches import Patch
+from .targets import Target, Workspace
+from .tree import NotViable, Tree
+
+PLACE = ROOT / "target" / "mutants"
+BUILD_LIMIT_S = 900
+# Without a baseline to go by.
+BASELINE_LIMIT_S = 600
+
+BASELINE = "baseline"
+
+
+@dataclass
+class Variant:
+    patch: Patch | None  # None: the tree as it is
+    tests: list[tuple[Target, tuple[str, ...]]]
+    caught: str = ""
+    refused: str = ""
+    ran: list[str] = field(default_factory=list)
+    entries: list[tuple[tuple, guest.Entry]] = field(default_factory=list)
+    open: int = 0  # entries without an outcome
+    reported: bool = False
+
+    @property
+    def name(self):
+        return self.patch.name if self.patch else BASELINE
+
+
+class Campaign:
+    def __init__(self, patches: list[Patch], native_only: bool, builders: int):
+        self.workspace = Workspace()
+        self.native_only = native_only
+        self.nr_builders = builders
+        self.variants = [Variant(patch, self._tests(patch)) for patch in patches]
+        self.lock = threading.Lock()
+        self.stop = threading.Event()
+        self.errors: list[str] = []
+        # Seconds of (target, filters) without a defect.
+        self.usual: dict[tuple, float] = {}
+        self.finished = 0
+
+    def _tests(self, patch: Patch):
+        if patch.tests:
+            tests = [(t, filters) for name, filters in patch.tests
+                     for t in self.workspace.named(name)]
+        else:
+            tests = [(t, ()) for t in self.workspace.seeing(patch.files)]
+        return [(t, f) for t, f in tests if not (self.native_only and t.guests)]
+
+    def show(self) -> None:
+        for variant in self.variants:
+            print(f"{variant.name}: {variant.patch.defect}")
+            for target, filters in variant.tests:
+                where = "in a guest" if target.guests else "natively"
+                print(f"  {' '.join([str(target), *filters])}, {where}")
+        print(f"{len(self.variants)} patches")
+
+    def run(self) -> tuple[int, int]:
+        """(caught, viable)"""
+        for name in ("log", "variants", "machines"):
+            shutil.rmtree(PLACE / name, ignore_errors=True)
+        (PLACE / "log").mkdir(parents=True)
+        self.started = time.monotonic()
+        every = {test: None for v in self.variants for test in v.tests}
+        baseline = Variant(None, list(every))
+        say(f"{len(self.variants)} patches, {len({t for t, _ in every})} test targets")
+        trees = [Tree(PLACE / f"tree-{n}", self.workspace)
+                 for n in range(min(self.nr_builders, len(self.variants)))]
+        seed = ROOT / "target" / "debug"
+        for tree in trees:
+            tree.prepare(seed)
+        for variant in self.variants:
+            trees[0].check(variant.patch)
+        self._builders(trees, baseline)
+        self._guests(baseline)
+        return self._summary()
+
+    # Building, and what runs natively.
+
+    def _builders(self, trees: list[Tree], baseline: Variant) -> None:
+        work = queue.Queue()
+        # Neighbours touch the same packages, so that less is built anew.
+        for variant in sorted(self.variants, key=lambda v: (sorted(v.patch.files), v.name)):
+            work.put(variant)
+        green = threading.Event()
+
+        def builder(tree: Tree, first: bool):
+            try:
+                if first:
+                    self._native(tree, baseline)
+                    if not self.errors:
+                        green.set()
+                else:
+                    # Warm while the baseline runs, whose times are the limits.
+                    tree.build([t for t, _ in baseline.tests], self._log(tree.path.name, "build"),
+                               BUILD_LIMIT_S)
+                    while not green.wait(0.5) and not self.stop.is_set():
+                        pass
+                while not self.stop.is_set():
+                    self._native(tree, work.get_nowait())
+            except queue.Empty:
+                tree.restore()
+            except processes.Interrupted:
+                pass
+            except (Error, NotViable) as error:
+                self._fail(str(error))
+
+        threads = [threading.Thread(target=builder, args=(tree, n == 0), daemon=True)
+                   for n, tree in enumerate(trees)]
+        for thread in threads:
+            thread.start()
+        self._join(threads)
+
+    def _native(self, tree: Tree, variant: Variant) -> None:
+        tree.restore()
+        if variant.patch:
+            tree.apply(variant.patch)
+        targets = list(dict.fromkeys(t for t, _ in variant.tests))
+        started = time.monotonic()
+        try:
+            binaries = tree.build(targets, self._log(variant.name, "build"), BUILD_LIMIT_S)
+        except NotViable as refused:
+            if not variant.patch:
+                raise Error(f"the tree does not build without a defect: {refused}") from None
+            variant.refused = str(refused)
+            self._report(variant)
+            return
+        built_s = time.monotonic() - started
+        by_target = {}
+        for binary in binaries:
+            by_target.setdefault(binary.target, []).append(binary)
+        for target, filters in variant.tests:
+            if target.guests or variant.caught or self.stop.is_set():
+                continue
+            passed = 0
+            for binary in by_target[target]:
+                log = self._log(variant.name, f"{target.folder}-{binary.path.name}")
+                before = time.monotonic()
+                outcome = native.run(binary, filters, tree.path, log,
+                                     self._limit(target, filters))
+                passed += outcome.passed
+                self._outcome(variant, target, filters, outcome, time.monotonic() - before)
+            self._nothing_empty(variant, target, filters, passed)
+        if any(t.guests for t in targets) and not variant.caught:
+            # Before the next defect is built over them.
+            kept = tree.keep([b for b in binaries if b.target.guests],
+                             PLACE / "variants" / variant.name / "debug")
+            self._queue(variant, kept)
+        say(f"  built {variant.name} in {built_s:.0f} s", quiet=variant.patch is not None)
+        self._report(variant)
+
+    # Guests.
+
+    def _queue(self, variant: Variant, binaries) -> None:
+        for target, filters in variant.tests:
+            for options, start in target.guests:
+                for binary in binaries:
+                    if binary.target != target:
+                        continue
+                    chosen = tuple(f for f in filters if f.startswith(start)) or (
+                        (start,) if start else filters)
+                    entry = guest.Entry(variant.name, binary, chosen, 0)
+                    variant.entries.append(((tuple(options), target, filters), entry))
+                    variant.open += 1
+
+    def _guests(self, baseline: Variant) -> None:
+        variants = [baseline, *self.variants]
+        kinds = {}
+        for variant in variants:
+            for (options, target, filters), entry in variant.entries:
+                kinds.setdefault(options, []).append((variant, target, filters, entry))
+        if not kinds:
+            return
+        say(f"guests: {sum(map(len, kinds.values()))} test binaries, {len(kinds)} kinds of machine")
+        for options, waiting in kinds.items():
+            # Without a defect first: the rest depends on it, and on its times.
+            first = [w for w in waiting if w[0] is baseline]
+            rest = [w for w in waiting if w[0] is not baseline]
+            self._machine(options, first, "baseline")
+            if self.errors:
+                raise Error(self.errors[0])
+            at_a_time = 2 if "--icount" in options else 1
+            threads = [
+                threading.Thread(target=self._machine, args=(options, rest[n::at_a_time], str(n)),
+                                 daemon=True)
+                for n in range(at_a_time) if rest[n::at_a_time]
+            ]  # fmt: skip
+            for thread in threads:
+                thread.start()
+            self._join(threads)
+
+    def _machine(self, options, waiting, name: str) -> None:
+        if not waiting:
+            return
+        of = {}
+        for variant, target, filters, entry in waiting:
+            entry.limit_s = self._limit(target, filters)
+            of[id(entry)] = (variant, target, filters)
+
+        def done(entry):
+            variant, target, filters = of[id(entry)]
+            variant.open -= 1
+            if not entry.outcome.skipped:
+                self._outcome(variant, target, filters, entry.outcome, entry.seconds)
+                self._nothing_empty(variant, target, filters, entry.outcome.passed)
+            self._report(variant)
+
+        kind = "-".join(o.strip("-") for o in options) or "default"
+        try:
+            guest.run([w[3] for w in waiting], list(options),
+                      PLACE / "machines" / f"{kind}-{name}", done)
+        except processes.Interrupted:
+            pass
+        except Error as error:
+            self._fail(str(error))
+
+    # Outcomes.
+
+    def _limit(self, target: Target, filters) -> float:
+        usual = self.usual.get((target, filters))
+        return BASELINE_LIMIT_S if usual is None else 60 + 5 * usual
+
+    def _outcome(self, variant, target, filters, outcome, seconds) -> None:
+        what = " ".join([str(target), *filters])
+        variant.ran.append(what)
+        if not variant.patch:
+            if outcome.red:
+                self._fail(f"red without any defect: {what}: {outcome.red}")
+            self.usual[target, filters] = self.usual.get((target, filters), 0) + seconds
+        elif outcome.red and not variant.caught:
+            variant.caught = f"{target}: {outcome.red}"
+
+    def _nothing_empty(self, variant, target, filters, passed: int) -> None:
+        if not variant.patch and filters and not passed:
+            self._fail(f"'{target} {' '.join(filters)}' selects no test: see the Tests lines")
+
+    def _report(self, variant: Variant) -> None:
+        if not variant.patch:
+            return
+        with self.lock:
+            if variant.reported or (variant.open and not variant.caught):
+                return
+            variant.reported = True
+            self.finished += 1
+            verdict, who = "caught  ", variant.caught
+            if variant.refused:
+                verdict, who = "refused ", variant.refused
+            elif not variant.caught:
+                verdict, who = "SURVIVED", variant.patch.defect
+            spent = time.monotonic() - self.started
+            left = spent / self.finished * (len(self.variants) - self.finished)
+            say(f"[{self.finished:2}/{len(self.variants)}] {verdict} {variant.name}: {who}"
+                f"  ({spent / 60:.0f} min, some {left / 60:.0f} left)")
+
+    def _summary(self) -> tuple[int, int]:
+        refused = [v for v in self.variants if v.refused]
+        viable = [v for v in self.variants if not v.refused]
+        survivors = [v for v in viable if not v.caught]
+        for variant in survivors:
+            say(f"survived: {variant.name}: {variant.patch.defect}")
+            say(f"  green with it: {', '.join(variant.ran) or 'no test that could see it ran'}")
+        for variant in refused:
+            say(f"not viable: {variant.name}: {variant.refused}")
+        results = [
+            {
+                "patch": str(v.patch.path),
+                "defect": v.patch.defect,
+                "verdict": "refused" if v.refused else "caught" if v.caught else "survived",
+                "by": v.refused or v.caught,
+                "ran": v.ran,
+            }
+            for v in self.variants
+        ]
+        (PLACE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        shutil.rmtree(PLACE / "variants", ignore_errors=True)
+        return len(viable) - len(survivors), len(viable)
+
+    def _fail(self, what: str) -> None:
+        with self.lock:
+            self.errors.append(what)
+        self.stop.set()
+
+    def _join(self, threads) -> None:
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.5)  # so that Ctrl-C comes through
+        if self.errors:
+            raise Error(self.errors[0])
+
+    def _log(self, variant: str, what: str) -> Path:
+        folder = PLACE / "log" / variant
+        folder.mkdir(exist_ok=True)
+        return folder / f"{what}.log"
+
+
+def say(text: str, quiet: bool = False) -> None:
+    if not quiet:
+        print(text, flush=True)

@@ -1,0 +1,71 @@
+"""Test binaries on this machine, each in mount and process namespaces of its
+own: what a defect leaves behind (processes, BPF file systems) goes with them."""
+
+import os
+import re
+import signal
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import processes
+from .tree import Binary
+
+RESULT = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed;", re.MULTILINE)
+FAILED = re.compile(r"^test (\S+) \.\.\. FAILED$", re.MULTILINE)
+
+# One at a time: tests look at objects of the whole machine.
+_turn = threading.Lock()
+
+
+@dataclass
+class Outcome:
+    """Of one test binary."""
+
+    red: str = ""  # what made it so; empty: green
+    passed: int = 0
+    skipped: bool = False  # the defect had been caught
+
+
+def judge(output: str, status: int) -> Outcome:
+    """From what libtest printed and how it ended."""
+    results = RESULT.findall(output)
+    passed = sum(int(passed) for passed, _ in results)
+    failed = FAILED.findall(output)
+    if failed:
+        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        return Outcome(failed[0] + more, passed)
+    if status < 0:
+        return Outcome(f"killed by signal {signal.Signals(-status).name}", passed)
+    if status != 0 or not results:
+        return Outcome(f"exit status {status}", passed)
+    return Outcome("", passed)
+
+
+def arguments(filters: tuple[str, ...]) -> list[str]:
+    return ["--test-threads=1", *filters]
+
+
+def run(binary: Binary, filters: tuple[str, ...], tree: Path, log: Path, limit_s: float) -> Outcome:
+    environment = {
+        **os.environ,
+        "CARGO_MANIFEST_DIR": str(tree / binary.target.folder),
+        "SYRUP_TEST_STRICT": "1",
+    }
+    command = [
+        "unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child",
+        "--mount-proc", "--", str(binary.path), *arguments(filters),
+    ]  # fmt: skip
+    # Paths of sockets must be short.
+    with _turn, tempfile.TemporaryDirectory(
+        prefix="syrup-mutant.", ignore_cleanup_errors=True
+    ) as temporary, log.open("w") as output:
+        # As /tmp itself is: tests have ordinary users run programs in there.
+        os.chmod(temporary, 0o1777)
+        environment["TMPDIR"] = temporary
+        status = processes.run(command, limit_s, cwd=tree, env=environment, stdout=output,
+                               stderr=output)
+    if status is None:
+        return Outcome(f"no end within {limit_s:.0f} s")
+    return judge(log.read_text(errors="replace"), status)

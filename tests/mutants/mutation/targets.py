@@ -1,0 +1,96 @@
+"""Test targets: where they run, and which of them can see a change of a file."""
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from . import ROOT, Error
+
+# How the machine must be for targets that cannot run natively: arguments of
+# vm/run, and how the names of the tests start that this kind of machine is for.
+GUESTS = {
+    "thread_hook": [([], "")],
+    "thread_time": [(["--icount"], "")],
+    "cross_layer": [([], "")],
+    "kernels": [(["--kernel", "no-scx"], "no_scx"), (["--kernel", "malformed-btf"], "malformed_btf")],
+}  # fmt: skip
+
+# Packages whose tests start programs of other packages, which Cargo does not know.
+STARTS = {
+    "syrup": ("syrupd", "syrupctl"),
+    "syrupctl": ("syrupd",),
+    "syrup-tests": ("syrupd", "syrupctl", "syrup", "syrup-bench"),
+}
+
+
+@dataclass(frozen=True, order=True)
+class Target:
+    folder: str  # of its package
+    name: str
+    kind: str  # "unit" or "test"
+
+    def __str__(self):
+        return f"{self.folder}:{self.name}" if self.kind == "test" else f"{self.folder} (unit)"
+
+    @property
+    def guests(self):
+        return GUESTS.get(self.name, [])
+
+
+class Workspace:
+    def __init__(self):
+        answer = subprocess.run(
+            ["cargo", "metadata", "--format-version", "1", "--no-deps"],
+            cwd=ROOT, stdout=subprocess.PIPE, check=True)  # fmt: skip
+        packages = json.loads(answer.stdout)["packages"]
+        names = {package["name"] for package in packages}
+        self.folders = {}
+        self.targets = {}
+        uses = {}
+        for package in packages:
+            name = package["name"]
+            folder = PurePosixPath(package["manifest_path"]).parent.relative_to(ROOT)
+            self.folders[str(folder)] = name
+            uses[name] = {d["name"] for d in package["dependencies"]} & names
+            uses[name] |= set(STARTS.get(name, ()))
+            self.targets[name] = [
+                Target(str(folder), target["name"], "test" if "test" in target["kind"] else "unit")
+                for target in package["targets"]
+                if target["test"] and not {"custom-build", "example"} & set(target["kind"])
+            ]
+        self.users = {name: {u for u in uses if name in uses[u]} for name in uses}
+
+    def all(self):
+        return [target for targets in self.targets.values() for target in targets]
+
+    def named(self, name: str) -> list[Target]:
+        """Targets of that name; FOLDER:NAME where several packages have one."""
+        folder, _, last = name.rpartition(":")
+        found = [
+            t for t in self.all()
+            if t.name == last and folder in ("", t.folder)
+        ]  # fmt: skip
+        if not found:
+            raise Error(
+                f"there is no test target '{name}'; there are: "
+                + ", ".join(sorted({t.name for t in self.all()}))
+            )
+        return found
+
+    def seeing(self, files: list[str]) -> list[Target]:
+        """Targets that a change of `files` can turn red: those of their own
+        packages first, then of the packages that use these; guests last."""
+        level = {self.package(file) for file in files}
+        seen, order = set(level), []
+        while level:
+            order += sorted(t for name in level for t in self.targets[name])
+            level = {user for name in level for user in self.users[name]} - seen
+            seen |= level
+        return sorted(order, key=lambda t: bool(t.guests))
+
+    def package(self, file: str) -> str:
+        name = self.folders.get(PurePosixPath(file).parts[0])
+        if name is None:
+            raise Error(f"{file} belongs to no package: no test target is built from it")
+        return name

@@ -1,0 +1,208 @@
+"""A copy of the repository in which defects are put and built, one at a time."""
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import ROOT, Error, processes
+from .patches import Patch
+from .targets import Target, Workspace
+
+# A warning is no test: a defect that merely leaves something unused must be
+# seen by what it does. So warnings do not stop the build of a copy.
+RELAXED = {
+    "Cargo.toml": [('warnings = "deny"', 'warnings = "warn"'),
+                   ('missing_docs = "deny"', 'missing_docs = "allow"')],
+    "tests/Cargo.toml": [('warnings = "deny"', 'warnings = "warn"'),
+                         ('missing_docs = "deny"', 'missing_docs = "allow"')],
+    "net-hooks/build.rs": [('"-Werror"', '"-Wno-error"')],
+    "scx-syrup/build.rs": [('"-Werror"', '"-Wno-error"')],
+}  # fmt: skip
+
+# Tests of packages with programs: Cargo builds a package's programs with its
+# integration tests, and tests start those of other packages too.
+WITH_PROGRAMS = ("process", "usage")
+WITH_BENCH = ("server_and_load",)
+PROGRAMS = ("syrupd", "syrupctl", "syrup-bench", "libsyrup.so")
+
+
+class NotApplicable(Error):
+    """A patch that is not about this tree."""
+
+
+class NotViable(Exception):
+    """The compiler refuses the defect."""
+
+
+@dataclass
+class Binary:
+    target: Target
+    path: Path
+
+
+class Tree:
+    """`path` and its `target` folder are kept: the next run builds only what changed."""
+
+    def __init__(self, path: Path, workspace: Workspace):
+        self.path = path
+        self.workspace = workspace
+        self.touched: set[str] = set()
+
+    def prepare(self, seed: Path) -> None:
+        """Makes the copy what the repository is now, committed or not. A new
+        one starts with what `seed` holds of compiled code."""
+        new = not self.path.exists()
+        self.path.mkdir(parents=True, exist_ok=True)
+        wanted = set(tracked())
+        for name in wanted:
+            self._write(name, keep_time=new)
+        for path in list(walk(self.path)):
+            if path not in wanted:
+                (self.path / path).unlink()
+        if new and seed.is_dir():
+            (self.path / "target").mkdir()
+            subprocess.run(
+                ["cp", "-a", "--reflink=auto", seed, self.path / "target/debug"], check=True)
+
+    def check(self, patch: Patch) -> list[str]:
+        """The command that applies it: Git's, or the more forgiving patch(1)."""
+        git = ["git", "apply", "--whitespace=nowarn", "--recount"]
+        loose = ["patch", "--strip=1", "--batch", "--forward", "--fuzz=2",
+                 "--no-backup-if-mismatch", "--silent"]
+        said = ""
+        for command, trial, source in (
+            (git, "--check", str(patch.path)),
+            (loose, "--dry-run", f"--input={patch.path}"),
+        ):
+            ran = self._run([*command, trial, source])
+            if ran.returncode == 0:
+                return [*command, source]
+            said += ran.stdout
+        raise NotApplicable(f"{patch.path} does not apply:\n{said.strip()}")
+
+    def apply(self, patch: Patch) -> None:
+        command = self.check(patch)
+        self.touched |= set(patch.files)
+        ran = self._run(command)
+        if ran.returncode != 0 or not any(self._differs(name) for name in patch.files):
+            raise NotApplicable(f"{patch.path} changes nothing:\n{ran.stdout.strip()}")
+
+    def _run(self, command: list[str]) -> subprocess.CompletedProcess:
+        # Git must not find the repository that this copy lies in: it would take
+        # paths from there and skip what it holds ignored.
+        environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(self.path.parent)}
+        return subprocess.run(command, cwd=self.path, env=environment, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+    def restore(self) -> None:
+        """Takes the defects out again."""
+        for name in self.touched:
+            if (ROOT / name).is_file():
+                self._write(name, keep_time=False)
+            else:
+                (self.path / name).unlink(missing_ok=True)
+        self.touched.clear()
+
+    def build(self, targets: list[Target], log: Path, limit_s: float) -> list[Binary]:
+        """The binaries of `targets`, with the programs that they start beside them."""
+        command = ["cargo", "test", "--workspace", "--no-run", "--locked",
+                   "--message-format=json-render-diagnostics"]
+        for name in sorted({t.name for t in targets if t.kind == "test"} | set(WITH_PROGRAMS)):
+            command += ["--test", name]
+        if any(t.folder in ("bench", "tests", "scx-syrup") for t in targets):
+            command += ["--test", *WITH_BENCH]
+        if any(t.kind == "unit" for t in targets):
+            command += ["--lib", "--bins"]
+        environment = {k: v for k, v in os.environ.items() if k != "CARGO_TARGET_DIR"}
+        messages = log.with_suffix(".json")
+        with log.open("w") as stderr, messages.open("w") as stdout:
+            status = processes.run(command, limit_s, cwd=self.path, env=environment,
+                                   stdout=stdout, stderr=stderr)
+        if status is None:
+            raise NotViable(f"no build within {limit_s:g} s")
+        if status != 0:
+            raise NotViable(first_error(log))
+        binaries = []
+        for line in messages.read_text().splitlines():
+            message = json.loads(line)
+            if message.get("reason") != "compiler-artifact" or not message.get("executable") \
+                    or not message["profile"]["test"]:
+                continue
+            folder = Path(message["manifest_path"]).parent.relative_to(self.path)
+            kind = "test" if "test" in message["target"]["kind"] else "unit"
+            target = Target(str(folder), message["target"]["name"], kind)
+            if target in targets:
+                binaries.append(Binary(target, Path(message["executable"])))
+        missing = set(targets) - {b.target for b in binaries}
+        if missing:
+            raise Error(f"cargo built no {', '.join(map(str, missing))}: see {log}")
+        # In the order that was asked for: what most likely sees the defect first.
+        return sorted(binaries, key=lambda b: targets.index(b.target))
+
+    def keep(self, binaries: list[Binary], folder: Path) -> list[Binary]:
+        """Copies binaries to where the next build does not overwrite them, laid
+        out as Cargo does: tests look for programs in the folder above theirs."""
+        (folder / "deps").mkdir(parents=True)
+        for name in PROGRAMS:
+            if (built := self.path / "target/debug" / name).exists():
+                copy(built, folder / name)
+        kept = []
+        for binary in binaries:
+            path = folder / "deps" / binary.path.name
+            copy(binary.path, path)
+            kept.append(Binary(binary.target, path))
+        return kept
+
+    def _write(self, name: str, keep_time: bool) -> None:
+        """What the repository holds, relaxed; rewritten only if it differs, for
+        Cargo judges by time."""
+        source, path = ROOT / name, self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_symlink():
+            path.unlink(missing_ok=True)
+            path.symlink_to(source.readlink())
+        elif self._differs(name):
+            path.write_bytes(pristine(name))
+            path.chmod(source.stat().st_mode)
+            if keep_time and name not in RELAXED:
+                shutil.copystat(source, path)
+
+    def _differs(self, name: str) -> bool:
+        source, path = ROOT / name, self.path / name
+        if not source.is_file() or not path.is_file():
+            return source.is_file() != path.is_file()
+        return pristine(name) != path.read_bytes()
+
+
+def pristine(name: str) -> bytes:
+    content = (ROOT / name).read_bytes()
+    for old, new in RELAXED.get(name, ()):
+        content = content.replace(old.encode(), new.encode())
+    return content
+
+
+def tracked() -> list[str]:
+    answer = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+                            cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
+    names = [os.fsdecode(name) for name in answer.split(b"\0") if name]
+    return [name for name in names if (ROOT / name).exists() or (ROOT / name).is_symlink()]
+
+
+def walk(root: Path):
+    for folder, folders, files in os.walk(root):
+        if Path(folder) == root and "target" in folders:
+            folders.remove("target")
+        for file in files:
+            yield str((Path(folder) / file).relative_to(root))
+
+
+def copy(source: Path, target: Path) -> None:
+    subprocess.run(["cp", "--reflink=auto", source, target], check=True)
+
+
+def first_error(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()
+    return next((line.strip() for line in lines if line.startswith("error")), f"see {log}")

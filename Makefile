@@ -22,8 +22,8 @@ demo: release ## RocksDB under four scheduling configurations, in a VM: table an
 	$(RELEASE)/syrup-bench check target/demo/results.json
 
 .PHONY: test
-test: deps ## every test, natively and in VMs
-	tests/run
+test: deps ## every test, natively and in VMs; ARGS=--help tells of parts
+	tests/run $(ARGS)
 
 # A folder of diffs, each of them a defect that some test should see.
 PATCHES := tests/mutants

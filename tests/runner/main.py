@@ -1,0 +1,290 @@
+"""Builds and runs every test: natively, and in virtual machines where it needs a
+kernel that this machine does not have. Each test runs in a process of its own.
+
+A test that skips fails the run unless tests/skips names it; so does a selection
+without a test, and a kernel that cannot be downloaded (SYRUP_ALLOW_OFFLINE=1 lets
+its tests skip). Without root, native tests that need it run in a guest.
+The last line is 'N passed, N failed, N skipped'.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from . import ROOT, jobs, plan, skips
+from .jobs import GuestJob, Job, Outcome, Test, TestJob
+from .report import Report
+from .schedule import Scheduler
+
+EXAMPLES = """\
+examples:
+  tests/run                            everything
+  tests/run --native                   without virtual machines
+  tests/run --filter socket_select     tests with this in PACKAGE/TARGET::NAME
+  tests/run --job thread               what one job runs: a guest, or a PACKAGE/TARGET
+  tests/run --list                     every test and where it runs
+  make test ARGS='--filter rescue'     the same with what it needs installed
+"""
+
+
+class Failure(Exception):
+    """The run cannot go on."""
+
+
+def arguments(argv):
+    parser = argparse.ArgumentParser(
+        prog="tests/run", description=__doc__, epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--native", action="store_true",
+                        help="no virtual machines: their tests count as skipped")
+    parser.add_argument("--filter", metavar="TEXT", default="",
+                        help="only tests with TEXT in PACKAGE/TARGET::NAME")
+    parser.add_argument("--job", metavar="NAME", action="append", default=[],
+                        help="only this job (also several times)")
+    parser.add_argument("--list", action="store_true", help="list the tests and run none")
+    parser.add_argument("--slots", metavar="N", type=int, default=os.cpu_count(),
+                        help="jobs at a time (default: one per core, here %(default)s)")
+    parser.add_argument("--verbose", action="store_true", help="a line for each test")
+    return parser.parse_args(argv)
+
+
+def tests_of(binary: tuple[str, Path, Path]) -> list[Test]:
+    """Its tests but for the ignored ones, which are child processes of others."""
+    target, path, folder = binary
+
+    def names(*options):
+        listed = subprocess.run([path, "--list", "--format", "terse", *options], cwd=folder,
+                                stdout=subprocess.PIPE, text=True, timeout=60)
+        if listed.returncode != 0:
+            raise Failure(f"{target}: cannot list its tests (exit status {listed.returncode})")
+        return [line.removesuffix(": test") for line in listed.stdout.splitlines()
+                if line.endswith(": test")]
+
+    ignored = set(names("--ignored"))
+    return [Test(f"{target}::{name}", name, path, folder)
+            for name in names() if name not in ignored]
+
+
+class Run:
+    """One run: which jobs there are, and what became of them."""
+
+    def __init__(self, options, report: Report, *, guests=plan.GUESTS, folder=ROOT / "target/tests",
+                 skip_list=ROOT / "tests/skips", vm_run="vm/run", root=os.geteuid() == 0):
+        self.options = options
+        self.report = report
+        self.guests = guests
+        self.folder = folder
+        self.entries = skips.read(skip_list)
+        self.vm_run = vm_run
+        self.root = root
+        self.scheduler = Scheduler(options.slots, report.start, self.ended)
+        self.extra: list[Outcome] = []
+        self.notes: list[str] = []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.times_file = folder / "times.json"
+        try:
+            self.times = json.loads(self.times_file.read_text())
+        except (OSError, ValueError):
+            self.times = {}
+
+    # What there is to do.
+
+    def selective(self) -> bool:
+        return bool(self.options.filter or self.options.job)
+
+    def wanted(self, job: str) -> bool:
+        return not self.options.job or job in self.options.job
+
+    def add(self, *added: Job) -> None:
+        for job in added:
+            job.expected_s = self.times.get(job.name, job.expected_s)
+        self.scheduler.add(*added)
+
+    def checks(self) -> list[Job]:
+        """What needs no build, and what cargo does after it."""
+        sources = subprocess.run(["git", "ls-files", "*.c", "*.h"], cwd=ROOT, check=True,
+                                 stdout=subprocess.PIPE, text=True).stdout.split()
+        boots = [] if self.options.native else ["--boot"]
+        found: list[Job] = [
+            Job("Rust is formatted", ["cargo", "fmt", "--all", "--check"], 120),
+            Job("C is formatted", ["clang-format-19", "--dry-run", "--Werror", *sources], 120),
+            jobs.PythonTests("the runner's own tests", [
+                sys.executable, "-B", "-m", "unittest", "discover", "--verbose",
+                "--start-directory", "tests/runner", "--top-level-directory", "tests"], 300),
+            # One of the two at a time: both take cargo's lock.
+            Job("no lint fires", ["cargo", "clippy", "--workspace", "--all-targets", "--quiet"],
+                1200, lock="cargo", after=("build",), expected_s=60),
+            jobs.DocTests("examples in the documentation",
+                          ["cargo", "test", "--workspace", "--doc"],
+                          600, lock="cargo", after=("build",), expected_s=20),
+            jobs.PythonTests("vm/test", ["vm/test", *boots, "--verbose"], 1200, expected_s=90,
+                             may_skip=self.options.native),
+        ]
+        return [job for job in found if self.wanted(job.name)]
+
+    def machines(self, tests: list[Test]) -> list[GuestJob]:
+        found = []
+        for guest in self.guests:
+            mine = [test for test in tests if selects(guest, test)]
+            if mine:
+                found.append(self.guest_job(guest, mine))
+        return found
+
+    def guest_job(self, guest: plan.Guest, tests: list[Test]) -> GuestJob:
+        job = GuestJob(
+            guest.name, [], plan_limit(guest), expected_s=guest.expected_s,
+            after=(f"kernel {guest.kernel}",), guest=guest.name, tests=tests,
+            test_limit_s=guest.test_limit_s,
+            environment={"SYRUP_TEST_KERNEL": guest.kernel},
+            allow_offline=os.environ.get(jobs.OFFLINE) == "1")
+        job.command = jobs.guest_command(
+            guest.kernel, guest.name, cpus=guest.cpus, memory=guest.memory, icount=guest.icount,
+            limit_s=guest.limit_s, plan=job.write_plan(self.folder), vm_run=self.vm_run)
+        return job
+
+    def native_job(self, target: str, tests: list[Test]) -> TestJob:
+        job = TestJob(target, [], 3600, tests=tests, test_limit_s=plan.NATIVE_TEST_LIMIT_S)
+        agent = str(Path(__file__).with_name("agent.py"))
+        job.command = [sys.executable, "-I", "-S", agent, str(job.write_plan(self.folder))]
+        return job
+
+    def plan_tests(self, binaries: list[tuple[str, Path, Path]]) -> list[TestJob]:
+        """The jobs of the selected tests."""
+        in_guests = {spec.partition("::")[0] for guest in self.guests for spec in guest.tests}
+        found: list[TestJob] = []
+        for binary in sorted(binaries):
+            tests = [test for test in tests_of(binary) if self.options.filter in test.id]
+            if not tests:
+                continue
+            if binary[0] not in in_guests:
+                found.append(self.native_job(binary[0], tests))
+                continue
+            for test in tests:
+                if not any(selects(guest, test) for guest in self.guests):
+                    self.extra.append(Outcome(test.id, "nowhere", "failed",
+                                              "no line of tests/runner/plan.py selects it"))
+        found += self.machines([
+            test for binary in sorted(binaries) if binary[0] in in_guests
+            for test in tests_of(binary) if self.options.filter in test.id])
+        return [job for job in found if self.wanted(job.name)]
+
+    # How it goes.
+
+    def ended(self, job: Job) -> None:
+        self.report.end(job)
+        (self.folder / f"{job.name.replace('/', '-')}.log").write_text(job.text() + "\n")
+        if not job.failed():
+            self.times[job.name] = round(job.seconds, 1)
+        if job.vital and job.failed():
+            self.notes.append(f"nothing else was run: {job.name} failed")
+            self.scheduler.drop_waiting()
+        elif isinstance(job, jobs.Build):
+            self.built(job)
+        elif job.kind == "native" and isinstance(job, TestJob) and not self.root:
+            self.with_root_in_a_guest()
+
+    def built(self, build: jobs.Build) -> None:
+        planned = self.plan_tests(build.binaries)
+        if self.options.native:
+            for job in planned:
+                if isinstance(job, GuestJob):
+                    self.extra += [
+                        Outcome(test, job.name, "skipped", "--native was given", asked_for=True)
+                        for test in job.by_id]
+            planned = [job for job in planned if not isinstance(job, GuestJob)]
+        self.add(*planned)
+
+    def with_root_in_a_guest(self) -> None:
+        """Once the last native job has ended, what skipped for want of root."""
+        native = [job for job in [*self.scheduler.waiting, *(
+            running.job for running in self.scheduler.running.values())] if job.kind == "native"]
+        if native or self.options.native:
+            return
+        missed = []
+        for job in self.scheduler.ended:
+            if isinstance(job, TestJob) and job.kind == "native":
+                for outcome in list(job.outcomes.values()):
+                    if outcome.status == "skipped" and outcome.why == "needs root":
+                        missed.append(job.by_id[outcome.id])
+                        del job.outcomes[outcome.id]
+        if missed:
+            self.add(self.guest_job(plan.ROOT_GUEST, missed))
+
+    def run(self) -> int:
+        build = jobs.Build(
+            "build", ["cargo", "test", "--workspace", "--no-run",
+                      "--message-format=json-render-diagnostics"],
+            3600, lock="cargo", shows_progress=True, expected_s=10000)
+        checks = [] if self.options.filter else self.checks()
+        # A check that needs no test binary needs no build either.
+        if not self.options.job or len(checks) < len(self.options.job):
+            self.add(build)
+        if not self.options.native:
+            self.add(*(jobs.Preparation(f"kernel {role}", ["vm/kernel", role], 900, slots=0)
+                       for role in sorted({guest.kernel for guest in self.guests})))
+        self.add(*checks)
+        self.scheduler.run()
+        return self.finish()
+
+    def finish(self) -> int:
+        ended = self.scheduler.ended
+        outcomes = [outcome for job in ended for outcome in job.outcomes.values()] + self.extra
+        if not outcomes:
+            what = " ".join([f"--filter {self.options.filter}"] * bool(self.options.filter)
+                            + [f"--job {name}" for name in self.options.job])
+            outcomes = [Outcome(what, "nowhere", "failed", "no such test: see tests/run --list")]
+        skips.judge(self.entries, outcomes)
+        whole = not self.selective() and not self.options.native
+        self.notes += skips.stale(self.entries, whole)
+        if not self.root and self.options.native and any(
+                "needs root" in outcome.why for outcome in outcomes):
+            self.notes.append("root is missing: without --native those tests run in a guest")
+        self.times_file.write_text(json.dumps(self.times, indent=1, sort_keys=True) + "\n")
+        self.report.summary(ended, outcomes, self.notes)
+        return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
+
+
+def selects(guest: plan.Guest, test: Test) -> bool:
+    return any(test.id.startswith(spec if "::" in spec else f"{spec}::") for spec in guest.tests)
+
+
+def plan_limit(guest: plan.Guest) -> float:
+    """The machine's own limits, which count boots, come first."""
+    return guest.limit_s + 900
+
+
+def list_tests(run: Run) -> int:
+    build = jobs.Build("build", [], 0)
+    done = subprocess.run(["cargo", "test", "--workspace", "--no-run",
+                           "--message-format=json-render-diagnostics"],
+                          cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise Failure("the tests do not build")
+    for line in done.stdout.splitlines():
+        build.line(line)
+    planned = run.plan_tests(build.binaries)
+    for job in planned:
+        for test in job.by_id:
+            print(f"{job.where():15} {test}")
+    return 0 if planned else 1
+
+
+def main(argv=None) -> int:
+    options = arguments(argv)
+    # Stopped by whoever started us: as Ctrl-C.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+    report = Report(options.verbose, sys.stdout.isatty())
+    try:
+        run = Run(options, report)
+        return list_tests(run) if options.list else run.run()
+    except (Failure, skips.Malformed) as error:
+        print(f"tests/run: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ntests/run: interrupted, all jobs were ended", file=sys.stderr)
+        return 130

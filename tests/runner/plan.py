@@ -1,0 +1,41 @@
+"""Which tests run where, and how long they may take.
+
+A new hook that needs a kernel of its own is a line in GUESTS. A test target that
+is named there runs in guests only, every other one natively; a test that no line
+selects fails the run.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Guest:
+    """One virtual machine and the tests that it runs."""
+
+    name: str
+    # A role of vm/run.
+    kernel: str
+    # "PACKAGE/TARGET", or "PACKAGE/TARGET::PREFIX" for those tests alone.
+    tests: tuple[str, ...]
+    cpus: int = 4
+    memory: str = "2G"
+    # Guest time counts instructions: for tests that measure.
+    icount: bool = False
+    # For all its tests, without the boot; and for each.
+    limit_s: float = 900
+    test_limit_s: float = 300
+    # What it took when it was last looked at, until this machine knows better.
+    expected_s: float = 60
+
+
+GUESTS = (
+    Guest("thread", "default", ("syrup-scx/thread_hook", "syrup-tests/thread_hook"), expected_s=150),
+    Guest("no-scx", "no-scx", ("syrup-tests/kernels::no_scx",)),
+    Guest("malformed-btf", "malformed-btf", ("syrup-tests/kernels::malformed_btf",)),
+)
+
+# Without root on the host, tests that need it run here.
+ROOT_GUEST = Guest("root", "default", (), limit_s=1800, expected_s=300)
+
+# A native test that takes longer hangs; under load the slowest take a tenth.
+NATIVE_TEST_LIMIT_S = 120

@@ -124,7 +124,7 @@ def announce(test):
     if "SYRUP_VM" in os.environ:
         try:
             with open("/dev/kmsg", "w", encoding="ascii") as file:
-                file.write(f"syrup test: {test}\n")
+                file.write(f"syrup-test: begin {test}\n")
         except OSError:
             pass
 

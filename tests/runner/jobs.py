@@ -326,11 +326,11 @@ OFFLINE = "SYRUP_ALLOW_OFFLINE"
 
 
 def guest_command(kernel: str, name: str, *, cpus: int, memory: str, icount: bool,
-                  limit_s: float, plan: Path, vm_run: str = "vm/run") -> list[str]:
+                  limit_s: float, plan: Path, vm_run: Path) -> list[str]:
     return [
         # A runner that is killed outright leaves no guest.
         "setpriv", "--pdeathsig", "TERM",
-        str(ROOT / vm_run), "--kernel", kernel, "--cpus", str(cpus), "--memory", memory,
+        str(vm_run), "--kernel", kernel, "--cpus", str(cpus), "--memory", memory,
         *(["--icount"] if icount else []), "--timeout", f"{limit_s:g}", "--",
         # Nothing of Python's site is needed, and an emulated guest is slow to load it.
         "python3", "-I", "-S", str(ROOT / "tests/runner/agent.py"), str(plan),

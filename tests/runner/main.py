@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from . import ROOT, jobs, plan, skips
@@ -31,8 +32,8 @@ examples:
 """
 
 
-class Failure(Exception):
-    """The run cannot go on."""
+class Unlistable(Exception):
+    """A test binary does not tell its tests."""
 
 
 def arguments(argv):
@@ -57,10 +58,13 @@ def tests_of(binary: tuple[str, Path, Path]) -> list[Test]:
     target, path, folder = binary
 
     def names(*options):
-        listed = subprocess.run([path, "--list", "--format", "terse", *options], cwd=folder,
-                                stdout=subprocess.PIPE, text=True, timeout=60)
+        try:
+            listed = subprocess.run([path, "--list", "--format", "terse", *options], cwd=folder,
+                                    stdout=subprocess.PIPE, text=True, timeout=60)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise Unlistable(f"cannot list its tests: {error}") from error
         if listed.returncode != 0:
-            raise Failure(f"{target}: cannot list its tests (exit status {listed.returncode})")
+            raise Unlistable(f"cannot list its tests: exit status {listed.returncode}")
         return [line.removesuffix(": test") for line in listed.stdout.splitlines()
                 if line.endswith(": test")]
 
@@ -73,13 +77,13 @@ class Run:
     """One run: which jobs there are, and what became of them."""
 
     def __init__(self, options, report: Report, *, guests=plan.GUESTS, folder=ROOT / "target/tests",
-                 skip_list=ROOT / "tests/skips", vm_run="vm/run", root=os.geteuid() == 0):
+                 skip_list=ROOT / "tests/skips", vm=ROOT / "vm", root=os.geteuid() == 0):
         self.options = options
         self.report = report
         self.guests = guests
         self.folder = folder
         self.entries = skips.read(skip_list)
-        self.vm_run = vm_run
+        self.vm = vm
         self.root = root
         self.scheduler = Scheduler(options.slots, report.start, self.ended)
         self.extra: list[Outcome] = []
@@ -143,7 +147,8 @@ class Run:
             allow_offline=os.environ.get(jobs.OFFLINE) == "1")
         job.command = jobs.guest_command(
             guest.kernel, guest.name, cpus=guest.cpus, memory=guest.memory, icount=guest.icount,
-            limit_s=guest.limit_s, plan=job.write_plan(self.folder), vm_run=self.vm_run)
+            limit_s=guest.limit_s, plan=job.write_plan(self.folder),
+            vm_run=self.vm / "run")
         return job
 
     def native_job(self, target: str, tests: list[Test]) -> TestJob:
@@ -154,22 +159,25 @@ class Run:
 
     def plan_tests(self, binaries: list[tuple[str, Path, Path]]) -> list[TestJob]:
         """The jobs of the selected tests."""
-        in_guests = {spec.partition("::")[0] for guest in self.guests for spec in guest.tests}
+        guest_targets = {spec.partition("::")[0] for guest in self.guests for spec in guest.tests}
         found: list[TestJob] = []
+        for_guests: list[Test] = []
         for binary in sorted(binaries):
-            tests = [test for test in tests_of(binary) if self.options.filter in test.id]
-            if not tests:
+            target = binary[0]
+            try:
+                tests = [test for test in tests_of(binary) if self.options.filter in test.id]
+            except Unlistable as error:
+                self.extra.append(Outcome(target, "nowhere", "failed", str(error)))
                 continue
-            if binary[0] not in in_guests:
-                found.append(self.native_job(binary[0], tests))
-                continue
-            for test in tests:
-                if not any(selects(guest, test) for guest in self.guests):
-                    self.extra.append(Outcome(test.id, "nowhere", "failed",
-                                              "no line of tests/runner/plan.py selects it"))
-        found += self.machines([
-            test for binary in sorted(binaries) if binary[0] in in_guests
-            for test in tests_of(binary) if self.options.filter in test.id])
+            if target in guest_targets:
+                for_guests += tests
+            elif tests:
+                found.append(self.native_job(target, tests))
+        for test in for_guests:
+            if not any(selects(guest, test) for guest in self.guests):
+                self.extra.append(Outcome(test.id, "nowhere", "failed",
+                                          "no line of tests/runner/plan.py selects it"))
+        found += self.machines(for_guests)
         return [job for job in found if self.wanted(job.name)]
 
     # How it goes.
@@ -197,6 +205,15 @@ class Run:
                         for test in job.by_id]
             planned = [job for job in planned if not isinstance(job, GuestJob)]
         self.add(*planned)
+        self.prepare(guest.kernel for guest in self.guests
+                     if any(job.name == guest.name for job in planned))
+
+    def prepare(self, roles: Iterable[str]) -> None:
+        """Downloads kernels, which takes no slot."""
+        for role in sorted(set(roles)):
+            name = f"kernel {role}"
+            if not self.scheduler.knows(name):
+                self.add(jobs.Preparation(name, [str(self.vm / "kernel"), role], 900, slots=0))
 
     def with_root_in_a_guest(self) -> None:
         """Once the last native job has ended, what skipped for want of root."""
@@ -223,9 +240,9 @@ class Run:
         # A check that needs no test binary needs no build either.
         if not self.options.job or len(checks) < len(self.options.job):
             self.add(build)
-        if not self.options.native:
-            self.add(*(jobs.Preparation(f"kernel {role}", ["vm/kernel", role], 900, slots=0)
-                       for role in sorted({guest.kernel for guest in self.guests})))
+        if not self.options.native and not self.selective():
+            # Beside the build.
+            self.prepare(guest.kernel for guest in self.guests)
         self.add(*checks)
         self.scheduler.run()
         return self.finish()
@@ -263,14 +280,16 @@ def list_tests(run: Run) -> int:
                            "--message-format=json-render-diagnostics"],
                           cwd=ROOT, stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
-        raise Failure("the tests do not build")
+        return 1
     for line in done.stdout.splitlines():
         build.line(line)
     planned = run.plan_tests(build.binaries)
     for job in planned:
         for test in job.by_id:
             print(f"{job.where():15} {test}")
-    return 0 if planned else 1
+    for outcome in run.extra:
+        print(f"{outcome.where:15} {outcome.id}: {outcome.why}")
+    return 0 if planned and not run.extra else 1
 
 
 def main(argv=None) -> int:
@@ -282,7 +301,7 @@ def main(argv=None) -> int:
     try:
         run = Run(options, report)
         return list_tests(run) if options.list else run.run()
-    except (Failure, skips.Malformed) as error:
+    except skips.Malformed as error:
         print(f"tests/run: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

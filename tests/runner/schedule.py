@@ -81,6 +81,11 @@ class Scheduler:
     def add(self, *jobs: Job) -> None:
         self.waiting += jobs
 
+    def knows(self, name: str) -> bool:
+        """Whether a job of that name waits, runs or has ended."""
+        running = [running.job for running in self.running.values()]
+        return any(job.name == name for job in [*self.waiting, *running, *self.ended])
+
     def drop_waiting(self) -> list[Job]:
         dropped, self.waiting = self.waiting, []
         return dropped
@@ -100,13 +105,11 @@ class Scheduler:
 
     def start_what_can(self) -> None:
         ended = {job.name for job in self.ended}
-        known = ended | {job.name for job in self.waiting} | {
-            running.job.name for running in self.running.values()}
         locked = {running.job.lock for running in self.running.values()}
         free = self.slots - sum(running.job.slots for running in self.running.values())
         for job in sorted(self.waiting, key=lambda job: -job.expected_s):
             # What a job waits for may not be part of this run at all.
-            ready = all(name in ended or name not in known for name in job.after)
+            ready = all(name in ended or not self.knows(name) for name in job.after)
             if ready and job.slots <= free and not (job.lock and job.lock in locked):
                 self.waiting.remove(job)
                 free -= job.slots

@@ -81,6 +81,8 @@ class Fakes(unittest.TestCase):
         self.binaries = []
         self.root = True
         self.guests = (plan.Guest("guest", "newest", ("fake/guest",), limit_s=30, test_limit_s=20),)
+        (self.folder / "vm").mkdir()
+        program(self.folder / "vm/kernel", "#!/bin/sh\necho /kernel\n")
         self.vm("sys.exit(run())")
         self.test_limit_s = 20
         self.slots = 2
@@ -91,7 +93,7 @@ class Fakes(unittest.TestCase):
         self.binaries.append((target, path, self.folder))
 
     def vm(self, body: str):
-        program(self.folder / "vm-run", VM_RUN.format(
+        program(self.folder / "vm/run", VM_RUN.format(
             python=sys.executable, calls=str(self.calls), body=textwrap.dedent(body)))
 
     def make(self, *options):
@@ -99,7 +101,7 @@ class Fakes(unittest.TestCase):
         run = main.Run(
             main.arguments([*options, "--slots", str(self.slots)]), report, guests=self.guests,
             folder=self.folder / "out", skip_list=self.skip_list,
-            vm_run=str(self.folder / "vm-run"), root=self.root)
+            vm=self.folder / "vm", root=self.root)
         return run
 
     def run_all(self, *options):
@@ -219,11 +221,12 @@ class Native(Fakes):
         self.binary("fake/there", meet.format(mine=there, other=here))
         self.assert_run(0, "2 passed, 0 failed, 0 skipped")
 
-    def test_a_binary_that_cannot_list_its_tests_stops_the_run(self):
+    def test_a_binary_that_cannot_list_its_tests_fails_the_run(self):
         path = program(self.folder / "broken", "#!/bin/sh\nexit 3\n")
         self.binaries.append(("fake/broken", path, self.folder))
-        with self.assertRaisesRegex(main.Failure, "fake/broken.*exit status 3"):
-            self.run_all()
+        self.binary("fake/one", "def test_a(): pass")
+        self.assert_run(1, "1 passed, 1 failed, 0 skipped")
+        self.assertIn("fake/broken (nowhere): cannot list its tests: exit status 3", self.said)
 
 
 class Skips(Fakes):

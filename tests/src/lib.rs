@@ -32,7 +32,8 @@ pub enum Need {
 }
 
 /// True when everything is there; else notes the skip, naming what is missing,
-/// and the test returns at once. `SYRUP_TEST_STRICT=1` makes a skip a failure.
+/// and the test returns at once. `tests/run` fails on a skip that `tests/skips`
+/// does not name; for `cargo test`, `SYRUP_TEST_STRICT=1` fails on any.
 #[must_use]
 pub fn require(needs: &[Need]) -> bool {
     for need in needs {

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
+use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
@@ -194,4 +196,38 @@ pub fn sched_class(tid: i32) -> ThreadClass {
         -1 => panic!("thread {tid}: {}", std::io::Error::last_os_error()),
         other => ThreadClass::Other(other),
     }
+}
+
+/// Announces that this test makes the kernel of its guest complain, once, with a
+/// message that contains `text`: an ejection, a warning. `vm/run` fails a guest
+/// with a complaint that nobody announced, and one whose announced complaint
+/// never came (vm/README.md).
+///
+/// Elsewhere nobody judges the log: then this does nothing.
+///
+/// # Panics
+/// When the log of the guest cannot be written.
+pub fn expect_kernel_message(text: &str) {
+    announce("expect", text);
+}
+
+/// As [`expect_kernel_message`], of a complaint that may also stay away, as where
+/// two outcomes of a race are right.
+///
+/// # Panics
+/// When the log of the guest cannot be written.
+pub fn allow_kernel_message(text: &str) {
+    announce("allow", text);
+}
+
+fn announce(how: &str, text: &str) {
+    if std::env::var_os("SYRUP_VM").is_none() {
+        return;
+    }
+    // One write is one record.
+    OpenOptions::new()
+        .write(true)
+        .open("/dev/kmsg")
+        .and_then(|mut log| log.write_all(format!("syrup-test: {how} {text}").as_bytes()))
+        .unwrap_or_else(|e| panic!("/dev/kmsg: {e}"));
 }

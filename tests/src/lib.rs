@@ -9,7 +9,9 @@ mod kernel;
 mod traffic;
 
 pub use ctl::{Ctl, Daemon, Ran};
-pub use kernel::{KernelObjects, ThreadClass, sched_class};
+pub use kernel::{
+    KernelObjects, ThreadClass, allow_kernel_message, expect_kernel_message, sched_class,
+};
 pub use traffic::{Group, Sender, own_network, udp_group};
 
 use std::io::Write as _;

@@ -24,7 +24,13 @@ def folder(*parts: str) -> Path:
 def exclusive(name: str):
     """Serialises the processes that fill the part `name` of the cache. The
     kernel drops the lock when its owner dies, so no stale lock can remain."""
-    with open(folder(f"{name}.lock"), "w", encoding="utf-8") as lock:
+    with locked(folder(f"{name}.lock")):
+        yield
+
+
+@contextlib.contextmanager
+def locked(path: Path):
+    with open(path, "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

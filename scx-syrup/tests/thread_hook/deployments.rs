@@ -158,6 +158,7 @@ fn an_ejection_is_seen_with_its_reason_and_unload_recovers() {
         ScxSyrup.register(&one, Executor::Thread { tid }, None).unwrap();
     }
     // sysrq-S is how an administrator stops any sched_ext scheduler.
+    syrup_tests::expect_kernel_message("disabled by sysrq-S");
     fs::write("/proc/sysrq-trigger", "S").unwrap();
     let health = eventually("the ejection", || {
         let health = ScxSyrup.read(&one).unwrap().unwrap().health;

@@ -230,7 +230,7 @@ pub(crate) fn read(app: &App) -> Result<Option<Deployment>> {
         Some(root) => {
             counted = counters(root, record.slot)?;
             program_id = root.program_id(record.slot)?;
-            nr_threads = threads::of_slot(&root.map("syrup_threads")?, record.slot)?.len();
+            nr_threads = root.members(record.slot)?;
             cores = cpus::get(&root.app(record.slot)?);
             root.state()?
         }
@@ -250,7 +250,7 @@ pub(crate) fn read(app: &App) -> Result<Option<Deployment>> {
         port: None,
         pid: (record.pid > 0).then_some(record.pid),
         nr_executors: record.nr_executors,
-        nr_threads: Some(nr_threads as u32),
+        nr_threads: Some(nr_threads),
         cpus: cores,
         health: health::judge(
             &state,

@@ -48,6 +48,18 @@ struct {
 	__type(value, struct app_time);
 } syrup_times SEC(".maps");
 
+/*
+ * Threads of each app that are SCHED_EXT now, counted where they enter and leave
+ * the class, so that nobody who asks has to look at every thread of the machine.
+ * The loader never changes the slot of a thread while it is in the class.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SYRUP_MAX_APPS);
+	__type(key, __u32);
+	__type(value, __s64);
+} syrup_members SEC(".maps");
+
 /* The furthest virtual time of an app that ran: where apps that slept start again. */
 static u64 vtime_now;
 
@@ -78,6 +90,28 @@ s32 SEC("struct_ops.s/init_task")
 	child->slot = parent->slot;
 	child->index = SYRUP_INDEX_NONE;
 	return 0;
+}
+
+static __always_inline void count_member(struct task_struct *p, s64 change)
+{
+	struct syrup_scx_thread *t = thread_of(p);
+	u32 slot = t ? t->slot : 0;
+	s64 *members = bpf_map_lookup_elem(&syrup_members, &slot);
+
+	if (members)
+		__sync_fetch_and_add(members, change);
+}
+
+/* Enters the class: registered just now, or forked by a thread that is in it. */
+void SEC("struct_ops/enable") BPF_PROG(syrup_enable, struct task_struct *p)
+{
+	count_member(p, 1);
+}
+
+/* Leaves it, or exits. */
+void SEC("struct_ops/disable") BPF_PROG(syrup_disable, struct task_struct *p)
+{
+	count_member(p, -1);
 }
 
 /* Chooses where the thread wakes, and inserts nothing: its policy must see every wake-up. */
@@ -490,6 +524,8 @@ SEC("syscall") int syrup_make_cores(struct syrup_scx_make_cores *args)
 SEC(".struct_ops.link")
 struct sched_ext_ops syrup = {
 	.init_task = (void *)syrup_init_task,
+	.enable = (void *)syrup_enable,
+	.disable = (void *)syrup_disable,
 	.select_cpu = (void *)syrup_select_cpu,
 	.enqueue = (void *)syrup_enqueue_op,
 	.dispatch = (void *)syrup_dispatch,

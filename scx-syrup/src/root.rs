@@ -31,6 +31,7 @@ const MAPS: &[&str] = &[
     "syrup_root",
     "syrup_apps",
     "syrup_threads",
+    "syrup_members",
     "syrup_counters",
     "syrup_input",
     "syrup_running",
@@ -279,6 +280,13 @@ impl Root {
         self.map("syrup_apps")?.update(&slot.to_ne_bytes(), app.bytes())
     }
 
+    /// Threads of a slot that are `SCHED_EXT` now.
+    pub fn members(&self, slot: u32) -> Result<u32> {
+        let bytes = self.map("syrup_members")?.lookup(&slot.to_ne_bytes())?.unwrap_or_default();
+        let count = bytes.try_into().map(i64::from_ne_bytes).unwrap_or_default();
+        Ok(u32::try_from(count.max(0)).unwrap_or(u32::MAX))
+    }
+
     /// Kernel id of the program in a slot; 0 when it is empty.
     pub fn program_id(&self, slot: u32) -> Result<u32> {
         let bytes = self.map("syrup_enqueue")?.lookup(&slot.to_ne_bytes())?.unwrap_or_default();
@@ -306,8 +314,11 @@ impl Root {
             let key = slot * abi::SYRUP_NR_COUNTERS + counter;
             counters.update(&key.to_ne_bytes(), &vec![0; cpus * 8])?;
         }
-        let times = self.map("syrup_times")?;
-        times.update(&slot.to_ne_bytes(), &vec![0; times.value_size() as usize])
+        for name in ["syrup_times", "syrup_members"] {
+            let map = self.map(name)?;
+            map.update(&slot.to_ne_bytes(), &vec![0; map.value_size() as usize])?;
+        }
+        Ok(())
     }
 
     /// Makes the queues of an app's cores. They stay until the root goes.

@@ -29,12 +29,19 @@ pub(crate) struct Registered {
 /// knows it from its first enqueue on, then the scheduling class.
 pub(crate) fn register(threads: &Map, tid: i32, slot: u32, index: u32) -> Result<()> {
     let pidfd = pidfd(tid)?.ok_or_else(|| no_such_thread(tid))?;
+    let key = pidfd.as_raw_fd().to_ne_bytes();
+    // In the class it counts as a thread of the app it has, so it leaves that first.
+    let before = lookup(threads, key)?.map_or(0, |thread| thread.slot);
+    if before != slot && is_ext(tid) {
+        set_policy(tid, SCHED_OTHER)
+            .map_err(|e| Error::kernel(format!("make thread {tid} SCHED_OTHER"), e))?;
+    }
     let value = syrup_scx_thread { slot, index, ..Default::default() };
-    threads.update(&pidfd.as_raw_fd().to_ne_bytes(), value.bytes())?;
+    threads.update(&key, value.bytes())?;
     match set_policy(tid, SCHED_EXT) {
         Ok(()) => Ok(()),
         Err(e) => {
-            threads.delete(&pidfd.as_raw_fd().to_ne_bytes())?;
+            threads.delete(&key)?;
             if e.raw_os_error() == Some(libc::ESRCH) {
                 return Err(no_such_thread(tid));
             }
@@ -119,8 +126,7 @@ pub(crate) fn affinity(tid: i32) -> Result<Vec<u32>> {
 fn registered(threads: &Map) -> Result<Vec<Registered>> {
     let mut found = Vec::new();
     for tid in tids() {
-        // SAFETY: a plain system call on numbers.
-        if unsafe { libc::sched_getscheduler(tid) } & !libc::SCHED_RESET_ON_FORK != SCHED_EXT {
+        if !is_ext(tid) {
             continue;
         }
         let Some(pidfd) = pidfd(tid)? else { continue };
@@ -169,6 +175,12 @@ fn pidfd(tid: i32) -> Result<Option<OwnedFd>> {
         Some(libc::ESRCH) => Ok(None),
         _ => Err(Error::kernel(format!("open thread {tid}"), e)),
     }
+}
+
+fn is_ext(tid: i32) -> bool {
+    // SAFETY: a plain system call on numbers.
+    let policy = unsafe { libc::sched_getscheduler(tid) };
+    policy & !libc::SCHED_RESET_ON_FORK == SCHED_EXT
 }
 
 fn set_policy(tid: i32, policy: i32) -> io::Result<()> {

@@ -6,12 +6,14 @@
 
 mod ctl;
 mod kernel;
+mod syscalls;
 mod traffic;
 
 pub use ctl::{Ctl, Daemon, Ran};
 pub use kernel::{
     KernelObjects, ThreadClass, allow_kernel_message, expect_kernel_message, sched_class,
 };
+pub use syscalls::syscalls;
 pub use traffic::{Group, Sender, own_network, udp_group};
 
 use std::io::Write as _;

@@ -2,8 +2,9 @@
 
 use std::ffi::CString;
 use std::os::fd::{FromRawFd as _, OwnedFd};
+use std::process::Command;
 
-use syrup_tests::{Ctl, Need, own_network, require, udp_group};
+use syrup_tests::{Ctl, Need, own_network, require, syscalls, udp_group};
 
 const PORT: u16 = 7300;
 
@@ -40,4 +41,15 @@ fn a_leaked_program_is_told_from_what_a_neighbour_has_loaded() {
     drop(leak);
     ours.assert_freed();
     assert!(!neighbour.kernel_objects().left().is_empty());
+}
+
+#[test]
+fn the_system_calls_of_a_command_and_of_its_children_are_counted() {
+    let calls = |script: &str| syscalls(Command::new("sh").args(["-c", script]));
+    let none = calls("true");
+    let ten = calls("for i in 1 2 3 4 5 6 7 8 9 10; do (umask) & done; wait");
+    assert!(ten >= none + 40, "{none} and {ten}");
+    assert!(none >= 20, "{none}");
+    let same = calls("true");
+    assert!(same.abs_diff(none) <= 2, "{none} and {same}");
 }

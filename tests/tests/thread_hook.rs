@@ -3,7 +3,7 @@
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use syrup_tests::{Ctl, Need, ThreadClass, require, sched_class, wait_for};
+use syrup_tests::{Ctl, Need, ThreadClass, require, sched_class, syscalls, wait_for};
 
 /// A real multi-threaded process that computes and sleeps: bounded, and ended
 /// with the value.
@@ -119,6 +119,37 @@ fn killing_the_daemon_keeps_the_policy_and_the_next_one_adopts() {
     assert_eq!(after["counters"]["no_policy"], 0, "an input fell to the default");
     assert_eq!(after["state"], "live");
     drop(next);
+}
+
+#[test]
+fn status_costs_the_same_however_many_threads_the_machine_has() {
+    if !require(&[Need::Root, Need::SchedExt]) {
+        return;
+    }
+    let ctl = Ctl::new();
+    let program = Program::start();
+    load(&ctl, "fifo", &program).ok();
+    assert_eq!(ctl.deployment("calc", "scx-syrup")["threads"], program.threads().len());
+
+    let cost = || syscalls(ctl.command("syrupctl").arg("status"));
+    let few = cost();
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let ended = std::sync::Mutex::new(ended);
+    let many = std::thread::scope(|scope| {
+        let end = end;
+        for _ in 0..2000 {
+            let nap = || ended.lock().unwrap().recv().is_ok();
+            std::thread::Builder::new().stack_size(64 << 10).spawn_scoped(scope, nap).unwrap();
+        }
+        let many = cost();
+        drop(end);
+        many
+    });
+    println!("syrupctl status: {few} system calls; {many} beside 2000 more threads");
+    // Most of them start the program. A lock that another process holds is asked
+    // for again.
+    assert!((100..1000).contains(&few), "{few} system calls");
+    assert!(many <= few + 50, "{few} system calls, {many} beside 2000 more threads");
 }
 
 #[test]

@@ -118,3 +118,94 @@ impl Executor {
         self.last = Mark::Idle;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(class: Class) -> Waiting {
+        Waiting { number: 7, class, service_ns: 5 }
+    }
+
+    fn with(waiting: &[Class]) -> Executor {
+        let mut executor = Executor::default();
+        for &class in waiting {
+            assert!(executor.accept(request(class), 10));
+        }
+        executor
+    }
+
+    #[test]
+    fn work_and_requests_are_counted_until_they_are_done() {
+        let mut executor = with(&[Class::Get, Class::Scan]);
+        assert_eq!((executor.outstanding(), executor.work_ns()), (2, 10));
+        executor.take();
+        assert_eq!((executor.outstanding(), executor.work_ns(), executor.left_ns), (2, 10, 5));
+        assert_eq!(executor.done(), Some(7));
+        executor.left_ns = 0;
+        assert_eq!((executor.outstanding(), executor.work_ns()), (1, 5));
+        assert!(executor.has_waiting());
+    }
+
+    #[test]
+    fn what_a_full_socket_loses_is_counted() {
+        let mut executor = with(&[Class::Get, Class::Get]);
+        assert!(!executor.accept(request(Class::Get), 2));
+        assert!(!executor.accept(request(Class::Get), 2));
+        assert_eq!((executor.outstanding(), executor.lost), (2, 2));
+    }
+
+    #[test]
+    fn a_get_never_covers_the_mark_of_a_scan_that_waits() {
+        let mut executor = with(&[Class::Get, Class::Scan, Class::Get]);
+        executor.steered(Class::Get);
+        assert_eq!(executor.mark, Mark::Get);
+        executor.take();
+        executor.steered(Class::Scan);
+        executor.steered(Class::Get);
+        assert_eq!(executor.mark, Mark::Scan);
+        executor.take();
+        assert_eq!(executor.mark, Mark::Scan);
+        // The SCAN is served: its own mark may be covered.
+        executor.take();
+        assert_eq!(executor.mark, Mark::Get);
+        executor.becomes_idle();
+        assert_eq!(executor.mark, Mark::Idle);
+    }
+
+    #[test]
+    fn a_get_taken_behind_the_mark_of_a_scan_leaves_it() {
+        let mut executor = with(&[Class::Get]);
+        executor.steered(Class::Get);
+        executor.steered(Class::Scan);
+        assert!(!executor.take(), "it was woken by the GET");
+        assert_eq!(executor.mark, Mark::Scan);
+    }
+
+    #[test]
+    fn a_thread_policy_is_asked_again_when_it_decided_on_another_mark() {
+        // Not marked before: woken as if for a GET.
+        assert!(!with(&[Class::Get]).take());
+        assert!(with(&[Class::Scan]).take());
+        // Marked before.
+        let mut executor = with(&[Class::Scan, Class::Scan, Class::Get, Class::Get]);
+        executor.steered(Class::Scan);
+        assert!(!executor.take());
+        assert!(!executor.take());
+        assert!(executor.take(), "a GET after a SCAN");
+        assert!(!executor.take());
+        // Idle since.
+        let mut executor = with(&[Class::Scan, Class::Get]);
+        executor.take();
+        executor.becomes_idle();
+        assert!(!executor.take());
+        assert_eq!(executor.mark, Mark::Get);
+    }
+
+    #[test]
+    fn nothing_is_taken_from_an_empty_socket() {
+        let mut executor = Executor::default();
+        assert!(!executor.take());
+        assert_eq!((executor.serves, executor.mark), (None, Mark::Idle));
+    }
+}

@@ -207,3 +207,132 @@ impl Machine<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::scenario::{answered_us, assert_answered, executors, get, scan, threads};
+    use super::super::serve;
+    use super::*;
+
+    #[test]
+    fn an_executor_serves_in_order() {
+        let arrivals = [get(0, 0), get(5, 0), scan(6, 0), get(200, 0)];
+        assert_answered(&executors(1), &arrivals, &[10.0, 20.0, 120.0, 210.0]);
+        let overhead = Options { overhead_us: 2.5, ..executors(1) };
+        assert_answered(&overhead, &arrivals, &[12.5, 25.0, 127.5, 212.5]);
+    }
+
+    #[test]
+    fn executors_with_a_core_each_do_not_wait_for_each_other() {
+        let options = executors(2);
+        let outcome = serve(&options, &[scan(0, 0), get(1, 1), get(2, 1)]).unwrap();
+        assert_eq!(outcome.answered_ns, [Some(100_000), Some(11_000), Some(21_000)]);
+        assert_eq!(outcome.served_by, [1, 2]);
+    }
+
+    #[test]
+    fn a_full_socket_loses_what_comes_and_takes_more_when_it_has_room() {
+        let options = Options { buffer: 2, ..executors(1) };
+        let arrivals = [get(0, 0), get(1, 0), get(2, 0), get(3, 0), get(11, 0), get(12, 0)];
+        let expected = [Some(10.0), Some(20.0), Some(30.0), None, Some(40.0), None];
+        assert_eq!(answered_us(&options, &arrivals), expected);
+    }
+
+    #[test]
+    fn a_thread_without_a_core_takes_nothing_from_its_socket() {
+        let options = Options { buffer: 1, ..threads(2, 1, ThreadPolicy::Fifo) };
+        let arrivals = [scan(0, 0), get(1, 1), get(2, 1), get(101, 1)];
+        assert_eq!(answered_us(&options, &arrivals), [Some(100.0), Some(110.0), None, Some(120.0)]);
+    }
+
+    #[test]
+    fn a_request_that_comes_when_one_ends_finds_its_core_free() {
+        let options = Options { buffer: 1, ..executors(1) };
+        assert_answered(&options, &[get(0, 0), get(5, 0), get(10, 0)], &[10.0, 20.0, 30.0]);
+    }
+
+    #[test]
+    fn a_slice_ends_at_the_tick() {
+        let options =
+            Options { slice_us: Some(4.0), tick_us: 5.0, ..threads(2, 1, ThreadPolicy::Fifo) };
+        assert_answered(&options, &[get(0, 0), get(1, 1)], &[15.0, 20.0]);
+        let at_once = Options { tick_us: 0.0, ..options };
+        assert_answered(&at_once, &[get(0, 0), get(1, 1)], &[18.0, 20.0]);
+    }
+
+    #[test]
+    fn a_slice_lasts_over_requests_and_a_thread_alone_goes_on() {
+        let options = Options { slice_us: Some(15.0), ..threads(2, 1, ThreadPolicy::Fifo) };
+        // The first thread's second GET is cut after 5 us.
+        assert_answered(&options, &[get(0, 0), get(1, 0), get(2, 1)], &[10.0, 30.0, 25.0]);
+        assert_answered(&options, &[scan(0, 0), get(200, 1)], &[100.0, 210.0]);
+    }
+
+    #[test]
+    fn a_thread_that_takes_a_request_of_another_class_yields() {
+        let options = threads(2, 1, ThreadPolicy::Fifo);
+        assert_answered(&options, &[scan(0, 0), get(1, 0), get(2, 1)], &[100.0, 120.0, 110.0]);
+        // Of the same class: it goes on.
+        assert_answered(&options, &[get(0, 0), get(1, 0), get(2, 1)], &[10.0, 20.0, 30.0]);
+        // The kernel's default asks for nothing of the kind.
+        let options = Options { slice_us: Some(1000.0), ..threads(2, 1, ThreadPolicy::Eevdf) };
+        assert_answered(&options, &[scan(0, 0), get(1, 0), get(2, 1)], &[100.0, 110.0, 120.0]);
+    }
+
+    #[test]
+    fn a_thread_woken_without_a_mark_tells_its_class_when_it_runs() {
+        // Nobody marks the SCAN of thread 1 before it runs: it preempts that of
+        // thread 0, then says what it serves and waits behind it.
+        let options = threads(3, 1, ThreadPolicy::GetPriority);
+        assert_answered(&options, &[scan(0, 0), scan(10, 1)], &[100.0, 200.0]);
+        // With scan-avoid the mark is there before.
+        let options = Options { policy: Policy::ScanAvoid, ..options };
+        assert_answered(&options, &[scan(0, 0), scan(10, 1)], &[100.0, 200.0]);
+    }
+
+    #[test]
+    fn what_is_served_and_what_is_dropped_is_what_came() {
+        for policy in [Policy::Vanilla, Policy::ScanAvoid, Policy::Po2, Policy::Sita] {
+            for thread_policy in
+                [ThreadPolicy::Fifo, ThreadPolicy::Eevdf, ThreadPolicy::GetPriority]
+            {
+                let options = Options {
+                    policy,
+                    flow_map: None,
+                    slice_us: Some(30.0),
+                    buffer: 3,
+                    ..threads(5, 2, thread_policy)
+                };
+                let arrivals: Vec<_> = (0..2000u64)
+                    .map(|n| {
+                        if n % 7 == 0 {
+                            scan(n * 11, n as u32 % 5)
+                        } else {
+                            get(n * 11, n as u32 % 5)
+                        }
+                    })
+                    .collect();
+                let outcome = serve(&options, &arrivals).unwrap();
+                let served: Vec<_> = outcome.answered_ns.iter().flatten().collect();
+                assert_eq!(served.len() as u64, outcome.served_by.iter().sum::<u64>());
+                // Two cores are never busier than all of the time; and nearly
+                // as busy, but for sita, whose SCANs use one of them alone.
+                let service_ns = [10_000, 100_000];
+                let work_ns: u64 = arrivals
+                    .iter()
+                    .zip(&outcome.answered_ns)
+                    .filter(|(_, answered)| answered.is_some())
+                    .map(|(arrival, _)| service_ns[arrival.class.index()])
+                    .sum();
+                let end_ns = **served.iter().max().unwrap();
+                let busy = work_ns as f64 / (2 * end_ns) as f64;
+                let least = if policy == Policy::Sita { 0.85 } else { 0.95 };
+                assert!((least..=1.0).contains(&busy), "{policy:?} {thread_policy:?}: {busy}");
+                assert!(served.len() < arrivals.len(), "{policy:?}: this is overload");
+                for (arrival, answered) in arrivals.iter().zip(&outcome.answered_ns) {
+                    assert!(answered.is_none_or(|ns| ns >= arrival.at_ns + 10_000));
+                }
+            }
+        }
+    }
+}

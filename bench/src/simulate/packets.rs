@@ -62,7 +62,6 @@ impl<'a> Chooser<'a> {
         Some(match self.options.policy {
             Policy::RoundRobin => self.turn(Class::Get) % count,
             Policy::ScanAvoid => scan_avoid(executors, random),
-            Policy::Sita if split == 0 || split >= count => default,
             Policy::Sita if arrival.class == Class::Scan => self.turn(Class::Scan) % split,
             Policy::Sita => split + self.turn(Class::Get) % (count - split),
             Policy::Po2 => {
@@ -140,5 +139,209 @@ impl Tokens {
         let spent = *left > 0;
         *left -= u64::from(spent);
         spent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng;
+
+    use super::super::executor::Waiting;
+    use super::super::scenario::{answered_us, executors, get, scan};
+    use super::super::serve;
+    use super::*;
+
+    const SCAN_AVOID: &str = include_str!("../../../net-hooks/policies/scan-avoid.c");
+    const HASH: &str = include_str!("../../../net-hooks/policies/hash.c");
+
+    fn with(policy: Policy, count: usize) -> Options {
+        Options { policy, flow_map: None, ..executors(count) }
+    }
+
+    /// How often each executor is chosen.
+    fn chosen(options: &Options, state: &[Executor], times: usize) -> Vec<usize> {
+        let mut random = StdRng::seed_from_u64(1);
+        let mut chooser = Chooser::new(options, &mut random);
+        let mut counts = vec![0; state.len()];
+        for _ in 0..times {
+            counts[chooser.choose(&get(0, 0), state, &mut random).unwrap()] += 1;
+        }
+        counts
+    }
+
+    fn holding(requests: usize, service_ns: u64) -> Executor {
+        let mut executor = Executor::default();
+        for number in 0..requests {
+            executor.accept(Waiting { number, class: Class::Get, service_ns }, 100);
+        }
+        executor
+    }
+
+    fn marked(mark: Mark) -> Executor {
+        let mut executor = Executor::default();
+        executor.mark = mark;
+        executor
+    }
+
+    fn share(count: usize, of: usize) -> f64 {
+        count as f64 / of as f64
+    }
+
+    #[test]
+    fn constants_are_those_of_the_policies() {
+        assert!(SCAN_AVOID.contains(&format!("TRIES = {TRIES} }}")));
+        assert!(HASH.contains(&format!("ports *= {HASH_MULTIPLIER:#x};")));
+    }
+
+    #[test]
+    fn the_policy_hash_is_a_function_of_both_ports() {
+        // Worked out apart, from hash.c.
+        assert_eq!(hash_map(&[40000, 40001, 40002, 51234], 9000, 6), [3, 4, 0, 1]);
+        assert_eq!(hash_map(&[40000, 40001, 40002, 51234], 9001, 6), [1, 2, 4, 5]);
+        let spread = hash_map(&(32768..60768).collect::<Vec<_>>(), 9000, 7);
+        for executor in 0..7 {
+            let share = share(spread.iter().filter(|&&chosen| chosen == executor).count(), 28000);
+            assert!((0.13..0.156).contains(&share), "{share}");
+        }
+    }
+
+    #[test]
+    fn a_flow_leads_where_the_map_says() {
+        let options = Options { flow_map: Some(vec![2, 0, 1]), ..executors(3) };
+        let outcome = serve(&options, &[get(0, 0), get(1, 1), get(2, 1), get(3, 2)]).unwrap();
+        assert_eq!(outcome.served_by, [2, 1, 1]);
+    }
+
+    #[test]
+    fn without_a_map_each_flow_is_drawn_once() {
+        let options = Options { flows: 1000, buffer: 4000, ..with(Policy::Vanilla, 4) };
+        let arrivals: Vec<_> = (0..4000).map(|n| get(u64::from(n), n % 1000)).collect();
+        let served = serve(&options, &arrivals).unwrap().served_by;
+        // A flow's four requests stay together.
+        assert!(
+            served.iter().all(|count| count % 4 == 0 && (800..1200).contains(count)),
+            "{served:?}"
+        );
+        let other = serve(&Options { seed: 2, ..options }, &arrivals).unwrap().served_by;
+        assert_ne!(served, other);
+    }
+
+    #[test]
+    fn round_robin_begins_with_the_first() {
+        let expected = [Some(10.0), Some(11.0), Some(12.0), Some(20.0)];
+        let arrivals = [0, 1, 2, 3].map(|at| get(at, 0));
+        assert_eq!(answered_us(&with(Policy::RoundRobin, 3), &arrivals), expected);
+        assert_eq!(serve(&with(Policy::RoundRobin, 3), &arrivals).unwrap().served_by, [2, 1, 1]);
+    }
+
+    #[test]
+    fn sita_has_executors_for_scans_and_takes_turns_in_both() {
+        let options = Options { scan_executors: 2, ..with(Policy::Sita, 5) };
+        let arrivals =
+            [scan(0, 0), get(1, 0), scan(2, 0), scan(3, 0), get(4, 0), get(5, 0), get(6, 0)];
+        assert_eq!(serve(&options, &arrivals).unwrap().served_by, [2, 1, 2, 1, 1]);
+        assert_eq!(
+            answered_us(&options, &arrivals),
+            [100.0, 11.0, 102.0, 200.0, 14.0, 15.0, 21.0].map(Some)
+        );
+    }
+
+    #[test]
+    fn po2_takes_the_lesser_of_two() {
+        let options = with(Policy::Po2, 2);
+        // The busier one only if it was drawn twice.
+        let counts = chosen(&options, &[holding(2, 1), holding(1, 1)], 10_000);
+        assert!((0.23..0.27).contains(&share(counts[0], 10_000)), "{counts:?}");
+        let counts = chosen(&options, &[holding(1, 1), holding(1, 1)], 10_000);
+        assert!((0.47..0.53).contains(&share(counts[0], 10_000)), "{counts:?}");
+    }
+
+    #[test]
+    fn po2_counts_what_was_lost_as_not_done() {
+        let mut lossy = holding(1, 1);
+        lossy.lost = 2;
+        let counts = chosen(&with(Policy::Po2, 2), &[lossy, holding(2, 1)], 10_000);
+        assert!((0.23..0.27).contains(&share(counts[0], 10_000)), "{counts:?}");
+    }
+
+    #[test]
+    fn jsq_counts_requests_and_the_oracle_knows_their_length() {
+        let state = || [holding(3, 10), holding(1, 100), holding(1, 100), holding(2, 10)];
+        assert_eq!(chosen(&with(Policy::Jsq, 4), &state(), 5), [0, 5, 0, 0]);
+        assert_eq!(chosen(&with(Policy::Oracle, 4), &state(), 5), [0, 0, 0, 5]);
+    }
+
+    #[test]
+    fn the_oracle_counts_what_is_left_of_a_request() {
+        // 60 us are left of the first SCAN at 40, 100 of the second.
+        let options = Options { scan_us: 100.0, ..with(Policy::Oracle, 2) };
+        let outcome = serve(&options, &[scan(0, 0), scan(40, 0), get(50, 0), get(60, 0)]).unwrap();
+        assert_eq!(outcome.served_by, [3, 1]);
+    }
+
+    #[test]
+    fn scan_avoid_finds_the_one_executor_without_a_scan() {
+        let state: Vec<_> = (0..200)
+            .map(|index| marked(if index == 77 { Mark::Get } else { Mark::Scan }))
+            .collect();
+        assert_eq!(chosen(&with(Policy::ScanAvoid, 200), &state, 300)[77], 300);
+    }
+
+    #[test]
+    fn scan_avoid_tries_at_random_first() {
+        let state = [marked(Mark::Scan), marked(Mark::Idle), marked(Mark::Get)];
+        let counts = chosen(&with(Policy::ScanAvoid, 3), &state, 10_000);
+        // In turn from the start, the one after the SCAN would get two thirds.
+        assert!((0.47..0.53).contains(&share(counts[1], 10_000)), "{counts:?}");
+        assert_eq!(counts[0], 0);
+        // After eight misses it goes on in turn: of two neighbours it then
+        // finds the first.
+        let free = |n| n == 50 || n == 51;
+        let state: Vec<_> =
+            (0..100).map(|n| marked(if free(n) { Mark::Get } else { Mark::Scan })).collect();
+        let counts = chosen(&with(Policy::ScanAvoid, 100), &state, 20_000);
+        let missed = 0.98f64.powi(TRIES as i32);
+        assert!(
+            (share(counts[51], 20_000) / ((1.0 - missed) / 2.0) - 1.0).abs() < 0.05,
+            "{counts:?}"
+        );
+    }
+
+    #[test]
+    fn scan_avoid_chooses_at_random_when_all_serve_scans() {
+        let state = [marked(Mark::Scan), marked(Mark::Scan), marked(Mark::Scan)];
+        let counts = chosen(&with(Policy::ScanAvoid, 3), &state, 9_000);
+        assert!(counts.iter().all(|&count| (2_800..3_200).contains(&count)), "{counts:?}");
+    }
+
+    #[test]
+    fn tokens_are_spent_and_do_not_outlive_their_period() {
+        // 2000 a second: two each ms.
+        let options = Options { tokens_per_s: 2000.0, ..with(Policy::Token, 1) };
+        let at = |us: &[u64]| -> Vec<bool> {
+            let arrivals: Vec<_> = us.iter().map(|&us| get(us, 0)).collect();
+            answered_us(&options, &arrivals).iter().map(Option::is_some).collect()
+        };
+        assert_eq!(at(&[999, 1000, 1100, 1200, 1999]), [false, true, true, false, false]);
+        assert_eq!(at(&[9000, 9100, 9200, 10_000]), [true, true, false, true]);
+    }
+
+    #[test]
+    fn fractions_of_tokens_are_not_lost() {
+        let options = Options { tokens_per_s: 400.0, ..with(Policy::Token, 1) };
+        let arrivals: Vec<_> = (0..1000).map(|n| get(1000 + n * 1000, 0)).collect();
+        assert_eq!(serve(&options, &arrivals).unwrap().served_by, [400]);
+    }
+
+    #[test]
+    fn best_effort_flows_get_what_the_others_left() {
+        let options =
+            Options { flows: 3, be_flows: 1, tokens_per_s: 3000.0, ..with(Policy::Token, 1) };
+        // Flow 1 leaves one of three; flow 2 gets it in the period after.
+        let arrivals =
+            [get(1000, 1), get(1100, 1), get(1200, 2), get(2000, 2), get(2100, 2), get(3000, 1)];
+        let answered = answered_us(&options, &arrivals);
+        let passed: Vec<_> = answered.iter().map(Option::is_some).collect();
+        assert_eq!(passed, [true, true, false, true, false, true]);
     }
 }

@@ -75,3 +75,69 @@ impl Scheduler for Queues {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::scenario::{assert_answered, get, scan, threads};
+    use super::super::{Options, ThreadPolicy};
+
+    fn get_priority(nr_threads: usize, cores: usize) -> Options {
+        threads(nr_threads, cores, ThreadPolicy::GetPriority)
+    }
+
+    #[test]
+    fn fifo_serves_threads_in_the_order_they_came() {
+        let arrivals = [scan(0, 2), get(1, 1), get(2, 0)];
+        assert_answered(&threads(3, 1, ThreadPolicy::Fifo), &arrivals, &[100.0, 110.0, 120.0]);
+        let slices = Options { slice_us: Some(40.0), ..threads(3, 1, ThreadPolicy::Fifo) };
+        assert_answered(&slices, &arrivals, &[120.0, 50.0, 60.0]);
+        assert_answered(&threads(3, 2, ThreadPolicy::Fifo), &arrivals, &[100.0, 11.0, 21.0]);
+    }
+
+    #[test]
+    fn a_get_preempts_a_scan_which_keeps_its_place() {
+        let arrivals = [scan(0, 0), scan(5, 1), get(20, 2)];
+        assert_answered(&get_priority(3, 1), &arrivals, &[110.0, 210.0, 30.0]);
+    }
+
+    #[test]
+    fn without_preemption_a_get_waits_for_the_end_of_a_slice() {
+        let arrivals = [scan(0, 0), scan(5, 1), get(20, 2)];
+        let options = Options { no_preempt: true, ..get_priority(3, 1) };
+        assert_answered(&options, &arrivals, &[100.0, 210.0, 110.0]);
+        let slices = Options { slice_us: Some(40.0), ..options };
+        // The second SCAN tells what it is at 40, when the first goes to the end:
+        // from 50 on 40 us each in turn.
+        assert_answered(&slices, &arrivals, &[150.0, 210.0, 50.0]);
+    }
+
+    #[test]
+    fn gets_are_served_in_order_and_do_not_preempt_each_other() {
+        let arrivals = [get(0, 2), get(1, 1), get(2, 0), scan(3, 3)];
+        assert_answered(&get_priority(4, 1), &arrivals, &[10.0, 20.0, 30.0, 130.0]);
+    }
+
+    #[test]
+    fn gets_have_the_default_slice() {
+        let options = Options { get_us: 30_000.0, slice_us: Some(1000.0), ..get_priority(2, 1) };
+        assert_answered(&options, &[get(0, 0), get(1, 1)], &[50_000.0, 60_000.0]);
+    }
+
+    #[test]
+    fn a_get_takes_an_idle_core_or_that_of_a_scan() {
+        // Core 1 is idle: nobody is preempted.
+        assert_answered(&get_priority(3, 2), &[scan(0, 0), get(1, 1)], &[100.0, 11.0]);
+        // Core 0 serves a GET, core 1 a SCAN.
+        let arrivals = [get(0, 0), scan(1, 1), get(2, 2)];
+        assert_answered(&get_priority(3, 2), &arrivals, &[10.0, 109.0, 12.0]);
+        // And the other way round; the SCAN goes on where the first GET ended.
+        let arrivals = [scan(0, 0), get(1, 1), get(2, 2)];
+        assert_answered(&get_priority(3, 2), &arrivals, &[109.0, 11.0, 12.0]);
+        // Both serve SCANs: the first core's gives way and goes on there.
+        let arrivals = [scan(0, 0), scan(1, 1), get(2, 2)];
+        assert_answered(&get_priority(3, 2), &arrivals, &[110.0, 101.0, 12.0]);
+        // Both serve GETs.
+        let arrivals = [get(0, 0), get(1, 1), get(2, 2)];
+        assert_answered(&get_priority(3, 2), &arrivals, &[10.0, 11.0, 20.0]);
+    }
+}

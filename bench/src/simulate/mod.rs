@@ -354,6 +354,20 @@ mod tests {
     }
 
     #[test]
+    fn each_seed_is_a_draw_of_its_own() {
+        let arrivals: Vec<Arrival> = (0..50).map(|flow| scenario::get(100, flow)).collect();
+        let mut draws: Vec<Vec<u64>> = (0..16)
+            .map(|seed| {
+                let options = Options { seed, ..options(Policy::Vanilla, 1e5) };
+                serve(&options, &arrivals).unwrap().served_by
+            })
+            .collect();
+        draws.sort();
+        draws.dedup();
+        assert_eq!(draws.len(), 16);
+    }
+
+    #[test]
     fn as_many_requests_count_as_were_asked_for() {
         let summary = simulate(&options(Policy::RoundRobin, 1e5)).unwrap();
         let counted: u64 = summary.classes.iter().map(|class| class.requests).sum();

@@ -54,15 +54,20 @@ pub struct Eevdf {
     threads: Vec<Thread>,
     queues: Vec<RunQueue>,
     slice_ns: u64,
+    /// No thread is further behind than this when it wakes.
+    most_behind_ns: u64,
 }
 
 impl Eevdf {
     /// Without a slice, the kernel's.
-    pub fn new(threads: usize, cores: usize, slice_ns: Option<u64>) -> Self {
+    pub fn new(threads: usize, cores: usize, slice_ns: Option<u64>, tick_ns: u64) -> Self {
+        let slice_ns = slice_ns.unwrap_or_else(|| base_slice_ns(cores));
         Self {
             threads: vec![Thread::default(); threads],
             queues: vec![RunQueue::default(); cores],
-            slice_ns: slice_ns.unwrap_or_else(|| base_slice_ns(cores)),
+            slice_ns,
+            // As `update_entity_lag` has it.
+            most_behind_ns: tick_ns.max(2 * slice_ns),
         }
     }
 
@@ -188,10 +193,8 @@ impl Scheduler for Eevdf {
 
     fn sleeps(&mut self, thread: usize) {
         let core = self.threads[thread].core;
-        // The kernel's bound (`update_entity_lag`).
-        let most_ns = 2.0 * self.slice_ns as f64;
         let behind_ns = self.virtual_ns(core) - self.threads[thread].virtual_ns;
-        self.threads[thread].behind_ns = behind_ns.clamp(0.0, most_ns);
+        self.threads[thread].behind_ns = behind_ns.clamp(0.0, self.most_behind_ns as f64);
         self.remove(thread);
     }
 
@@ -214,7 +217,7 @@ mod tests {
     fn the_base_slice_grows_with_the_cores() {
         let us = [1, 2, 3, 4, 8, 64].map(|cores| base_slice_ns(cores) / 1000);
         assert_eq!(us, [700, 1400, 1400, 2100, 2800, 2800]);
-        assert_eq!(Eevdf::new(1, 4, None).slice_ns, 2_100_000);
+        assert_eq!(Eevdf::new(1, 4, None, 0).slice_ns, 2_100_000);
     }
 
     #[test]
@@ -260,8 +263,9 @@ mod tests {
     }
 
     #[test]
-    fn no_thread_is_further_behind_than_two_slices() {
-        let mut eevdf = Eevdf::new(2, 1, Some(10));
+    fn no_thread_is_further_behind_than_two_slices_or_a_tick() {
+        assert_eq!(Eevdf::new(1, 1, Some(10), 21).most_behind_ns, 21);
+        let mut eevdf = Eevdf::new(2, 1, Some(10), 0);
         eevdf.place(0, 0, 1000.0);
         eevdf.place(1, 0, 100.0);
         eevdf.sleeps(1);
@@ -272,7 +276,7 @@ mod tests {
 
     #[test]
     fn one_that_was_ahead_still_is_until_the_queue_has_caught_up() {
-        let mut eevdf = Eevdf::new(2, 2, Some(10));
+        let mut eevdf = Eevdf::new(2, 2, Some(10), 0);
         eevdf.place(0, 0, 100.0);
         eevdf.place(1, 0, 130.0);
         eevdf.sleeps(1);
@@ -287,7 +291,7 @@ mod tests {
 
     #[test]
     fn an_empty_queue_keeps_its_time() {
-        let mut eevdf = Eevdf::new(1, 1, Some(10));
+        let mut eevdf = Eevdf::new(1, 1, Some(10), 0);
         eevdf.place(0, 0, 40.0);
         eevdf.ran(0, 2);
         eevdf.sleeps(0);
@@ -306,7 +310,7 @@ mod tests {
 
     #[test]
     fn a_thread_wakes_where_there_are_fewest_and_rather_where_it_was() {
-        let mut eevdf = Eevdf::new(5, 3, Some(10));
+        let mut eevdf = Eevdf::new(5, 3, Some(10), 0);
         assert_eq!(eevdf.core_for(0), 0);
         eevdf.threads[0].core = 2;
         assert_eq!(eevdf.core_for(0), 2);
@@ -329,7 +333,7 @@ mod tests {
 
     #[test]
     fn a_core_takes_from_where_most_wait() {
-        let mut eevdf = Eevdf::new(4, 3, Some(10));
+        let mut eevdf = Eevdf::new(4, 3, Some(10), 0);
         for (thread, core) in [(0, 0), (1, 2), (2, 2), (3, 2)] {
             eevdf.place(thread, core, 0.0);
         }
@@ -342,7 +346,7 @@ mod tests {
 
     #[test]
     fn what_is_left_of_a_slice_counts() {
-        let mut eevdf = Eevdf::new(2, 1, Some(10));
+        let mut eevdf = Eevdf::new(2, 1, Some(10), 0);
         eevdf.place(0, 0, 0.0);
         eevdf.place(1, 0, 0.0);
         eevdf.ran(0, 4);

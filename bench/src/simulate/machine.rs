@@ -60,14 +60,15 @@ struct Machine<'a> {
 /// When each request is answered, and by whom.
 pub fn run(options: &Options, requests: &[Request], random: &mut StdRng) -> Outcome {
     let cores = options.cores.unwrap_or(options.executors);
+    let tick_ns = (options.tick_us * 1000.0) as u64;
     let mut machine = Machine {
         options,
         executors: (0..options.executors).map(|_| Executor::default()).collect(),
-        scheduler: scheduler(options, cores),
+        scheduler: scheduler(options, cores, tick_ns),
         running: vec![None; cores],
         slice_ends_ns: vec![u64::MAX; cores],
         now_ns: 0,
-        tick_ns: (options.tick_us * 1000.0) as u64,
+        tick_ns,
         outcome: Outcome {
             answered_ns: vec![None; requests.len()],
             served_by: vec![0; options.executors],
@@ -86,14 +87,14 @@ pub fn run(options: &Options, requests: &[Request], random: &mut StdRng) -> Outc
     machine.outcome
 }
 
-fn scheduler(options: &Options, cores: usize) -> Box<dyn Scheduler> {
+fn scheduler(options: &Options, cores: usize, tick_ns: u64) -> Box<dyn Scheduler> {
     let slice_ns = options.slice_us.map(|us| (us * 1000.0) as u64);
     match options.thread_policy {
         ThreadPolicy::Fifo => Box::new(Queues::fifo(options.executors, slice_ns)),
         ThreadPolicy::GetPriority => {
             Box::new(Queues::get_priority(options.executors, slice_ns, !options.no_preempt))
         }
-        ThreadPolicy::Eevdf => Box::new(Eevdf::new(options.executors, cores, slice_ns)),
+        ThreadPolicy::Eevdf => Box::new(Eevdf::new(options.executors, cores, slice_ns, tick_ns)),
     }
 }
 

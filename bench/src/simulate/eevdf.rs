@@ -265,13 +265,15 @@ mod tests {
     #[test]
     fn no_thread_is_further_behind_than_two_slices_or_a_tick() {
         assert_eq!(Eevdf::new(1, 1, Some(10), 21).most_behind_ns, 21);
-        let mut eevdf = Eevdf::new(2, 1, Some(10), 0);
+        let mut eevdf = Eevdf::new(3, 1, Some(10), 0);
         eevdf.place(0, 0, 1000.0);
         eevdf.place(1, 0, 100.0);
+        eevdf.place(2, 0, 1000.0);
         eevdf.sleeps(1);
         assert_eq!(eevdf.threads[1].behind_ns, 20.0);
-        assert_eq!(eevdf.woken_ns(1, 0), 1000.0 - 40.0);
-        assert_eq!(eevdf.queues[0].threads, [0]);
+        assert_eq!(eevdf.queues[0].threads, [0, 2]);
+        // With it the mean is 990, 20 above it.
+        assert_eq!(eevdf.woken_ns(1, 0), 970.0);
     }
 
     #[test]

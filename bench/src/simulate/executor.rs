@@ -100,7 +100,7 @@ impl Executor {
             (Mark::Idle, _) => self.mark,
             (last, _) => last,
         };
-        if mark == Mark::Scan || self.mark == self.last || self.mark == Mark::Idle {
+        if mark == Mark::Scan || self.mark == self.last {
             self.mark = mark;
         }
         self.last = mark;

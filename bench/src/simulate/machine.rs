@@ -292,6 +292,16 @@ mod tests {
     }
 
     #[test]
+    fn scan_avoid_marks_a_scan_before_it_is_taken() {
+        for seed in 0..20 {
+            let options = Options { policy: Policy::ScanAvoid, seed, ..executors(2) };
+            // Wherever the SCAN waits or is served, the second GET goes elsewhere.
+            let answered = answered_us(&options, &[get(0, 0), scan(1, 0), get(2, 0)]);
+            assert!(answered[2] == Some(12.0) || answered[2] == Some(20.0), "{answered:?}");
+        }
+    }
+
+    #[test]
     fn what_is_served_and_what_is_dropped_is_what_came() {
         for policy in [Policy::Vanilla, Policy::ScanAvoid, Policy::Po2, Policy::Sita] {
             for thread_policy in

@@ -91,6 +91,10 @@ mod tests {
         assert_answered(&threads(3, 1, ThreadPolicy::Fifo), &arrivals, &[100.0, 110.0, 120.0]);
         let slices = Options { slice_us: Some(40.0), ..threads(3, 1, ThreadPolicy::Fifo) };
         assert_answered(&slices, &arrivals, &[120.0, 50.0, 60.0]);
+        // A GET does not overtake SCANs. The second one yields at 40, when it
+        // tells what it is; at 120 it is the GET's turn.
+        let arrivals_later = [scan(0, 0), scan(1, 1), get(50, 2)];
+        assert_answered(&slices, &arrivals_later, &[150.0, 210.0, 130.0]);
         assert_answered(&threads(3, 2, ThreadPolicy::Fifo), &arrivals, &[100.0, 11.0, 21.0]);
     }
 

@@ -1,6 +1,9 @@
 # The two commands of the README, and a few for those who work on Syrup.
 # Cargo and vm/run decide what is up to date; nothing here does.
 
+# clang-19 where it is, as .cargo/config.toml says; elsewhere any that is new enough.
+export BPF_CLANG ?= $(firstword $(notdir $(shell command -v clang-19 clang-20 clang-21 clang-22 clang 2>/dev/null)) clang-19)
+
 RELEASE := target/release
 # The demo's machine. Without hardware virtualisation its time counts
 # instructions, so that scheduling ratios mean something; QEMU then runs several

@@ -1,17 +1,21 @@
-"""Packages from any suite of the Debian archive, unpacked into a folder.
+"""Packages of the Debian archive, unpacked into a folder.
 
 Each suite has an apt root of its own in the cache (`APT_CONFIG`), so the
 machine's sources, lists and installed packages stay as they are and no root
-rights are needed. apt checks every file against the suite's signature."""
+rights are needed. apt checks every list against the suite's signature, and each
+package against the hash in the list or in vm/kernels.lock."""
 
 import os
 import re
+import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
-from . import Error, Unavailable, cache
+from . import Error, cache, network
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+_HELPER = "/usr/lib/apt/apt-helper"
 
 # How to reach the mirror and how far to trust its clock is the machine's
 # business (proxies, snapshots); whether to check signatures is not.
@@ -20,68 +24,92 @@ INHERITED = re.compile(
 )
 
 
+@dataclass(frozen=True)
+class Package:
+    """One version of a package, wherever the archive still has it."""
+
+    name: str
+    version: str
+    path: str  # below the mirror's address
+    sha256: str
+
+    def unpack(self, target: Path) -> None:
+        """Downloads it and unpacks it into `target`; no scripts run."""
+        deb = target / "package.deb"
+        address = f"{mirror().rstrip('/')}/{self.path}"
+        _apt(_configure("any", None), _HELPER, "download-file", address, str(deb), f"SHA256:{self.sha256}")
+        subprocess.run(["dpkg-deb", "--extract", deb, target], check=True)
+        deb.unlink()
+
+
 class Suite:
     """One suite (`sid`, `trixie-backports`), with its package lists."""
 
     def __init__(self, name: str):
         self.name = name
-        self._root = cache.folder("apt", name)
-        self._packages: list[str] | None = None
+        self._config: Path | None = None
+        self._packages: list[str] = []
 
     def packages(self, prefix: str) -> list[str]:
         """The names that start with `prefix`. Fetches the lists on first use."""
-        if self._packages is None:
-            self._update()
-            self._packages = self._apt("apt-cache", "pkgnames").split()
+        self._update()
         return [name for name in self._packages if name.startswith(prefix)]
 
-    def sha256(self, package: str) -> str:
-        """The hash the signed index gives for the newest version."""
-        text = self._apt("apt-cache", "show", "--no-all-versions", package)
-        return re.search(r"^SHA256: (\w+)$", text, re.M)[1]
-
-    def unpack(self, package: str, target: Path) -> None:
-        """Downloads `package` and unpacks it into `target`; no scripts run."""
-        self._apt("apt-get", "-q", "download", package, cwd=target)
-        [deb] = target.glob("*.deb")
-        subprocess.run(["dpkg-deb", "--extract", deb, target], check=True)
-        deb.unlink()
+    def package(self, name: str) -> Package:
+        """The newest version, as the signed list has it."""
+        self._update()
+        text = _apt(self._config, "apt-cache", "show", "--no-all-versions", name)
+        field = lambda name: re.search(rf"^{name}: (\S+)$", text, re.M)[1]
+        return Package(name, field("Version"), field("Filename"), field("SHA256"))
 
     def _update(self) -> None:
+        if self._config:
+            return
         if not os.path.exists(KEYRING):
-            raise Error("no Debian keyring: apt-get install debian-archive-keyring")
-        for part in ("etc/apt.conf.d", "etc/preferences.d", "state/lists/partial", "cache/archives/partial"):
-            (self._root / part).mkdir(parents=True, exist_ok=True)
-        (self._root / "status").touch()
-        (self._root / "sources.list").write_text(
-            f"deb [signed-by={KEYRING}] {mirror()} {self.name} main\n", encoding="utf-8"
-        )
-        machine = _run(["apt-config", "dump"]).splitlines()
-        settings = [
-            # A dead network is to be reported, not waited for.
-            'Acquire::http::Timeout "30";',
-            'Acquire::https::Timeout "30";',
-            *(line for line in machine if INHERITED.match(line)),
-            f'Dir "{self._root}/";',
-            f'Dir::Etc "{self._root}/etc";',
-            f'Dir::Etc::sourcelist "{self._root}/sources.list";',
-            'Dir::Etc::sourceparts "-";',
-            f'Dir::State "{self._root}/state";',
-            f'Dir::State::status "{self._root}/status";',
-            f'Dir::Cache "{self._root}/cache";',
-            'Dir::Cache::srcpkgcache "";',
-            'Acquire::GzipIndexes "true";',
-            'Acquire::Languages "none";',
-            # apt's own user cannot enter a cache below root's home.
-            'APT::Sandbox::User "root";',
-        ]
-        (self._root / "apt.conf").write_text("\n".join(settings) + "\n", encoding="utf-8")
+            raise Error(f"no Debian keyring at {KEYRING}: install the package debian-archive-keyring")
+        source = f"deb [signed-by={KEYRING}] {mirror()} {self.name} main\n"
+        config = _configure(self.name, source)
         # Without --error-on=any apt takes "no network" for a mere warning.
-        self._apt("apt-get", "-q", "update", "--error-on=any")
+        _apt(config, "apt-get", "-q", "update", "--error-on=any")
+        self._packages = _apt(config, "apt-cache", "pkgnames").split()
+        self._config = config
 
-    def _apt(self, *command: str, cwd: Path | None = None) -> str:
-        env = dict(os.environ, APT_CONFIG=str(self._root / "apt.conf"))
-        return _run(list(command), env=env, cwd=cwd)
+
+def _configure(name: str, source: str | None) -> Path:
+    """apt's configuration for an apt root of its own."""
+    for tool in ("apt-get", "dpkg-deb"):
+        if not shutil.which(tool):
+            raise Error(
+                f"{tool} is missing, which downloads Debian's packages: install apt and dpkg, "
+                "or give vm/run a kernel of your own (--kernel PATH)"
+            )
+    root = cache.folder("apt", name)
+    for part in ("etc/apt.conf.d", "etc/preferences.d", "state/lists/partial", "cache/archives/partial"):
+        (root / part).mkdir(parents=True, exist_ok=True)
+    (root / "status").touch()
+    (root / "sources.list").write_text(source or "", encoding="utf-8")
+    machine = _run(["apt-config", "dump"]).splitlines()
+    settings = [
+        # A dead network is to be reported, not waited for.
+        'Acquire::http::Timeout "30";',
+        'Acquire::https::Timeout "30";',
+        *(line for line in machine if INHERITED.match(line)),
+        f'Dir "{root}/";',
+        f'Dir::Etc "{root}/etc";',
+        f'Dir::Etc::sourcelist "{root}/sources.list";',
+        'Dir::Etc::sourceparts "-";',
+        f'Dir::State "{root}/state";',
+        f'Dir::State::status "{root}/status";',
+        f'Dir::Cache "{root}/cache";',
+        'Dir::Cache::srcpkgcache "";',
+        'Acquire::GzipIndexes "true";',
+        'Acquire::Languages "none";',
+        # apt's own user cannot enter a cache below root's home.
+        'APT::Sandbox::User "root";',
+    ]
+    config = root / "apt.conf"
+    config.write_text("\n".join(settings) + "\n", encoding="utf-8")
+    return config
 
 
 def mirror() -> str:
@@ -89,25 +117,32 @@ def mirror() -> str:
     its own Debian packages from."""
     if address := os.environ.get("SYRUP_DEBIAN_MIRROR"):
         return address
-    release = {"stable", "oldstable", "testing", "sid", "unstable", _codename()}
-    targets = _run(
-        ["apt-get", "indextargets", "--format", "$(RELEASE) $(COMPONENT) $(REPO_URI)",
-         "Created-By: Packages"]
-    )
-    for line in targets.splitlines():
-        suite, component, uri = line.split(maxsplit=2)
-        if suite in release and component == "main":
-            return uri
+    targets = ""
+    if shutil.which("apt-get"):
+        targets = _run(["apt-get", "indextargets", "--format",
+                        "$(ORIGIN)|$(LABEL)|$(COMPONENT)|$(REPO_URI)", "Created-By: Packages"])  # fmt: skip
+    if found := debian_of(targets):
+        return found
+    known = "no Debian mirror" if targets.strip() else "no source whose lists are here (`apt-get update`?)"
     raise Error(
-        "this machine's apt sources name no Debian mirror: "
-        "set SYRUP_DEBIAN_MIRROR to the address of one"
+        f"this machine's apt has {known}: set SYRUP_DEBIAN_MIRROR to the address of a Debian "
+        "mirror, such as http://deb.debian.org/debian"
     )
 
 
-def _codename() -> str:
-    text = Path("/etc/os-release").read_text(encoding="utf-8")
-    found = re.search(r"^VERSION_CODENAME=(\w+)$", text, re.M)
-    return found[1] if found else ""
+def debian_of(targets: str) -> str | None:
+    """The address of Debian itself among apt's sources: by their signed origin,
+    since anybody may call a suite "stable" and a component "main". The archive of
+    security updates has another label, backports and derivatives another origin."""
+    for line in targets.splitlines():
+        *about, address = line.split("|", 3)
+        if about == ["Debian", "Debian", "main"]:
+            return address
+    return None
+
+
+def _apt(config: Path, *command: str) -> str:
+    return _run(list(command), env=dict(os.environ, APT_CONFIG=str(config)))
 
 
 def _run(command: list[str], **options) -> str:
@@ -115,5 +150,5 @@ def _run(command: list[str], **options) -> str:
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
     )
     if done.returncode != 0:
-        raise Unavailable(f"`{' '.join(command)}` failed:\n{done.stderr.strip()}")
+        raise network.failure(f"`{' '.join(command)}`", done.stderr)
     return done.stdout

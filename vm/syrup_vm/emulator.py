@@ -6,6 +6,7 @@ it: only what was seen, kept as evidence, and only so often."""
 import json
 import re
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def stale_code(console: str) -> str | None:
 def keep(guest: record.Record, place: str, facts: dict) -> tuple[int, Path]:
     """Counts the fault: how many there were within the time that counts, this
     one included, and where its evidence is."""
-    evidence = _EVIDENCE / f"{time.strftime('%Y%m%d-%H%M%S')}-{guest.folder.name}"
+    _EVIDENCE.mkdir(exist_ok=True)
+    evidence = Path(tempfile.mkdtemp(prefix=f"{guest.folder.name}.", dir=_EVIDENCE))
     shutil.copytree(guest.folder, evidence, ignore=shutil.ignore_patterns("lock"), dirs_exist_ok=True)
     line = {"time": int(time.time()), "place": place, "kept": str(evidence.name), **facts}
     with cache.locked(record.RUNS / ".lock"):

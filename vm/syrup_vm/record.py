@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import re
+import secrets
 import shutil
 import time
 from pathlib import Path
@@ -61,7 +62,7 @@ def new(name: str | None):
     RUNS.mkdir(parents=True, exist_ok=True)
     with cache.locked(RUNS / ".lock"):
         if name is None:
-            name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}"
+            name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
         lock = _claim(RUNS / name)
         if lock is None:
             raise Error(f"a guest named {name} is running: give this one another --name")

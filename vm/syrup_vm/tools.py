@@ -2,45 +2,58 @@
 virtiofsd, which serves that file system to the guest."""
 
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from . import Error, Unavailable, cache, debian
+from . import Error, cache, debian, network
 
 VIRTME_NG = "1.42"
 
 # What the package `virtiofsd` installs, on the releases that have it.
-_VIRTIOFSD = "/usr/libexec/virtiofsd"
+_VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd")
 _VIRTIOFSD_PARTS = ("virtiofsd", "libc6", "libgcc-s1", "libseccomp2", "libcap-ng0")
 
-# 7.2 (Debian 12) leaves garbage in the flags after cmpxchg16b, which the guest
-# kernel's allocator uses: one boot in three ends in a double fault.
-_QEMU_AT_LEAST = 10
+# The translator of 7.2 (Debian 12) leaves garbage in the flags after cmpxchg16b,
+# which the guest kernel's allocator uses: one boot in three ends in a double
+# fault. With KVM the processor does it.
+_TRANSLATOR_AT_LEAST = 10
 
 _NEEDED = ("qemu-system-x86_64", "busybox", "file", "udevadm", "depmod", "zstd")
 
 
 def prepare(progress=lambda text: None) -> dict[str, str]:
     """The environment in which `vng` runs. Fetches what is missing."""
+    if platform.machine() != "x86_64":
+        raise Error(f"guests are x86-64 only so far, this is {platform.machine()}")
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     missing = [tool for tool in _NEEDED if not shutil.which(tool, path=path)]
     if missing:
         raise Error(f"missing: {', '.join(missing)}. Run `scripts/install-deps vm`.")
-    found = subprocess.run(["qemu-system-x86_64", "--version"], stdout=subprocess.PIPE, text=True)
-    version = re.search(r"version (\d+)", found.stdout)
-    if not version or int(version[1]) < _QEMU_AT_LEAST:
-        raise Error(
-            f"QEMU {_QEMU_AT_LEAST} or newer is needed, this is {version[1] if version else 'none'}. "
-            "Run `scripts/install-deps vm`."
-        )
     with cache.exclusive("tools"):
         folders = [_virtme_ng(progress)]
-        if not os.path.exists(_VIRTIOFSD):
+        if not any(os.path.exists(place) for place in _VIRTIOFSD):
             folders.append(_trixie_virtiofsd(progress))
     return dict(os.environ, PATH=":".join(map(str, folders)) + ":" + path)
+
+
+def check_translator(version: str) -> None:
+    """Is this QEMU (`--version`) fit to emulate, without KVM?"""
+    found = re.search(r"version (\d+)", version)
+    if not found or int(found[1]) < _TRANSLATOR_AT_LEAST:
+        raise Error(
+            f"without KVM QEMU {_TRANSLATOR_AT_LEAST} or newer is needed, this is "
+            f"{found[1] if found else 'none'}. Run `SYRUP_VM_ACCEL=tcg scripts/install-deps vm`."
+        )
+
+
+def qemu_version() -> str:
+    return subprocess.run(
+        ["qemu-system-x86_64", "--version"], stdout=subprocess.PIPE, text=True, check=False
+    ).stdout
 
 
 def _virtme_ng(progress) -> Path:
@@ -58,10 +71,8 @@ def _virtme_ng(progress) -> Path:
             ):
                 if subprocess.run(command, stdout=out, stderr=out).returncode != 0:
                     out.flush()
-                    raise Unavailable(
-                        f"virtme-ng {VIRTME_NG} could not be installed:\n"
-                        + log.read_text(encoding="utf-8")[-2000:]
-                    )
+                    said = log.read_text(encoding="utf-8")[-2000:]
+                    raise network.failure(f"installing virtme-ng {VIRTME_NG}", said)
         complete.touch()
     return venv / "bin"
 
@@ -73,10 +84,9 @@ def _trixie_virtiofsd(progress) -> Path:
     if not (target / "bin/virtiofsd").exists():
         progress("downloading virtiofsd")
         suite = debian.Suite("trixie")
-        suite.packages("virtiofsd")
         with cache.new_folder(target) as work:
             for package in _VIRTIOFSD_PARTS:
-                suite.unpack(package, work)
+                suite.package(package).unpack(work)
             wrapper = work / "bin/virtiofsd"
             wrapper.parent.mkdir()
             wrapper.write_text(

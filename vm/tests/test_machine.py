@@ -1,12 +1,15 @@
 """Commands in guests."""
 
+import hashlib
+import json
 import os
 import subprocess
 import tempfile
 import unittest
 from pathlib import Path
 
-from syrup_vm import machine, record
+import broken_module
+from syrup_vm import btf, kernels, machine, record
 
 RUN = Path(__file__).resolve().parent.parent / "run"
 
@@ -22,29 +25,100 @@ class CommandLine(unittest.TestCase):
         self.assertEqual(done.stdout, "".join(word + "|" for word in words))
 
 
+class Guest:
+    """A guest that ran, with what is kept of it."""
+
+    def __init__(self, name, command, *options):
+        done = subprocess.run(
+            [RUN, "--name", f"test-{name}", *options, "--", "sh", "-c", command],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+        self.status, self.out, self.err = done.returncode, done.stdout, done.stderr
+        folder = record.RUNS / f"test-{name}"
+        self.result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        self.dmesg = (folder / "dmesg").read_text(encoding="utf-8")
+
+
 @unittest.skipUnless(os.environ.get("SYRUP_VM_TEST_BOOT"), "boots machines: --boot")
 class Run(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         # Downloads what is missing, which vm/run tells of on stderr.
         subprocess.run([RUN, "--print-accel"], stdout=subprocess.DEVNULL, check=True)
+        cls.kernel = kernels.find("newest")
+        folder = tempfile.TemporaryDirectory(dir=record.RUNS)
+        cls.addClassCleanup(folder.cleanup)
+        cls.folder = Path(folder.name)
 
-    def run_in_guest(self, *arguments):
-        return subprocess.run([RUN, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    def insmod(self, what):
+        """The command that makes the guest's kernel do `what`."""
+        module = broken_module.make(what, self.kernel.path.parent, self.folder)
+        return f"/sbin/insmod {module} 2>/dev/null"
 
-    def test_passes_streams_and_exit_status_through(self):
-        done = self.run_in_guest("--", "sh", "-c", "seq 100000; echo no >&2; exit 255")
-        self.assertEqual(done.returncode, 255)
-        self.assertEqual(done.stdout, b"".join(b"%d\n" % i for i in range(1, 100001)))
-        self.assertEqual(done.stderr, b"no\n")
+    def test_a_good_guest_passes_streams_and_exit_status_through(self):
+        modules = self.insmod("warn")
+        guest = Guest("good", f"""
+            seq 100000; echo no >&2
+            sha256sum </sys/kernel/btf/vmlinux >target/vm/test-good/btf
+            echo 'WARNING: by a program' >/dev/kmsg
+            echo 'syrup-test: expect underflow; use-after-free' >/dev/kmsg
+            {modules}
+            exit 123""")  # fmt: skip
+        self.assertEqual(guest.out, "".join(f"{i}\n" for i in range(1, 100001)))
+        begins = f"vm: Linux {self.kernel.release} (newest), {guest.result['accel']}, 4 CPUs"
+        self.assertTrue(guest.err.startswith(begins), guest.err)
+        self.assertEqual(guest.err.split("\n")[1:], ["no", ""])
+        # 123, but the command's own.
+        self.assertEqual(
+            (guest.status, guest.result["status"], guest.result["verdict"]), (123, 123, "ok")
+        )
+        self.assertEqual(guest.result["release"], self.kernel.release)
+        [complaint] = guest.result["complaints"]
+        self.assertEqual((complaint["kind"], complaint["announced"]), ("warning", True))
+        self.assertTrue(guest.result["taint"] >> 9 & 1)
+        self.assertIn("WARNING: by a program", guest.dmesg)
+        self.assertIn("Linux version", guest.dmesg)
+        # What decides about kernels is what they really have.
+        found = btf._section(btf._vmlinux(self.kernel.path), b".BTF")
+        [seen] = (record.RUNS / "test-good/btf").read_text().split()[:1]
+        self.assertEqual(hashlib.sha256(found).hexdigest(), seen)
 
-    def test_stops_a_command_that_takes_too_long(self):
-        done = self.run_in_guest("--timeout", "2", "--", "sh", "-c", "echo begun; sleep 1000")
-        self.assertEqual(done.returncode, machine.TIMED_OUT)
-        self.assertEqual(done.stdout, b"begun\n")
+    def test_a_warning_fails_the_guest_whatever_its_command_says(self):
+        # The excuse is for another one.
+        guest = Guest("warning", f"echo 'syrup-test: allow x' >/dev/kmsg; {self.insmod('warn')}; exit 0")
+        self.assertEqual((guest.status, guest.result["status"]), (123, 0))
+        self.assertEqual(guest.result["verdict"], "complaint")
+        self.assertIn("refcount_t: underflow; use-after-free", guest.err)
+        self.assertIn("WARNING: ", guest.err)
+        self.assertIn("target/vm/test-warning/dmesg", guest.err)
 
-    def test_reports_a_guest_that_dies_with_its_last_words(self):
-        done = self.run_in_guest("--", "sh", "-c", "echo c >/proc/sysrq-trigger")
-        self.assertEqual(done.returncode, 125)
-        self.assertIn(b"the guest died", done.stderr)
-        self.assertIn(b"Kernel panic - not syncing: sysrq triggered crash", done.stderr)
+    def test_an_oops_ends_the_guest_with_its_last_words(self):
+        guest = Guest("oops", f"{self.insmod('oops')}; echo survived")
+        self.assertEqual((guest.status, guest.out), (125, ""))
+        self.assertIn("the guest died", guest.err)
+        self.assertIn("Oops: invalid opcode", guest.err)
+        self.assertIn("oops", [complaint["kind"] for complaint in guest.result["complaints"]])
+        self.assertEqual(guest.result["verdict"], "failed")
+
+    def test_a_cpu_that_is_stuck_ends_the_guest(self):
+        # Sooner than after a minute.
+        sooner = "echo 3 >/sys/module/rcupdate/parameters/rcu_cpu_stall_timeout"
+        guest = Guest("stall", f"{sooner}; {self.insmod('stall')}; echo survived", "--timeout", "120")
+        self.assertEqual((guest.status, guest.out), (125, ""))
+        self.assertIn("RCU stall", [complaint["kind"] for complaint in guest.result["complaints"]])
+        self.assertRegex(guest.err, "rcu: INFO: .* stall")
+
+    def test_a_command_that_takes_too_long_is_stopped(self):
+        guest = Guest("slow", "echo begun; sleep 1000", "--timeout", "2")
+        self.assertEqual((guest.status, guest.out), (machine.TIMED_OUT, "begun\n"))
+        self.assertEqual(guest.result["verdict"], "timeout")
+
+    def test_counted_time_has_no_huge_pages_unless_the_command_wants_them(self):
+        setting = "/sys/kernel/mm/transparent_hugepage/enabled"
+        guest = Guest("counted", f"cat {setting}; echo always >{setting}; cat {setting}", "--icount")
+        self.assertEqual(guest.out, "always madvise [never]\n[always] madvise never\n")
+
+    def test_the_oldest_kernel_boots_and_has_room_to_write(self):
+        guest = Guest("oldest", "touch /tmp/x /run/x && uname -r", "--kernel", "oldest")
+        self.assertEqual((guest.status, guest.out), (0, kernels.find("oldest").release + "\n"))
+        self.assertIn("(oldest), ", guest.err)

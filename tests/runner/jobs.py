@@ -8,9 +8,19 @@ from pathlib import Path
 
 from . import ROOT, agent
 
-# Exit statuses of vm/run: see vm/README.md.
+# Exit statuses of vm/run: see vm/README.md. The agent has none of them.
 VM_NOT_OBTAINABLE = 77
+VM_COMPLAINT = 123
+VM_TIMED_OUT = 124
+VM_FAILED = 125
 VM_EMULATOR_FAULT = 126
+VM_STATUS = {
+    VM_NOT_OBTAINABLE: "its kernel cannot be downloaded",
+    VM_COMPLAINT: "the guest's kernel complained",
+    VM_TIMED_OUT: "the guest's time was up",
+    VM_FAILED: "the guest died",
+    VM_EMULATOR_FAULT: "emulation broke the guest twice",
+}
 
 
 @dataclass(frozen=True)
@@ -274,13 +284,16 @@ class TestJob(Job):
         if self.complete and status == int(self.any_failed):
             self.fail_missing("was not run")
             return False
-        why = how_it_ended(status, self.limit_s)
+        why = self.how_it_ended(status)
         if self.running:
             self.record(self.running[0], "failed", f"running when its job ended: {why}",
                         self.text())
         if self.complete or not self.fail_missing(f"not run: its job ended before, {why}"):
             self.record(f"{self.name} (the job itself)", "failed", why, self.text())
         return False
+
+    def how_it_ended(self, status):
+        return how_it_ended(status, self.limit_s)
 
     def fail_missing(self, why) -> int:
         missing = [test for test in self.by_id if test not in self.outcomes]
@@ -304,6 +317,9 @@ class GuestJob(TestJob):
     def where(self):
         return self.guest
 
+    def how_it_ended(self, status):
+        return VM_STATUS.get(status) or super().how_it_ended(status)
+
     def done(self, status):
         self.attempts += 1
         if status == VM_EMULATOR_FAULT and self.attempts == 1:
@@ -314,7 +330,7 @@ class GuestJob(TestJob):
             return True
         if status == VM_NOT_OBTAINABLE and not self.outcomes and self.allow_offline:
             for test in self.by_id:
-                self.record(test, "skipped", f"its kernel cannot be downloaded ({OFFLINE} is set)")
+                self.record(test, "skipped", f"{VM_STATUS[status]} ({OFFLINE} is set)")
                 self.outcomes[test].asked_for = True
             return False
         if status == VM_NOT_OBTAINABLE and not self.outcomes:
@@ -330,7 +346,7 @@ def guest_command(kernel: str, name: str, *, cpus: int, memory: str, icount: boo
     return [
         # A runner that is killed outright leaves no guest.
         "setpriv", "--pdeathsig", "TERM",
-        str(vm_run), "--kernel", kernel, "--cpus", str(cpus), "--memory", memory,
+        str(vm_run), "--kernel", kernel, "--name", name, "--cpus", str(cpus), "--memory", memory,
         *(["--icount"] if icount else []), "--timeout", f"{limit_s:g}", "--",
         # Nothing of Python's site is needed, and an emulated guest is slow to load it.
         "python3", "-I", "-S", str(ROOT / "tests/runner/agent.py"), str(plan),

@@ -125,7 +125,7 @@ class Run:
             jobs.DocTests("examples in the documentation",
                           ["cargo", "test", "--workspace", "--doc"],
                           600, lock="cargo", after=("build",), expected_s=20),
-            jobs.PythonTests("vm/test", ["vm/test", *boots, "--verbose"], 1200, expected_s=90,
+            jobs.PythonTests("vm/test", ["vm/test", *boots], 1200, expected_s=90,
                              may_skip=self.options.native),
         ]
         return [job for job in found if self.wanted(job.name)]

@@ -30,6 +30,7 @@ class Guest:
 
 GUESTS = (
     Guest("thread", "default", ("syrup-scx/thread_hook", "syrup-tests/thread_hook"), expected_s=150),
+    Guest("thread-time", "default", ("syrup-scx/thread_time",), icount=True, expected_s=120),
     Guest("no-scx", "no-scx", ("syrup-tests/kernels::no_scx",)),
     Guest("malformed-btf", "malformed-btf", ("syrup-tests/kernels::malformed_btf",)),
 )

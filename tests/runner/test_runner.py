@@ -319,7 +319,7 @@ class Guests(Fakes):
                                   memory="3G", icount=True, limit_s=77),
                        plan.Guest("other", "newest", ("fake/guest::c",)))
         self.assert_run(0, "3 passed, 0 failed, 0 skipped")
-        self.assertIn("--kernel no-scx --cpus 2 --memory 3G --icount --timeout 77",
+        self.assertIn("--kernel no-scx --name guest --cpus 2 --memory 3G --icount --timeout 77",
                       self.calls.read_text())
         self.assertIn(f"kernel: guest: Linux {os.uname().release}", self.said)
 
@@ -336,7 +336,7 @@ class Guests(Fakes):
     def test_one_that_dies_halfway_loses_no_result_and_hides_no_test(self):
         self.vm(self.DIES + "sys.exit(125)")
         self.assert_run(1, "1 passed, 2 failed, 0 skipped")
-        self.assertIn("fake/guest::b (guest): running when its job ended: exit status 125",
+        self.assertIn("fake/guest::b (guest): running when its job ended: the guest died",
                       self.said)
         self.assertIn("fake/guest::c (guest): not run", self.said)
         self.assertIn("Kernel panic", self.said)
@@ -363,9 +363,9 @@ class Guests(Fakes):
         self.assertEqual(len(self.calls.read_text().splitlines()), 2)
 
     def test_a_complaint_of_the_kernel_fails_a_run_whose_tests_passed(self):
-        self.vm("status = run(); print('vm: WARNING: at kernel/sched/ext.c'); sys.exit(99)")
+        self.vm("status = run(); print('vm: WARNING: at kernel/sched/ext.c'); sys.exit(123)")
         self.assert_run(1, "3 passed, 1 failed, 0 skipped")
-        self.assertIn("guest (the job itself) (guest): exit status 99", self.said)
+        self.assertIn("guest (the job itself) (guest): the guest's kernel complained", self.said)
         self.assertIn("WARNING: at kernel/sched/ext.c", self.said)
 
     def test_success_without_tests_is_none(self):

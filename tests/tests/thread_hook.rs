@@ -14,7 +14,7 @@ impl Program {
         // Sleeping threads, so that each wake-up is an input.
         let script = "import threading, time\n\
             def work():\n    end = time.time() + 300\n    while time.time() < end:\n\
-            \x20       sum(range(2000)); time.sleep(0.002)\n\
+            \x20       sum(range(500)); time.sleep(0.02)\n\
             ts = [threading.Thread(target=work) for _ in range(4)]\n\
             [t.start() for t in ts]; [t.join() for t in ts]\n";
         let child = Command::new("python3")

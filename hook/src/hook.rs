@@ -181,7 +181,8 @@ pub trait Hook: Send + Sync {
     fn deploy(&self, app: &App, policy: &Linked, target: &Target) -> Result<()>;
 
     /// Puts `policy` in the slot of the live one: one PROG_ARRAY update, so
-    /// each input is decided by the old or the new one.
+    /// each input is decided by the old or the new one. An error means that the
+    /// old one still does.
     fn replace(&self, app: &App, policy: &Linked) -> Result<()>;
 
     /// Takes the deployment away; inputs get the kernel's default again.
@@ -191,6 +192,9 @@ pub trait Hook: Send + Sync {
     /// Adds an executor to a live deployment and returns its index. `index`
     /// `None` means the next free one; taking one that is in use replaces it.
     fn register(&self, app: &App, executor: Executor, index: Option<u32>) -> Result<u32>;
+
+    /// The program of the live policy: for its id and its statistics.
+    fn program(&self, app: &App) -> Result<OwnedFd>;
 
     /// Reads a deployment back from its pins. `None` when the app has none here.
     fn read(&self, app: &App) -> Result<Option<Deployment>>;

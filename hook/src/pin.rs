@@ -3,10 +3,17 @@
 //! bpffs forbids '.' in names and supports rename(2), also of folders. So a
 //! deployment's pins appear all at once, and what an interrupted call leaves
 //! is a folder whose name starts with [`TEMPORARY`].
+//!
+//! A deployment's folder holds the `record` and the program (`policy`) of the
+//! policy that decides, and what else its hook pins. While a policy is being
+//! replaced it also holds `_new_policy/` with the next `policy` and `record`;
+//! which of the two is true is decided by the program in the PROG_ARRAY (`live`
+//! below, its kernel id; 0 for an empty slot), so a process that dies between
+//! any two steps leaves no doubt.
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use syrup_abi::abi::{SYRUP_ABI_VERSION, syrup_record};
@@ -18,6 +25,8 @@ use crate::{Error, Result};
 pub const TEMPORARY: &str = "_new_";
 /// The pinned [`syrup_record`] inside a deployment's folder.
 pub const RECORD: &str = "record";
+/// The pinned program of the policy.
+pub const POLICY: &str = "policy";
 
 /// A folder under construction: removed again unless [`Staged::commit`] is called.
 #[derive(Debug)]
@@ -77,7 +86,7 @@ impl Drop for Staged {
 ///
 /// # Errors
 /// [`Error::Kernel`] with the path.
-pub fn repin(fd: std::os::fd::BorrowedFd<'_>, path: &Path) -> Result<()> {
+pub fn repin(fd: BorrowedFd<'_>, path: &Path) -> Result<()> {
     let Some(name) = path.file_name() else {
         return Err(Error::Usage(format!("{} is no pin", path.display())));
     };
@@ -93,6 +102,114 @@ pub fn repin(fd: std::os::fd::BorrowedFd<'_>, path: &Path) -> Result<()> {
         let _ = fs::remove_file(&aside);
         Error::kernel(format!("rename {} to {}", aside.display(), path.display()), e)
     })
+}
+
+/// The record of the policy that decides now; `None` when there is none.
+///
+/// # Errors
+/// As [`read_record`].
+pub fn live_record(dir: &Path, live: u32) -> Result<Option<syrup_record>> {
+    if is_program(&next(dir), live)?
+        && let Some(record) = read_record(&next(dir))?
+    {
+        return Ok(Some(record));
+    }
+    read_record(dir)
+}
+
+/// The program that decides now. By its pin: opening by id would need
+/// CAP_SYS_ADMIN.
+///
+/// # Errors
+/// [`Error::Pin`] when it is not pinned here.
+pub fn live_program(dir: &Path, live: u32) -> Result<OwnedFd> {
+    for dir in [&next(dir), dir] {
+        if let Some(program) = program(dir)?
+            && sys::program_id(program.as_fd())? == live
+        {
+            return Ok(program);
+        }
+    }
+    let reason = match live {
+        0 => "no policy is in the PROG_ARRAY".to_owned(),
+        id => format!("program {id} of the PROG_ARRAY has no pin"),
+    };
+    Err(Error::Pin { path: dir.join(POLICY), reason })
+}
+
+/// Finishes or undoes what an interrupted [`replace`] left.
+///
+/// # Errors
+/// [`Error::Kernel`] with the path; then what [`live_record`] and
+/// [`live_program`] say is still true.
+pub fn settle(dir: &Path, live: u32) -> Result<()> {
+    let next = next(dir);
+    if is_program(&next, live)? {
+        // The program goes last: while it is there, the rest is known to be true.
+        for name in [RECORD, POLICY] {
+            match fs::rename(next.join(name), dir.join(name)) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::kernel(format!("rename {}", next.join(name).display()), e));
+                }
+                _ => {}
+            }
+        }
+    }
+    remove_tree(&next)
+}
+
+/// Makes `program`, described by `record`, decide instead of `live`; `set` puts
+/// it into the PROG_ARRAY. An error means that nothing changed.
+///
+/// # Errors
+/// [`Error::Kernel`] with the path, or what `set` says.
+pub fn replace(
+    dir: &Path,
+    live: u32,
+    program: BorrowedFd<'_>,
+    record: &syrup_record,
+    set: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    settle(dir, live)?;
+    let next = next(dir);
+    fs::create_dir(&next)
+        .map_err(|e| Error::kernel(format!("make the folder {}", next.display()), e))?;
+    let prepared = sys::program_id(program).and_then(|id| {
+        sys::obj_pin(program, &next.join(POLICY))?;
+        write_record(&next, record)?;
+        set()?;
+        Ok(id)
+    });
+    match prepared {
+        Ok(id) => {
+            // It decides already, and the folder says so as it is.
+            if let Err(e) = settle(dir, id) {
+                log::warn!("{e}");
+            }
+            Ok(())
+        }
+        Err(e) => {
+            remove_tree(&next)?;
+            Err(e)
+        }
+    }
+}
+
+/// Where the next policy of a deployment is pinned.
+fn next(dir: &Path) -> PathBuf {
+    dir.join(format!("{TEMPORARY}{POLICY}"))
+}
+
+fn program(dir: &Path) -> Result<Option<OwnedFd>> {
+    sys::obj_get(&dir.join(POLICY))
+}
+
+/// Whether the policy pinned in `dir` is the program `id`.
+fn is_program(dir: &Path, id: u32) -> Result<bool> {
+    match program(dir)? {
+        Some(program) => Ok(sys::program_id(program.as_fd())? == id),
+        None => Ok(false),
+    }
 }
 
 /// Removes a pin folder with all it holds; one that is not there is no error.

@@ -1,14 +1,9 @@
 //! A deployment as its pins describe it, and the steps by which they change.
 //!
-//! A folder holds `dispatcher`, `policy`, `policies`, `executors`, `group`,
-//! `counters`, `verdicts` and `record`. While a policy is being replaced it
-//! also holds `_new_policy/` with the next `policy` and `record`; which of the
-//! two is true is decided by the program in the PROG_ARRAY, so a process that
-//! dies between any two steps leaves no doubt.
+//! A folder holds `dispatcher`, `policies`, `executors`, `group`, `counters` and
+//! `verdicts` beside what every hook's does (`syrup_hook::pin`).
 
-use std::fs;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,7 +16,6 @@ use syrup_hook::{Counters, Error, Result, Verdicts};
 use crate::sockets::{self, GroupKey, Member};
 
 pub(crate) const DISPATCHER: &str = "dispatcher";
-pub(crate) const POLICY: &str = "policy";
 /// Pins of maps, and the names the maps have in the BPF objects.
 pub(crate) const POLICIES: (&str, &str) = ("policies", "syrup_policies");
 pub(crate) const COUNTERS: (&str, &str) = ("counters", "syrup_counters");
@@ -71,66 +65,36 @@ impl Pins {
         Ok(id.and_then(|bytes| bytes.try_into().ok()).map(u32::from_ne_bytes))
     }
 
+    fn live(&self) -> Result<u32> {
+        Ok(self.live_program()?.unwrap_or(0))
+    }
+
     /// The record of the program that decides now.
     pub fn record(&self) -> Result<syrup_record> {
-        if self.next_is_live()?
-            && let Some(record) = pin::read_record(&self.next())?
-        {
-            return Ok(record);
-        }
-        pin::read_record(&self.dir)?.ok_or_else(|| Error::Pin {
+        pin::live_record(&self.dir, self.live()?)?.ok_or_else(|| Error::Pin {
             path: self.dir.join(pin::RECORD),
             reason: "the pin is gone".to_owned(),
         })
     }
 
+    /// The program that decides now.
+    pub fn program(&self) -> Result<OwnedFd> {
+        pin::live_program(&self.dir, self.live()?)
+    }
+
     /// Finishes or undoes what an interrupted [`Pins::replace`] left.
     pub fn settle(&self) -> Result<()> {
-        let next = self.next();
-        if self.next_is_live()? {
-            for name in [pin::RECORD, POLICY] {
-                match fs::rename(next.join(name), self.dir.join(name)) {
-                    Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                        let what = format!("rename {}", next.join(name).display());
-                        return Err(Error::kernel(what, e));
-                    }
-                    _ => {}
-                }
-            }
-        }
-        pin::remove_tree(&next)
+        pin::settle(&self.dir, self.live()?)
     }
 
     /// Makes `program` decide from the next input on, described by `record`.
     pub fn replace(&self, program: BorrowedFd<'_>, record: &syrup_record) -> Result<()> {
-        self.settle()?;
-        let next = self.next();
-        fs::create_dir(&next)
-            .map_err(|e| Error::kernel(format!("make the folder {}", next.display()), e))?;
-        let prepared = sys::obj_pin(program, &next.join(POLICY))
-            .and_then(|()| pin::write_record(&next, record))
-            .and_then(|()| self.set_policy(program));
-        match prepared {
-            Ok(()) => self.settle(),
-            Err(e) => {
-                pin::remove_tree(&next)?;
-                Err(e)
-            }
-        }
+        pin::replace(&self.dir, self.live()?, program, record, || self.set_policy(program))
     }
 
     /// Puts a program into the slot.
     pub fn set_policy(&self, program: BorrowedFd<'_>) -> Result<()> {
         self.policies.update(&0u32.to_ne_bytes(), &program.as_raw_fd().to_ne_bytes())
-    }
-
-    fn next(&self) -> PathBuf {
-        self.dir.join(format!("{TEMPORARY}{POLICY}"))
-    }
-
-    fn next_is_live(&self) -> Result<bool> {
-        let Some(program) = sys::obj_get(&self.next().join(POLICY))? else { return Ok(false) };
-        Ok(Some(sys::program_id(program.as_fd())?) == self.live_program()?)
     }
 
     /// What is known of the reuseport group.
@@ -300,7 +264,7 @@ struct Held {
 impl Held {
     fn of(dir: &Path) -> Self {
         let open = |name: &str| sys::obj_get(&dir.join(name)).ok().flatten();
-        let programs = [DISPATCHER, POLICY]
+        let programs = [DISPATCHER, pin::POLICY]
             .iter()
             .filter_map(|name| sys::program_id(open(name)?.as_fd()).ok())
             .collect();

@@ -8,7 +8,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -126,7 +126,7 @@ impl Hook for SocketSelect {
         let mut object = PolicyObject::open(policy)?;
         dispatcher.with_map(pins::COUNTERS.1, |fd| object.share(pins::COUNTERS.1, fd))?;
         let program = object.load(POLICY_PROGRAM)?;
-        program.pin(&staged.path().join(pins::POLICY))?;
+        program.pin(&staged.path().join(pin::POLICY))?;
         for (name, map) in [pins::EXECUTORS, pins::GROUP, pins::VERDICTS] {
             program.pin_map(map, &staged.path().join(name))?;
         }
@@ -153,8 +153,15 @@ impl Hook for SocketSelect {
         program.with_fd(|fd| pins.replace(fd, &record))?;
         // Only then: what the old policy still decided is not held against the new.
         sys::wait_for_running_programs();
-        record.counted_before = pins.counters()?.0;
-        pin::write_record(&app.hook_dir(self.id()), &record)
+        let counted = pins.counters().and_then(|counters| {
+            record.counted_before = counters.0;
+            pin::write_record(&app.hook_dir(self.id()), &record)
+        });
+        // The new policy decides already.
+        if let Err(e) = counted {
+            log::warn!("{e}");
+        }
+        Ok(())
     }
 
     fn remove(&self, app: &App) -> Result<()> {
@@ -222,6 +229,10 @@ impl Hook for SocketSelect {
             None => pins.add(&[(wanted, &member)], record)?,
         }
         Ok(wanted)
+    }
+
+    fn program(&self, app: &App) -> Result<OwnedFd> {
+        self.pins(app)?.program()
     }
 
     fn read(&self, app: &App) -> Result<Option<Deployment>> {

@@ -381,6 +381,9 @@ fn an_interrupted_replace_is_read_as_the_kernel_has_it_and_finished() {
         for settled in [false, true] {
             let read = lab.read();
             assert_eq!((read.policy.as_str(), read.generation), (expected, generation));
+            let program = lab.hook.program(&lab.app).unwrap();
+            assert_eq!(sys::program_id(program.as_fd()).unwrap(), read.program_id, "{died_after}");
+            drop(program);
             assert_eq!(next.exists(), !settled, "{died_after}");
             assert_eq!(goes_to(&sockets, &flows(1)[0], b"x"), executor, "{died_after}");
             assert!(lab.hook.collect_garbage(&lab.bpffs.path()).unwrap().is_empty());

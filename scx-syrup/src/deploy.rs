@@ -1,7 +1,7 @@
 //! Deployments: a slot of the root scheduler, a program in it, a record beside it.
 
 use std::fs;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -112,6 +112,7 @@ fn deploy_on(
         }
         root.set_app(slot, &conf)?;
         let program = load(root, policy, slot, settings, cpus, nr_executors, &verdicts)?;
+        program.pin(&staged.path().join(pin::POLICY))?;
         program.with_fd(|fd| root.set_program(slot, Some(fd)))?;
         root.serve(slot, true)?;
         let table = root.map("syrup_threads")?;
@@ -132,9 +133,8 @@ fn deploy_on(
 /// Puts a policy in the slot of the live one.
 pub(crate) fn replace(app: &App, policy: &Linked) -> Result<()> {
     let dir = app.hook_dir(HOOK);
-    let (Some(mut record), Some(root)) = (pin::read_record(&dir)?, Root::open(&app.bpffs)?) else {
-        return Err(not_deployed(app));
-    };
+    let (mut record, root) = deployed(app)?;
+    settle(&root, &dir)?;
     let settings = settings(&policy.thread)?;
     let mut conf = root.app(record.slot)?;
     let cpus = cpus::get(&conf);
@@ -150,16 +150,54 @@ pub(crate) fn replace(app: &App, policy: &Linked) -> Result<()> {
     conf.nr_queues = conf.nr_queues.max(settings.queues);
     conf.rescue_ns = settings.rescue_ns;
     root.set_app(record.slot, &conf)?;
-    program.with_fd(|fd| root.set_program(record.slot, Some(fd)))?;
-    conf.last_queue = settings.queues - 1;
-    root.set_app(record.slot, &conf)?;
     record.generation += 1;
     describe(&mut record, policy, nr_executors);
-    pin::write_record(&dir, &record)?;
-    // Only then: what the old policy still decided is not held against the new.
-    sys::wait_for_running_programs();
-    record.counted_before = counters(&root, record.slot)?.0;
-    pin::write_record(&dir, &record)
+    let live = root.program_id(record.slot)?;
+    program.with_fd(|fd| {
+        pin::replace(&dir, live, fd, &record, || root.set_program(record.slot, Some(fd)))
+    })?;
+    let mut finish = || -> Result<()> {
+        conf.last_queue = settings.queues - 1;
+        root.set_app(record.slot, &conf)?;
+        // Only then: what the old policy still decided is not held against the new.
+        sys::wait_for_running_programs();
+        record.counted_before = counters(&root, record.slot)?.0;
+        pin::write_record(&dir, &record)
+    };
+    // The new policy decides already.
+    if let Err(e) = finish() {
+        log::warn!("{e}");
+    }
+    Ok(())
+}
+
+/// Finishes or undoes what a [`replace`] that was interrupted left.
+fn settle(root: &Root, dir: &Path) -> Result<()> {
+    let Some(record) = pin::read_record(dir)? else { return Ok(()) };
+    let live = root.program_id(record.slot)?;
+    let record = pin::live_record(dir, live)?.unwrap_or(record);
+    let settings = settings(&record.thread)?;
+    let mut conf = root.app(record.slot)?;
+    conf.last_queue = settings.queues - 1;
+    conf.rescue_ns = settings.rescue_ns;
+    root.set_app(record.slot, &conf)?;
+    pin::settle(dir, live)
+}
+
+/// Opens the program of the live policy.
+pub(crate) fn program(app: &App) -> Result<OwnedFd> {
+    let (record, root) = deployed(app)?;
+    pin::live_program(&app.hook_dir(HOOK), root.program_id(record.slot)?)
+}
+
+/// The live deployment's record and its root.
+fn deployed(app: &App) -> Result<(syrup_record, Root)> {
+    let dir = app.hook_dir(HOOK);
+    let (Some(record), Some(root)) = (pin::read_record(&dir)?, Root::open(&app.bpffs)?) else {
+        return Err(not_deployed(app));
+    };
+    let live = root.program_id(record.slot)?;
+    Ok((pin::live_record(&dir, live)?.unwrap_or(record), root))
 }
 
 /// Takes the deployment away.
@@ -187,11 +225,7 @@ pub(crate) fn register(app: &App, executor: Executor, index: Option<u32>) -> Res
     let Executor::Thread { tid } = executor else {
         return Err(Error::Usage(format!("the executors of {HOOK} are threads, not sockets")));
     };
-    let (Some(record), Some(root)) =
-        (pin::read_record(&app.hook_dir(HOOK))?, Root::open(&app.bpffs)?)
-    else {
-        return Err(not_deployed(app));
-    };
+    let (record, root) = deployed(app)?;
     if index == Some(abi::SYRUP_INDEX_NONE) {
         return Err(Error::Usage(format!("{} is no index", abi::SYRUP_INDEX_NONE)));
     }
@@ -222,7 +256,7 @@ fn counters(root: &Root, slot: u32) -> Result<Counters> {
 /// Reads a deployment back.
 pub(crate) fn read(app: &App) -> Result<Option<Deployment>> {
     let dir = app.hook_dir(HOOK);
-    let Some(record) = pin::read_record(&dir)? else { return Ok(None) };
+    let Some(mut record) = pin::read_record(&dir)? else { return Ok(None) };
     let root = Root::open(&app.bpffs)?;
     let mut counted = Counters::default();
     let (mut program_id, mut nr_threads, mut cores) = (0, 0, Vec::new());
@@ -230,6 +264,7 @@ pub(crate) fn read(app: &App) -> Result<Option<Deployment>> {
         Some(root) => {
             counted = counters(root, record.slot)?;
             program_id = root.program_id(record.slot)?;
+            record = pin::live_record(&dir, program_id)?.unwrap_or(record);
             nr_threads = root.members(record.slot)?;
             cores = cpus::get(&root.app(record.slot)?);
             root.state()?
@@ -278,6 +313,9 @@ pub(crate) fn collect_garbage(bpffs: &Path) -> Result<Vec<PathBuf>> {
     }
     if let Some(root) = Root::open(bpffs)? {
         sweep(&root, bpffs)?;
+        for app in folders(bpffs)? {
+            settle(&root, &app.join(HOOK.name()))?;
+        }
         if records(bpffs)?.is_empty() {
             removed.push(root.dir().to_owned());
             root.stop()?;

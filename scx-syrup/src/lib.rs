@@ -20,6 +20,7 @@ mod layout;
 mod root;
 mod threads;
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use syrup_hook::{
@@ -73,6 +74,10 @@ impl Hook for ScxSyrup {
 
     fn register(&self, app: &App, executor: Executor, index: Option<u32>) -> Result<u32> {
         deploy::register(app, executor, index)
+    }
+
+    fn program(&self, app: &App) -> Result<OwnedFd> {
+        deploy::program(app)
     }
 
     fn read(&self, app: &App) -> Result<Option<Deployment>> {

@@ -196,8 +196,10 @@ impl Root {
                 Scheduler::wait_for("disabled")?;
             }
         }
+        // Those that policies use live on while somebody holds a policy's
+        // program, as the application does that deployed it.
         let mut ids = Vec::new();
-        for name in MAPS {
+        for name in MAPS.iter().filter(|name| !SHARED.contains(name)) {
             if let Some(fd) = sys::obj_get(&self.dir.join(name))? {
                 ids.push(sys::map_info(fd.as_fd())?.id);
             }

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -15,7 +15,7 @@ use rustix::mount::MountFlags;
 use syrup_abi::abi;
 use syrup_hook::{
     App, Deployment, Executor, Health, Hook, HookId, Input, Linked, POLICY_PROGRAM, Probe, Proto,
-    Target, pin, sys,
+    Target, pin,
 };
 
 use crate::arbiter::{
@@ -462,7 +462,7 @@ impl Arbiter for AsCaller {
             self.engine.remove_root_if_empty();
         }
         deployed?;
-        Ok(info(self.engine.observe(hook, &app)?))
+        self.engine.observe(hook, &app).map(info).map_err(|e| live_but(&app, hook, e))
     }
 
     fn replace(&self, request: &ReplaceRequest) -> Result<DeploymentInfo> {
@@ -479,7 +479,7 @@ impl Arbiter for AsCaller {
         let (maps, created) = Maps::of(&app).ensure(&prepared.linked, &prepared.checked.maps)?;
         hook.replace(&app, &prepared.link_with(maps)).map_err(|e| prepared.explain(e))?;
         created.keep();
-        Ok(info(self.engine.read_one(hook, &app)?))
+        self.engine.read_one(hook, &app).map(info).map_err(|e| live_but(&app, hook, e))
     }
 
     fn unload(&self, hook: &str, app: &str) -> Result<()> {
@@ -557,23 +557,10 @@ impl Arbiter for AsCaller {
         let hook = hooks::get(hook)?;
         let _lock = self.engine.lock()?;
         let app = self.deployed_app(app)?;
-        let program = self.engine.read_one(hook, &app)?.program_id;
-        // By its pin, not by its id: opening by id would need CAP_SYS_ADMIN.
-        for entry in fs::read_dir(app.hook_dir(hook.id())).into_iter().flatten().flatten() {
-            if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
-                continue;
-            }
-            if let Some(fd) = sys::obj_get(&entry.path())?
-                && is_program(&fd)
-                && sys::program_id(fd.as_fd())? == program
-            {
-                return Ok(fd);
-            }
+        if !app.hook_dir(hook.id()).is_dir() {
+            return Err(not_deployed(&app.name, hook.id()));
         }
-        Err(Error::new(
-            Code::Internal,
-            format!("program {program} of app '{}' at {} has no pin", app.name, hook.id()),
-        ))
+        Ok(hook.program(&app)?)
     }
 
     fn map_open(&self, app: &str, map: &str) -> Result<OwnedFd> {
@@ -624,17 +611,23 @@ impl AsCaller {
     }
 }
 
-/// Whether a BPF fd is a program's. Ids alone do not tell: Maps, links and
-/// programs count theirs separately and answer the same question with them.
-fn is_program(fd: &OwnedFd) -> bool {
-    fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
-        .is_ok_and(|target| target.as_os_str() == "anon_inode:bpf-prog")
-}
-
 fn not_deployed(app: &str, hook: HookId) -> Error {
     Error::new(Code::Conflict, format!("app '{app}' has no policy at {hook}")).advise(format!(
         "syrupctl load {hook} --app {app} --policy ...; 'syrupctl list' shows what is deployed"
     ))
+}
+
+/// What failed after a policy became live, which it stays.
+fn live_but(app: &App, hook: &dyn Hook, error: Error) -> Error {
+    let Error { message, .. } = &error;
+    Error {
+        message: format!(
+            "the policy of app '{}' is live at {}, but cannot be read back: {message}",
+            app.name,
+            hook.id()
+        ),
+        ..error
+    }
 }
 
 fn no_app(app: &str) -> Error {

@@ -190,7 +190,8 @@ pub trait Hook: Send + Sync {
     fn remove(&self, app: &App) -> Result<()>;
 
     /// Adds an executor to a live deployment and returns its index. `index`
-    /// `None` means the next free one; taking one that is in use replaces it.
+    /// `None` means the one it has, else the next free one; taking one that is in
+    /// use replaces it.
     fn register(&self, app: &App, executor: Executor, index: Option<u32>) -> Result<u32>;
 
     /// The program of the live policy: for its id and its statistics.

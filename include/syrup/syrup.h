@@ -50,9 +50,10 @@ extern "C" {
  *   -ENOEXEC     the policy does not compile, or does what no policy may
  *   -EACCES      the kernel's verifier refuses it
  *   -EOPNOTSUPP  the kernel cannot host the hook, or there is no clang
- *   -EBUSY       the port is another app's
- * If the policy is live but its program cannot be opened, that error is
- * returned and the policy stays.
+ *   -EALREADY    the policy is live and stays, only the descriptor could not be
+ *                had; another call gives one
+ * After any other of these the app has the policy that it had before; after
+ * -ETIMEDOUT and -EIO it may have either, and syr_last_error() says what is known.
  */
 int syr_deploy_policy(const char *policy_file, const char *hook);
 
@@ -101,7 +102,7 @@ int syr_map_munmap(void *address);
 
 /*
  * Makes a bound socket an executor of this app's packet policies, under
- * `index`; -1: the next free one. An index in use is given to this socket. All
+ * `index`; -1: the one it has, else the next free one. An index in use is given to this socket. All
  * sockets of one deployment are of one SO_REUSEPORT group; the policy sees
  * their port's packets from the first one on. A socket that is closed leaves by
  * itself.
@@ -116,13 +117,15 @@ int syr_register_socket(int fd, int index);
 
 /*
  * Hands a thread to this app's thread policy, under `index` (what the policy
- * sees as t->index); -1: the next free one. tid 0 is the calling thread. A
- * worker that registers its socket and itself under one index lets a packet
- * policy name the thread it wakes. A thread that ends leaves by itself.
+ * sees as t->index); -1: the one it has, else the next free one. tid 0 is the
+ * calling thread. A worker that registers its socket and itself under one index
+ * lets a packet policy name the thread it wakes. A thread that ends leaves by
+ * itself.
  *
  * Returns the index.
  *   -ENOENT  this app has no thread policy: the kernel's default scheduler runs it
  *   -EBUSY   there is no such thread
+ *   -EPERM   it is another user's
  */
 int syr_register_thread(pid_t tid, int index);
 

@@ -114,7 +114,10 @@ impl fmt::Display for Unfit {
 ///
 /// Outer error: the kernel refused to say; inner: it can be no executor.
 pub(crate) fn inspect(fd: OwnedFd) -> io::Result<Result<Member, Unfit>> {
-    let domain = sockopt::socket_domain(&fd)?;
+    let domain = match sockopt::socket_domain(&fd) {
+        Err(rustix::io::Errno::NOTSOCK) => return Ok(Err(Unfit::NoPacketSocket)),
+        other => other?,
+    };
     if domain != rustix::net::AddressFamily::INET && domain != rustix::net::AddressFamily::INET6 {
         return Ok(Err(Unfit::NoPacketSocket));
     }
@@ -523,5 +526,7 @@ mod tests {
         );
         let (unix, _other) = std::os::unix::net::UnixDatagram::pair().unwrap();
         assert_eq!(inspect(unix.into()).unwrap().unwrap_err(), Unfit::NoPacketSocket);
+        let file = fs::File::open("/dev/null").unwrap();
+        assert_eq!(inspect(file.into()).unwrap().unwrap_err(), Unfit::NoPacketSocket);
     }
 }

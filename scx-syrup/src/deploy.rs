@@ -231,11 +231,12 @@ pub(crate) fn register(app: &App, executor: Executor, index: Option<u32>) -> Res
     }
     check_affinity(tid, &cpus::get(&root.app(record.slot)?))?;
     let table = root.map("syrup_threads")?;
-    let others: Vec<_> = threads::of_slot(&table, record.slot)?
-        .into_iter()
-        .filter(|thread| thread.tid != tid)
-        .collect();
-    let index = index.unwrap_or_else(|| threads::free_index(&others));
+    let (known, others): (Vec<_>, Vec<_>) =
+        threads::of_slot(&table, record.slot)?.into_iter().partition(|thread| thread.tid == tid);
+    let present = known.first().map(|thread| thread.index);
+    let index = index
+        .or(present.filter(|&index| index != abi::SYRUP_INDEX_NONE))
+        .unwrap_or_else(|| threads::free_index(&others));
     for other in others.iter().filter(|thread| thread.index == index) {
         threads::set_index(&table, other.tid, abi::SYRUP_INDEX_NONE)?;
     }

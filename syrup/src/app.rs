@@ -131,7 +131,8 @@ impl App {
     /// C files of ordinary users are compiled here, with clang; root's by the daemon.
     ///
     /// # Errors
-    /// [`Error::File`], [`Error::Compile`], and what the daemon refuses.
+    /// [`Error::File`], [`Error::Compile`], and what the daemon refuses; nothing
+    /// was changed then. [`Error::NoDescriptor`] when the policy is live and stays.
     pub fn deploy_policy(&self, policy: impl AsRef<Path>, hook: &str) -> Result<Deployment> {
         let policy = source(policy.as_ref())?;
         let request = LoadRequest {
@@ -158,13 +159,19 @@ impl App {
             Err(error) => return Err(error),
         }
         let what = DeploymentRef { hook: hook.to_owned(), app: self.name.clone() };
-        let program = self.descriptor("PolicyOpen", &what)?;
+        let program =
+            self.descriptor("PolicyOpen", &what).map_err(|source| Error::NoDescriptor {
+                app: self.name.clone(),
+                hook: hook.to_owned(),
+                source: Box::new(source),
+            })?;
         Ok(Deployment { hook: hook.to_owned(), program })
     }
 
     /// Makes a bound socket an executor of the app's packet policies. All
     /// sockets of an app's deployment are of one reuseport group. `index` `None`
-    /// takes the next free one; taking one that is in use replaces it.
+    /// keeps the one it has, else takes the next free one; taking one that is in
+    /// use replaces it.
     ///
     /// # Errors
     /// [`Error::NotDeployed`] while the app has no packet policy.
@@ -176,7 +183,8 @@ impl App {
     }
 
     /// Hands a thread to the app's thread policy. `tid` 0 is the calling
-    /// thread. `index` is how the policy knows it; `None` takes the next free one.
+    /// thread. `index` is how the policy knows it; `None` keeps the
+    /// one it has, else takes the next free one.
     ///
     /// # Errors
     /// [`Error::NotDeployed`] while the app has no thread policy.

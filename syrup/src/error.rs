@@ -24,6 +24,15 @@ pub enum Error {
         /// "socket" or "thread".
         what: &'static str,
     },
+    /// The policy is live, but its program's descriptor could not be had.
+    NoDescriptor {
+        /// The app.
+        app: String,
+        /// Where the policy is live.
+        hook: String,
+        /// Why.
+        source: Box<Error>,
+    },
     /// The daemon refused, or did not answer ([`Code::Unreachable`], [`Code::Timeout`]).
     Daemon {
         /// The kind of failure.
@@ -61,6 +70,7 @@ impl Error {
     pub fn code(&self) -> Code {
         match self {
             Self::NotDeployed { .. } => Code::Conflict,
+            Self::NoDescriptor { source, .. } => source.code(),
             Self::Daemon { code, .. } => *code,
             Self::Compile(CompileError::NoCompiler { .. }) => Code::Unsupported,
             Self::Compile(CompileError::Rejected { .. }) => Code::SourceRejected,
@@ -78,6 +88,7 @@ impl Error {
     #[must_use]
     pub fn detail(&self) -> Option<&str> {
         match self {
+            Self::NoDescriptor { source, .. } => source.detail(),
             Self::Daemon { detail, .. } => detail.as_deref(),
             _ => None,
         }
@@ -91,6 +102,9 @@ impl Error {
             Self::NotDeployed { .. } => {
                 Some("deploy a policy first: syr_deploy_policy(), or 'syrupctl load'")
             }
+            Self::NoDescriptor { .. } => {
+                Some("the policy decides; deploying it again replaces it and gives a descriptor")
+            }
             _ => None,
         }
     }
@@ -100,6 +114,8 @@ impl Error {
     pub fn errno(&self) -> i32 {
         let errno = match self {
             Self::NotDeployed { .. } => Errno::NOENT,
+            // Whatever the reason: that the policy is live is what matters.
+            Self::NoDescriptor { .. } => Errno::ALREADY,
             Self::File { source, .. } | Self::Map { source, .. } => {
                 return source.raw_os_error().unwrap_or(Errno::IO.raw_os_error());
             }
@@ -125,6 +141,10 @@ impl fmt::Display for Error {
             Self::NotDeployed { app, what } => {
                 write!(f, "app '{app}' has no policy deployed for its {what}s")?;
             }
+            Self::NoDescriptor { app, hook, source } => write!(
+                f,
+                "the policy of app '{app}' is live at {hook}, but its program cannot be opened: {source}"
+            )?,
             Self::Daemon { message, .. } | Self::Usage(message) => f.write_str(message)?,
             Self::Compile(error) => write!(f, "the policy does not compile: {error}")?,
             Self::File { path, source } => write!(f, "cannot read {}: {source}", path.display())?,
@@ -143,6 +163,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Compile(source) => Some(source),
+            Self::NoDescriptor { source, .. } => Some(source),
             Self::File { source, .. } | Self::Map { source, .. } => Some(source),
             _ => None,
         }

@@ -55,9 +55,12 @@ fn borrow<'a>(fd: c_int) -> Result<BorrowedFd<'a>> {
     if fd < 0 {
         return Err(bad_fd());
     }
-    // SAFETY: not -1; that it stays open during the call is the C caller's promise,
-    // and a closed one makes the kernel answer EBADF.
-    Ok(unsafe { BorrowedFd::borrow_raw(fd) })
+    // SAFETY: not -1; that it stays open during the call is the C caller's promise.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    // A closed one is refused now: its number may be that of the next descriptor
+    // we open ourselves.
+    rustix::io::fcntl_getfd(fd).map_err(|_| bad_fd())?;
+    Ok(fd)
 }
 
 fn bad_fd() -> Error {
@@ -229,6 +232,7 @@ mod tests {
             assert_eq!(syr_map_munmap(std::ptr::null_mut()), -libc::EINVAL);
         }
         assert_eq!(syr_register_socket(-1, -1), -libc::EBADF);
+        assert_eq!(syr_register_socket(9999, -1), -libc::EBADF);
         assert_eq!(syr_register_thread(0, -2), -libc::EINVAL);
         assert!(syr_map_mmap(9999).is_null());
         assert_eq!(std::io::Error::last_os_error().raw_os_error(), Some(libc::EBADF));

@@ -81,7 +81,10 @@ impl Map {
         let info = data.info().map_err(|e| failed(io_error(e)))?;
         let is_array = info.map_type().is_ok_and(|kind| kind == MapType::Array);
         if !is_array || info.key_size() != 4 {
-            return Err(failed(io::Error::other("it is no array with u32 keys")));
+            return Err(Error::Map {
+                what: format!("use the Map {name}, which is no array with u32 keys"),
+                source: rustix::io::Errno::INVAL.into(),
+            });
         }
         let fd = data.fd().as_fd().try_clone_to_owned().map_err(failed)?;
         Ok(Self {

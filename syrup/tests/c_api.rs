@@ -1,14 +1,12 @@
-//! The C functions, used by a C program as an application would use them.
+//! The C functions, used by C programs as applications would use them. What the
+//! thread hook adds is in `tests/tests/cross_layer.rs`.
 
 #![allow(clippy::unwrap_used)]
 
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
-use syrup_tests::{Ctl, Need, own_network, require};
+use syrup_abi::Compiler;
+use syrup_tests::{CProgram, Ctl, Need, own_network, require};
 
 const STEER: &str = "#include <syrup/packet.h>\n\
     SYRUP_MAP(steer, 2);\n\
@@ -17,51 +15,22 @@ const STEER: &str = "#include <syrup/packet.h>\n\
     \tif (!to || !seen)\n\t\treturn SYRUP_PASS;\n\
     \t__sync_fetch_and_add(seen, 1);\n\treturn *to;\n}\n";
 
-/// A folder that any user may read, with the library and the C program in it.
-struct Built {
-    dir: tempfile::TempDir,
-}
+const COUNT: &str = "#include <syrup/packet.h>\n\
+    SYRUP_MAP(calls, 2);\n\
+    __s32 schedule(void *pkt_start, void *pkt_end)\n{\n\
+    \t__u64 *seen = syrup_map_lookup(&calls, 0);\n\
+    \tif (seen)\n\t\t__sync_fetch_and_add(seen, 1);\n\treturn 0;\n}\n";
 
-impl Built {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
-        let test = std::env::current_exe().unwrap();
-        let built = test.parent().unwrap().join("libsyrup.so");
-        std::fs::copy(&built, dir.path().join("libsyrup.so"))
-            .unwrap_or_else(|e| panic!("{}: {e}", built.display()));
-        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let compiled = Command::new("cc")
-            .args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-o"])
-            .arg(dir.path().join("app"))
-            .arg(here.join("tests/app.c"))
-            .arg("-I")
-            .arg(here.join("../include"))
-            .arg("-L")
-            .arg(dir.path())
-            .arg("-lsyrup")
-            .output()
-            .unwrap();
-        assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
-        std::fs::write(dir.path().join("steer.c"), STEER).unwrap();
-        Self { dir }
-    }
+const ENDLESS: &str = "#include <syrup/packet.h>\n\
+    __s32 schedule(void *pkt_start, void *pkt_end)\n{\n\
+    \tvolatile __u32 n = 0;\n\twhile (n < 4000000000U)\n\t\tn += syrup_random() & 1;\n\
+    \treturn 0;\n}\n";
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
+/// An ordinary user of every machine.
+const NOBODY: u32 = 65534;
 
-    fn run(&self, ctl: &Ctl, uid: u32) -> Output {
-        Command::new(self.path("app"))
-            .arg(self.path("steer.c"))
-            .env("LD_LIBRARY_PATH", self.dir.path())
-            .env("SYRUP_SOCKET", ctl.socket())
-            .env("SYRUP_APP", "capp")
-            .uid(uid)
-            .gid(uid)
-            .output()
-            .unwrap()
-    }
+fn source(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
 }
 
 fn a_c_program_schedules_its_sockets_as(uid: u32) {
@@ -69,15 +38,14 @@ fn a_c_program_schedules_its_sockets_as(uid: u32) {
         return;
     }
     own_network();
-    let built = Built::new();
+    let program = CProgram::build(&source("app.c"));
+    let policy = program.file("steer.c", STEER);
     let ctl = Ctl::new();
-    let folder = ctl.socket().parent().unwrap().to_owned();
-    std::fs::set_permissions(folder, Permissions::from_mode(0o755)).unwrap();
+    ctl.let_users_in();
     let _daemon = ctl.daemon();
 
-    let output = built.run(&ctl, uid);
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}");
+    let output = program.command(&ctl, "capp", uid).arg(policy).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.stdout, b"ok\n");
 
     let deployment = ctl.deployment("capp", "socket-select");
@@ -96,5 +64,39 @@ fn a_c_program_of_root_schedules_its_sockets() {
 /// the daemon proves the sockets' port and hands out the Map.
 #[test]
 fn a_c_program_of_an_ordinary_user_schedules_its_sockets() {
-    a_c_program_schedules_its_sockets_as(65534);
+    a_c_program_schedules_its_sockets_as(NOBODY);
+}
+
+fn every_call_is_as_its_header_says_for(uid: u32) {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    own_network();
+    let program = CProgram::build(&source("calls.c"));
+    let object = Compiler::find().unwrap().compile("count.c", COUNT).unwrap().object;
+    program.file("count.c", COUNT);
+    program.file("count.o", object);
+    program
+        .file("broken.c", "#include <syrup/packet.h>\n__s32 schedule(void) { return nothing; }\n");
+    program.file("endless.c", ENDLESS);
+    program.file("garbage.o", [7; 4096]);
+    let ctl = Ctl::new();
+    ctl.let_users_in();
+    let _daemon = ctl.daemon();
+
+    let mut calls = program.command(&ctl, "capp", uid);
+    let output = calls.arg("packet").arg(program.folder()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    ctl.run(&["unload", "--all"]).ok();
+    ctl.assert_empty();
+}
+
+#[test]
+fn every_call_is_as_its_header_says_for_root() {
+    every_call_is_as_its_header_says_for(0);
+}
+
+#[test]
+fn every_call_is_as_its_header_says_for_an_ordinary_user() {
+    every_call_is_as_its_header_says_for(NOBODY);
 }

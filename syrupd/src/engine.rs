@@ -597,18 +597,23 @@ impl AsCaller {
 
     /// A thread of the caller's own process or user; root may schedule any.
     fn may_schedule(&self, tid: i32) -> Result<()> {
-        use std::os::unix::fs::MetadataExt as _;
-        let owner = fs::metadata(format!("/proc/{tid}"))
-            .map_err(|_| {
-                Error::new(Code::Conflict, format!("there is no thread {tid}"))
-                    .advise("register a thread while it runs, from its own process")
-            })?
-            .uid();
+        let owner = owner_of(tid).ok_or_else(|| {
+            Error::new(Code::Conflict, format!("there is no thread {tid}"))
+                .advise("register a thread while it runs, from its own process")
+        })?;
         if self.is_root() || owner == self.caller.uid {
             return Ok(());
         }
         Err(Error::new(Code::NotPermitted, format!("thread {tid} belongs to user {owner}")))
     }
+}
+
+/// The effective user of a thread. The owner of its folder in /proc would be
+/// root's for a server that gave up root's rights, until it executes something.
+fn owner_of(tid: i32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    ids.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn not_deployed(app: &str, hook: HookId) -> Error {

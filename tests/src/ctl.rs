@@ -79,6 +79,15 @@ impl Ctl {
         self.dir.path().join("bpf/syrup")
     }
 
+    /// Lets ordinary users reach the daemon's socket and their Maps' pins.
+    ///
+    /// # Panics
+    /// When it cannot.
+    pub fn let_users_in(&self) {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::set_permissions(self.dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
     /// Where the daemon listens, if one was started.
     #[must_use]
     pub fn socket(&self) -> PathBuf {

@@ -129,7 +129,12 @@ impl KernelObjects {
     }
 }
 
-fn maps_of_program(id: u32) -> Option<Vec<u32>> {
+/// Ids of the maps that program `id` uses; `None` when there is no such program.
+///
+/// # Panics
+/// When the kernel does not say.
+#[must_use]
+pub fn maps_of_program(id: u32) -> Option<Vec<u32>> {
     // SAFETY: takes a number, gives an fd or a negative errno.
     let fd = unsafe { libbpf_sys::bpf_prog_get_fd_by_id(id) };
     // SAFETY: the kernel just made this fd for us.

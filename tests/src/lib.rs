@@ -4,14 +4,17 @@
 //! The same test binaries run natively as root and in the virtual machine. A
 //! test that lacks something calls [`require`], the one way to skip.
 
+mod c_program;
 mod ctl;
 mod kernel;
 mod syscalls;
 mod traffic;
 
+pub use c_program::CProgram;
 pub use ctl::{Ctl, Daemon, Ran};
 pub use kernel::{
-    KernelObjects, ThreadClass, allow_kernel_message, expect_kernel_message, sched_class,
+    KernelObjects, ThreadClass, allow_kernel_message, expect_kernel_message, maps_of_program,
+    sched_class,
 };
 pub use syscalls::syscalls;
 pub use traffic::{Group, Sender, own_network, udp_group};

@@ -15,6 +15,9 @@ from .tree import NotViable, Tree
 
 PLACE = ROOT / "target" / "mutants"
 BUILD_LIMIT_S = 900
+# A test binary may take this long and several times what it takes without a
+# defect: the machine may have become busy.
+AT_LEAST_S = 30
 # Without a baseline to go by.
 BASELINE_LIMIT_S = 600
 
@@ -56,7 +59,8 @@ class Campaign:
                      for t in self.workspace.named(name)]
         else:
             tests = [(t, ()) for t in self.workspace.seeing(patch.files)]
-        return [(t, f) for t, f in tests if not (self.native_only and t.guests)]
+        tests = [(t, f) for t, f in tests if not (self.native_only and t.guests)]
+        return list(dict.fromkeys(tests))
 
     def show(self) -> None:
         for variant in self.variants:
@@ -66,8 +70,7 @@ class Campaign:
                 print(f"  {' '.join([str(target), *filters])}, {where}")
         print(f"{len(self.variants)} patches")
 
-    def run(self) -> tuple[int, int]:
-        """(caught, viable)"""
+    def run(self) -> None:
         for name in ("log", "variants", "machines"):
             shutil.rmtree(PLACE / name, ignore_errors=True)
         (PLACE / "log").mkdir(parents=True)
@@ -84,7 +87,12 @@ class Campaign:
             trees[0].check(variant.patch)
         self._builders(trees, baseline)
         self._guests(baseline)
-        return self._summary()
+        self._summary()
+
+    def count(self, patches: list[Patch]) -> tuple[int, int]:
+        """How many of them were caught, and how many the compiler took."""
+        viable = [v for v in self.variants if v.patch in patches and not v.refused]
+        return sum(bool(v.caught) for v in viable), len(viable)
 
     # Building, and what runs natively.
 
@@ -229,7 +237,7 @@ class Campaign:
 
     def _limit(self, target: Target, filters) -> float:
         usual = self.usual.get((target, filters))
-        return BASELINE_LIMIT_S if usual is None else 60 + 5 * usual
+        return BASELINE_LIMIT_S if usual is None else AT_LEAST_S + 5 * usual
 
     def _outcome(self, variant, target, filters, outcome, seconds) -> None:
         what = " ".join([str(target), *filters])
@@ -263,7 +271,7 @@ class Campaign:
             say(f"[{self.finished:2}/{len(self.variants)}] {verdict} {variant.name}: {who}"
                 f"  ({spent / 60:.0f} min, some {left / 60:.0f} left)")
 
-    def _summary(self) -> tuple[int, int]:
+    def _summary(self) -> None:
         refused = [v for v in self.variants if v.refused]
         viable = [v for v in self.variants if not v.refused]
         survivors = [v for v in viable if not v.caught]
@@ -284,7 +292,6 @@ class Campaign:
         ]
         (PLACE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
         shutil.rmtree(PLACE / "variants", ignore_errors=True)
-        return len(viable) - len(survivors), len(viable)
 
     def _fail(self, what: str) -> None:
         with self.lock:

@@ -1,6 +1,7 @@
 """Test binaries on this machine, each in mount and process namespaces of its
 own: what a defect leaves behind (processes, BPF file systems) goes with them."""
 
+import contextlib
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ from .tree import Binary
 RESULT = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed;", re.MULTILINE)
 FAILED = re.compile(r"^test (\S+) \.\.\. FAILED$", re.MULTILINE)
 
-# One at a time: tests look at objects of the whole machine.
+# One at a time: tests look at objects of the whole machine. Unit tests do not.
 _turn = threading.Lock()
 
 
@@ -58,7 +59,8 @@ def run(binary: Binary, filters: tuple[str, ...], tree: Path, log: Path, limit_s
         "--mount-proc", "--", str(binary.path), *arguments(filters),
     ]  # fmt: skip
     # Paths of sockets must be short.
-    with _turn, tempfile.TemporaryDirectory(
+    turn = contextlib.nullcontext() if binary.target.kind == "unit" else _turn
+    with turn, tempfile.TemporaryDirectory(
         prefix="syrup-mutant.", ignore_cleanup_errors=True
     ) as temporary, log.open("w") as output:
         # As /tmp itself is: tests have ordinary users run programs in there.

@@ -1,6 +1,7 @@
 """Test targets: where they run, and which of them can see a change of a file."""
 
 import json
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -20,8 +21,13 @@ GUESTS = {
 STARTS = {
     "syrup": ("syrupd", "syrupctl"),
     "syrupctl": ("syrupd",),
+    "syrupd": ("syrupctl",),
     "syrup-tests": ("syrupd", "syrupctl", "syrup", "syrup-bench"),
 }
+
+
+# The kernel's half of the thread hook: nothing native ever runs it.
+GUEST_ONLY = re.compile(r"scx-syrup/(src/.*\.bpf\.[ch]|policies/.*\.c)")
 
 
 @dataclass(frozen=True, order=True)
@@ -45,21 +51,22 @@ class Workspace:
             cwd=ROOT, stdout=subprocess.PIPE, check=True)  # fmt: skip
         packages = json.loads(answer.stdout)["packages"]
         names = {package["name"] for package in packages}
-        self.folders = {}
+        self.folders: dict[str, str] = {}
         self.targets = {}
-        uses = {}
+        # What a package is built from, and what its tests need beside that.
+        self.uses, self.tests_use = {}, {}
         for package in packages:
             name = package["name"]
             folder = PurePosixPath(package["manifest_path"]).parent.relative_to(ROOT)
             self.folders[str(folder)] = name
-            uses[name] = {d["name"] for d in package["dependencies"]} & names
-            uses[name] |= set(STARTS.get(name, ()))
+            needs = [d for d in package["dependencies"] if d["name"] in names]
+            self.uses[name] = {d["name"] for d in needs if d["kind"] != "dev"}
+            self.tests_use[name] = {d["name"] for d in needs} | set(STARTS.get(name, ()))
             self.targets[name] = [
                 Target(str(folder), target["name"], "test" if "test" in target["kind"] else "unit")
                 for target in package["targets"]
                 if target["test"] and not {"custom-build", "example"} & set(target["kind"])
             ]
-        self.users = {name: {u for u in uses if name in uses[u]} for name in uses}
 
     def all(self):
         return [target for targets in self.targets.values() for target in targets]
@@ -76,18 +83,25 @@ class Workspace:
                 f"there is no test target '{name}'; there are: "
                 + ", ".join(sorted({t.name for t in self.all()}))
             )
-        return found
+        return list(dict.fromkeys(found))
 
     def seeing(self, files: list[str]) -> list[Target]:
         """Targets that a change of `files` can turn red: those of their own
         packages first, then of the packages that use these; guests last."""
         level = {self.package(file) for file in files}
-        seen, order = set(level), []
+        seen, order = set(), []
         while level:
-            order += sorted(t for name in level for t in self.targets[name])
-            level = {user for name in level for user in self.users[name]} - seen
             seen |= level
-        return sorted(order, key=lambda t: bool(t.guests))
+            order += sorted(level)
+            level = {user for user in self.uses if self.uses[user] & level} - seen
+        order += sorted(user for user in self.tests_use
+                        if user not in seen and self.tests_use[user] & seen)
+        found = [t for name in order for t in sorted(
+            self.targets[name], key=lambda t: (t.kind != "unit", t))]
+        if all(GUEST_ONLY.fullmatch(file) for file in files):
+            own = self.package(files[0])
+            found = [t for t in found if t.guests or t in self.targets[own]]
+        return sorted(dict.fromkeys(found), key=lambda t: bool(t.guests))
 
     def package(self, file: str) -> str:
         name = self.folders.get(PurePosixPath(file).parts[0])

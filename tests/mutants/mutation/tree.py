@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import ROOT, Error, processes
 from .patches import Patch
-from .targets import Target, Workspace
+from .targets import STARTS, Target, Workspace
 
 # A warning is no test: a defect that merely leaves something unused must be
 # seen by what it does. So warnings do not stop the build of a copy.
@@ -108,14 +108,8 @@ class Tree:
 
     def build(self, targets: list[Target], log: Path, limit_s: float) -> list[Binary]:
         """The binaries of `targets`, with the programs that they start beside them."""
-        command = ["cargo", "test", "--workspace", "--no-run", "--locked",
-                   "--message-format=json-render-diagnostics"]
-        for name in sorted({t.name for t in targets if t.kind == "test"} | set(WITH_PROGRAMS)):
-            command += ["--test", name]
-        if any(t.folder in ("bench", "tests", "scx-syrup") for t in targets):
-            command += ["--test", *WITH_BENCH]
-        if any(t.kind == "unit" for t in targets):
-            command += ["--lib", "--bins"]
+        command = ["cargo", "test", "--no-run", "--locked",
+                   "--message-format=json-render-diagnostics", *self._selection(targets)]
         environment = {k: v for k, v in os.environ.items() if k != "CARGO_TARGET_DIR"}
         messages = log.with_suffix(".json")
         with log.open("w") as stderr, messages.open("w") as stdout:
@@ -141,6 +135,18 @@ class Tree:
             raise Error(f"cargo built no {', '.join(map(str, missing))}: see {log}")
         # In the order that was asked for: what most likely sees the defect first.
         return sorted(binaries, key=lambda b: targets.index(b.target))
+
+    def _selection(self, targets: list[Target]) -> list[str]:
+        names = {t.name for t in targets if t.kind == "test"}
+        if any(t.kind == "test" and self.workspace.folders[t.folder] in STARTS for t in targets):
+            # The whole workspace, so that features are the same for all defects.
+            packages = ["--workspace"]
+            names |= {*WITH_PROGRAMS, *WITH_BENCH}
+        else:
+            packages = [f"--package={name}" for name in
+                        sorted({self.workspace.folders[t.folder] for t in targets})]
+        units = ["--lib", "--bins"] if any(t.kind == "unit" for t in targets) else []
+        return [*packages, *units, *(f"--test={name}" for name in sorted(names))]
 
     def keep(self, binaries: list[Binary], folder: Path) -> list[Binary]:
         """Copies binaries to where the next build does not overwrite them, laid

@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""Tests of `run` that build nothing."""
+
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from mutation import Error, guest, native, patches, targets, tree
+
+DIFF = """\
+--- a/syrupd/src/maps.rs\t2026-01-01
++++ b/syrupd/src/maps.rs\t2026-01-02
+@@ -1 +1 @@
+-a
++b
+"""
+
+
+class Patches(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def parse(self, text: str, name="p.patch"):
+        path = self.folder / name
+        path.write_text(text)
+        return patches.parse(path)
+
+    def test_a_header_names_the_defect_and_the_tests(self):
+        patch = self.parse(f"Defect: two of: them\nTests: daemon a b\nTests: limits\n\n{DIFF}")
+        self.assertEqual(patch.defect, "two of: them")
+        self.assertEqual(patch.tests, [("daemon", ("a", "b")), ("limits", ())])
+        self.assertEqual(patch.files, ["syrupd/src/maps.rs"])
+
+    def test_a_bare_diff_is_enough(self):
+        for head in ("", "diff --git a/x b/x\nindex 1..2 100644\n", "diff -u old/x new/x\n"):
+            patch = self.parse(head + DIFF)
+            self.assertEqual((patch.defect, patch.tests), ("p", []))
+            self.assertEqual(patch.files, ["syrupd/src/maps.rs"])
+
+    def test_files_that_come_or_go_are_named(self):
+        self.assertEqual(patches.touched("--- /dev/null\n+++ b/x/y\n--- a/z\n+++ /dev/null\n"),
+                         ["x/y", "z"])
+
+    def test_what_is_no_patch_is_an_error_that_names_it(self):
+        for text in ("", "Defect: none\n", "diff --git a/x b/x\n"):
+            with self.assertRaisesRegex(Error, "p.patch"):
+                self.parse(text)
+        with self.assertRaisesRegex(Error, "holds no file"):
+            patches.read(self.empty(), [])
+        with self.assertRaisesRegex(Error, "no folder"):
+            patches.read(self.folder / "absent", [])
+
+    def empty(self):
+        folder = self.folder / "empty"
+        folder.mkdir()
+        return folder
+
+    def test_those_of_this_repository_apply_and_name_tests(self):
+        workspace = targets.Workspace()
+        here = tree.Tree(Path(__file__).resolve().parents[2], workspace)
+        for patch in patches.read(Path(__file__).parent, []):
+            with self.subTest(patch.name):
+                self.assertNotEqual(patch.defect, patch.name)
+                self.assertTrue(patch.tests)
+                for name, _ in patch.tests:
+                    workspace.named(name)
+                here.check(patch)
+
+
+class Targets(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.workspace = targets.Workspace()
+
+    def seeing(self, *files):
+        return [str(target) for target in self.workspace.seeing(list(files))]
+
+    def test_a_packages_own_tests_come_first_and_guests_last(self):
+        seen = self.seeing("hook/src/pin.rs")
+        self.assertEqual(seen[0], "hook (unit)")
+        self.assertLess(seen.index("hook:pins"), seen.index("net-hooks:socket_select"))
+        self.assertLess(seen.index("net-hooks:socket_select"), seen.index("syrupd:daemon"))
+        self.assertLess(seen.index("tests:refusals"), seen.index("scx-syrup:thread_hook"))
+
+    def test_tests_that_start_a_program_see_its_changes(self):
+        seen = self.seeing("syrupd/src/engine.rs")
+        for target in ("syrup:c_api", "syrupctl:deploy", "tests:socket_select", "syrupd:engine"):
+            self.assertIn(target, seen)
+        self.assertNotIn("net-hooks:socket_select", seen)
+
+    def test_the_kernels_half_of_the_thread_hook_is_seen_in_guests_only(self):
+        seen = self.seeing("scx-syrup/src/root.bpf.c")
+        self.assertEqual(seen[0], "scx-syrup (unit)")
+        self.assertNotIn("syrupd:daemon", seen)
+        self.assertIn("tests:thread_hook", seen)
+        both = self.seeing("scx-syrup/src/root.bpf.c", "scx-syrup/src/root.rs")
+        self.assertIn("syrupd:daemon", both)
+
+    def test_what_no_test_is_built_from_is_an_error(self):
+        with self.assertRaisesRegex(Error, "docs/x.md"):
+            self.seeing("docs/x.md")
+
+    def test_names_may_be_shared(self):
+        self.assertEqual(len(self.workspace.named("daemon")), 2)
+        self.assertEqual(len(self.workspace.named("syrupctl:daemon")), 1)
+        with self.assertRaisesRegex(Error, "no test target 'demon'"):
+            self.workspace.named("demon")
+
+
+class Outcomes(unittest.TestCase):
+    def test_what_a_binary_printed_is_judged(self):
+        green = "test a ... ok\ntest result: ok. 1 passed; 0 failed; 0 ignored\n"
+        self.assertEqual(native.judge(green, 0), native.Outcome("", 1))
+        red = "test a ... FAILED\ntest b::c ... FAILED\ntest result: FAILED. 3 passed; 2 failed;\n"
+        self.assertEqual(native.judge(red, 101).red, "a and 1 more")
+        self.assertIn("SIGSEGV", native.judge("", -11).red)
+        self.assertIn("exit status 3", native.judge(green, 3).red)
+        # It ended well without having reported.
+        self.assertTrue(native.judge("", 0).red)
+
+    def left(self, **files):
+        """A folder with the files that a guest left."""
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        for name, text in files.items():
+            (Path(folder.name) / name.replace("_", ".")[1:]).write_text(text)
+        return Path(folder.name)
+
+    def test_a_complaint_of_the_kernel_is_red_although_the_test_passed(self):
+        green = "test result: ok. 1 passed; 0 failed;\n"
+        folder = self.left(x000_ended="0\n", x000_log=green)
+        self.assertEqual(guest._outcome(folder / "000").red, "")
+        folder = self.left(x000_ended="0\n", x000_log=green, x000_kernel="BUG: here\n")
+        self.assertEqual(guest._outcome(folder / "000").red, "the kernel: BUG: here")
+
+    def test_time_that_ran_out_is_red(self):
+        folder = self.left(x000_ended="124\n", x000_log="test a ... ")
+        self.assertIn("no end", guest._outcome(folder / "000").red)
+
+    def test_what_was_left_out_is_neither(self):
+        folder = self.left(x000_ended="skipped\n")
+        self.assertTrue(guest._outcome(folder / "000").skipped)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,226 @@
+//! Who may do what to whose app: real users, through the daemon's socket.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::os::fd::OwnedFd;
+
+use support::{
+    Lab, MAPS, OTHER, OWNER, UNKNOWN, as_user, load, object, replace, reuseport, source,
+};
+use syrup_tests::{Need, require};
+use syrupd::{Arbiter as _, Client, Code, PolicySource, Registration, Result};
+
+const HOOK: &str = "socket-select";
+
+/// A request about the app `mine`; what it answers is dropped.
+type Verb = fn(&Client, OwnedFd) -> Result<()>;
+
+/// Each verb that only the owner and root may use, and what it says to them
+/// while `mine` is deployed.
+const VERBS: &[(&str, Verb, Option<Code>)] = &[
+    ("load", |c, _| c.load(&load("mine", object(MAPS))).map(drop), Some(Code::Conflict)),
+    ("replace", |c, _| c.replace(&replace("mine", object(MAPS))).map(drop), None),
+    ("map get", |c, _| c.map_get("mine", "counts", 0).map(drop), None),
+    ("map set", |c, _| c.map_set("mine", "counts", 0, 1), None),
+    ("map dump", |c, _| c.map_dump("mine", "counts").map(drop), None),
+    ("map open", |c, _| c.map_open("mine", "counts").map(drop), None),
+    ("policy open", |c, _| c.policy_open("mine", HOOK).map(drop), None),
+    (
+        "register a socket",
+        |c, fd| c.register("mine", Registration::Socket(fd), None).map(drop),
+        None,
+    ),
+    (
+        "register a thread",
+        |c, _| c.register("mine", own_thread(), None).map(drop),
+        // There is no sched_ext here, so no deployment to register it with.
+        Some(Code::Conflict),
+    ),
+    ("unload", |c, _| c.unload(HOOK, "mine"), None),
+];
+
+fn own_thread() -> Registration {
+    Registration::Thread { tid: rustix::thread::gettid().as_raw_nonzero().get() }
+}
+
+#[test]
+fn an_app_is_changed_and_read_by_its_owner_and_root_only() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let (socket, second) = (reuseport(9000), reuseport(9000));
+    for allowed in [OWNER, 0] {
+        as_user(OWNER, || lab.client().load(&load("mine", object(MAPS)))).unwrap();
+        lab.register(OWNER, "mine", &socket);
+        let before = lab.state();
+        for (verb, ask, _) in VERBS {
+            for stranger in [OTHER, UNKNOWN] {
+                let fd = second.try_clone().unwrap();
+                let error = as_user(stranger, || ask(&lab.client(), fd)).unwrap_err();
+                assert_eq!(error.code, Code::NotPermitted, "{verb} by {stranger}: {error}");
+                assert!(error.message.contains("'mine' belongs to user 65534"), "{error}");
+                assert_eq!(lab.state(), before, "{verb} by {stranger} changed something");
+            }
+        }
+        for (verb, ask, refused) in VERBS {
+            let fd = second.try_clone().unwrap();
+            let said = as_user(allowed, || ask(&lab.client(), fd));
+            assert_eq!(said.err().map(|error| error.code), *refused, "{verb} by {allowed}");
+        }
+        assert!(lab.client().list().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn what_is_deployed_is_no_secret() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    as_user(OWNER, || lab.client().load(&load("mine", object(MAPS)))).unwrap();
+    for uid in [OWNER, OTHER, UNKNOWN, 0] {
+        let (list, shown) =
+            as_user(uid, || (lab.client().list().unwrap(), lab.client().show("mine").unwrap()));
+        assert_eq!((list.len(), list[0].app.as_str(), list[0].uid), (1, "mine", OWNER));
+        assert_eq!((shown.uid, shown.maps.len()), (OWNER, 1));
+        as_user(uid, || lab.client().hooks().and(lab.client().policies())).unwrap();
+    }
+}
+
+#[test]
+fn unload_all_takes_what_is_the_callers() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let apps = [(OWNER, "mine"), (OTHER, "theirs"), (0, "roots")];
+    for (uid, app) in apps {
+        as_user(uid, || lab.client().load(&load(app, object(MAPS)))).unwrap();
+    }
+    let left = || -> Vec<String> {
+        lab.client().list().unwrap().into_iter().map(|found| found.app).collect()
+    };
+    assert_eq!(as_user(UNKNOWN, || lab.client().unload_all()).unwrap(), []);
+    assert_eq!(left(), ["mine", "roots", "theirs"]);
+    let gone = as_user(OTHER, || lab.client().unload_all()).unwrap();
+    assert_eq!(gone, [("theirs".to_owned(), HOOK.to_owned())]);
+    assert_eq!(left(), ["mine", "roots"]);
+    assert_eq!(lab.client().unload_all().unwrap().len(), 2);
+    assert!(!lab.bpffs().exists(), "root's leaves no folder");
+}
+
+#[test]
+fn ownership_lasts_as_long_as_the_deployment_whoever_replaces_the_policy() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    as_user(OWNER, || lab.client().load(&load("mine", object(MAPS)))).unwrap();
+    let more = source(
+        "SYRUP_MAP(counts, 4);\nSYRUP_MAP(more, 4);",
+        "syrup_map_lookup(&more, 0) && syrup_map_lookup(&counts, 0)",
+    );
+    assert_eq!(lab.client().replace(&replace("mine", object(&more))).unwrap().uid, OWNER);
+    // A Map that root's policy brought is the owner's all the same.
+    assert_eq!(lab.owner_and_mode("mine/maps/more"), (OWNER, 0o600));
+    as_user(OWNER, || lab.client().map_set("mine", "more", 1, 7)).unwrap();
+    as_user(OWNER, || lab.client().unload(HOOK, "mine")).unwrap();
+
+    // The name is free again, for anybody.
+    let error = as_user(OTHER, || lab.client().unload(HOOK, "mine")).unwrap_err();
+    assert_eq!(error.code, Code::Conflict, "{error}");
+    as_user(OTHER, || lab.client().load(&load("mine", object(MAPS)))).unwrap();
+    let error = as_user(OWNER, || lab.client().unload(HOOK, "mine")).unwrap_err();
+    assert_eq!(error.code, Code::NotPermitted, "{error}");
+}
+
+#[test]
+fn pins_have_the_modes_that_keep_strangers_out() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    as_user(OWNER, || lab.client().load(&load("mine", object(MAPS)))).unwrap();
+    for folder in ["", "mine", "mine/maps"] {
+        assert_eq!(lab.owner_and_mode(folder), (0, 0o711), "{folder}");
+    }
+    assert_eq!(lab.owner_and_mode("mine/maps/counts"), (OWNER, 0o600));
+    // What the hook pins is root's: an owner with a PROG_ARRAY could put any
+    // program into it.
+    for entry in std::fs::read_dir(lab.bpffs().join("mine/socket-select")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let (uid, mode) = lab.owner_and_mode(&format!("mine/socket-select/{name}"));
+        assert_eq!((uid, mode & 0o077), (0, 0), "{name}: {mode:o}");
+    }
+}
+
+#[test]
+fn an_ordinary_user_brings_no_source_no_port_and_no_process() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let c = || PolicySource::Source { file_name: "p.c".to_owned(), text: source("", "0") };
+    let requests = [
+        ("source", load("mine", c())),
+        ("a port", syrupd::LoadRequest { port: Some(9000), ..load("mine", object(MAPS)) }),
+        (
+            "a process",
+            syrupd::LoadRequest {
+                pid: Some(std::process::id() as i32),
+                ..load("mine", object(MAPS))
+            },
+        ),
+    ];
+    for (what, request) in &requests {
+        for uid in [OWNER, UNKNOWN] {
+            let error = as_user(uid, || lab.client().load(request)).unwrap_err();
+            assert_eq!(error.code, Code::NotPermitted, "{what} by {uid}: {error}");
+            assert!(!lab.bpffs().exists(), "{what} by {uid} left something");
+        }
+    }
+    as_user(OWNER, || lab.client().load(&load("mine", object(MAPS)))).unwrap();
+    let before = lab.state();
+    let error = as_user(OWNER, || lab.client().replace(&replace("mine", c()))).unwrap_err();
+    assert_eq!(error.code, Code::NotPermitted, "{error}");
+    assert_eq!(lab.state(), before);
+    // Root may do all three.
+    lab.client().unload_all().unwrap();
+    lab.client().load(&requests[0].1).unwrap();
+    lab.client().replace(&replace("mine", c())).unwrap();
+    lab.client().unload_all().unwrap();
+    let _socket = reuseport(9000);
+    for (what, request) in &requests[1..] {
+        lab.client().load(request).unwrap_or_else(|error| panic!("{what}: {error}"));
+        lab.client().unload_all().unwrap();
+    }
+}
+
+#[test]
+fn a_thread_is_scheduled_by_its_own_user_and_root_only() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    as_user(OWNER, || lab.client().load(&load("mine", object(MAPS)))).unwrap();
+    let roots = std::process::id() as i32;
+    let register = |uid: u32, tid: Option<i32>| {
+        as_user(uid, || {
+            let thread = tid.map_or_else(own_thread, |tid| Registration::Thread { tid });
+            lab.client().register("mine", thread, None).unwrap_err()
+        })
+    };
+    let error = register(OWNER, Some(roots));
+    assert_eq!(error.code, Code::NotPermitted, "{error}");
+    assert!(error.message.contains("belongs to user 0"), "{error}");
+    // Past the permission there is no deployment for it here.
+    for (uid, tid) in [(OWNER, None), (0, None), (0, Some(roots))] {
+        let error = register(uid, tid);
+        assert_eq!(error.code, Code::Conflict, "{uid}: {error}");
+        assert!(error.message.contains("no policy at scx-syrup"), "{error}");
+    }
+    let error = register(0, Some(i32::MAX));
+    assert!(error.message.contains("there is no thread"), "{error}");
+}

@@ -158,4 +158,34 @@ mod tests {
         assert!("socket_select".parse::<HookId>().is_err());
         assert_eq!(HookId::from_number(0), None);
     }
+
+    #[test]
+    fn protocols_have_the_numbers_of_ip_and_one_name_each() {
+        for (proto, number, name) in [(Proto::Udp, 17, "udp"), (Proto::Tcp, 6, "tcp")] {
+            assert_eq!((proto.number(), proto.to_string().as_str()), (number, name));
+            assert_eq!(Proto::from_number(number), Some(proto));
+            assert_eq!(name.parse(), Ok(proto));
+        }
+        let others: Vec<u8> = (0..=255).filter(|&n| Proto::from_number(n).is_some()).collect();
+        assert_eq!(others, [6, 17]);
+        assert!("UDP".parse::<Proto>().is_err() && "".parse::<Proto>().is_err());
+    }
+
+    #[test]
+    fn what_users_read_of_a_hook_is_what_they_type() {
+        assert_eq!(HookId::ALL.len(), 2);
+        assert_eq!(HookId::ScxSyrup.to_string(), "scx-syrup");
+        assert_eq!(format!("{:>15}", HookId::SocketSelect), "  socket-select");
+        assert_eq!(HookId::SocketSelect.number(), abi::SYRUP_HOOK_SOCKET_SELECT);
+        let error = "xdp".parse::<HookId>().unwrap_err().to_string();
+        assert_eq!(error, "unknown hook 'xdp': one of scx-syrup, socket-select");
+        assert_eq!(
+            (Input::Packet.header(), Input::Thread.header()),
+            ("syrup/packet.h", "syrup/thread.h")
+        );
+        assert_eq!(
+            (Input::Packet.to_string(), Input::Thread.to_string()),
+            ("packet".into(), "thread".into())
+        );
+    }
 }

@@ -1,0 +1,207 @@
+//! Pins in a real BPF file system: what appears, what is put aside, what is left.
+#![allow(clippy::unwrap_used)]
+
+use std::ffi::CString;
+use std::fs;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+
+use syrup_abi::abi::{SYRUP_ABI_VERSION, syrup_record};
+use syrup_hook::pin::{self, Staged};
+use syrup_hook::sys::{self, Map};
+use syrup_hook::{Error, HookId};
+use syrup_tests::{Need, require};
+use tempfile::TempDir;
+
+/// A BPF file system of the test's own: what is pinned in it dies with it.
+struct Mount(TempDir);
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let target = CString::new(self.0.path().to_str().unwrap()).unwrap();
+        // SAFETY: target is NUL-terminated and lives during the call.
+        unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
+fn lab() -> (Mount, PathBuf) {
+    let dir = tempfile::Builder::new().prefix("syrup-hook-").tempdir().unwrap();
+    let target = CString::new(dir.path().to_str().unwrap()).unwrap();
+    // SAFETY: all strings are NUL-terminated and live during the call.
+    let err = unsafe {
+        libc::mount(c"bpf".as_ptr(), target.as_ptr(), c"bpf".as_ptr(), 0, std::ptr::null())
+    };
+    assert_eq!(err, 0, "mount bpffs: {}", std::io::Error::last_os_error());
+    let path = dir.path().to_owned();
+    (Mount(dir), path)
+}
+
+fn array(value: u64) -> Map {
+    let map = pin::create_array("test", 8, 1).unwrap();
+    map.update(&[0; 4], &value.to_ne_bytes()).unwrap();
+    map
+}
+
+fn value(path: &std::path::Path) -> u64 {
+    let bytes = Map::open(path).unwrap().lookup(&[0; 4]).unwrap().unwrap();
+    u64::from_ne_bytes(bytes.try_into().unwrap())
+}
+
+fn names(dir: &std::path::Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_folder_is_in_place_whole_or_not_at_all() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let (_mount, dir) = lab();
+    let target = dir.join("socket-select");
+    let staged = Staged::new(&target).unwrap();
+    assert_eq!(staged.path(), dir.join("_new_socket-select"));
+    sys::obj_pin(array(1).as_fd(), &staged.path().join("map")).unwrap();
+    assert!(!target.exists());
+    staged.commit().unwrap();
+    assert_eq!(names(&dir), ["socket-select"]);
+    assert_eq!(value(&target.join("map")), 1);
+
+    // Given up, it goes with what is pinned in it.
+    let staged = Staged::new(&target).unwrap();
+    sys::obj_pin(array(2).as_fd(), &staged.path().join("map")).unwrap();
+    drop(staged);
+    assert_eq!(names(&dir), ["socket-select"]);
+    assert_eq!(value(&target.join("map")), 1);
+
+    // In the place of one that is there it is refused, and goes too.
+    let staged = Staged::new(&target).unwrap();
+    sys::obj_pin(array(3).as_fd(), &staged.path().join("map")).unwrap();
+    assert!(matches!(staged.commit(), Err(Error::Kernel { .. })));
+    assert_eq!(names(&dir), ["socket-select"]);
+    assert_eq!(value(&target.join("map")), 1);
+
+    // What an attempt that died left is no hindrance.
+    let left = dir.join("_new_socket-select");
+    fs::create_dir_all(left.join("deeper")).unwrap();
+    sys::obj_pin(array(4).as_fd(), &left.join("deeper/map")).unwrap();
+    let staged = Staged::new(&target).unwrap();
+    assert!(names(staged.path()).is_empty());
+    drop(staged);
+    assert!(matches!(Staged::new("/".as_ref()), Err(Error::Usage(_))));
+}
+
+#[test]
+fn a_pin_is_replaced_in_one_step() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let (_mount, dir) = lab();
+    let path = dir.join("policy");
+    for (n, left_over) in [(1, false), (2, false), (3, true)] {
+        if left_over {
+            sys::obj_pin(array(99).as_fd(), &dir.join("_new_policy")).unwrap();
+        }
+        pin::repin(array(n).as_fd(), &path).unwrap();
+        assert_eq!(value(&path), n);
+        assert_eq!(names(&dir), ["policy"]);
+    }
+    // Where it cannot be, nothing is left aside.
+    let folder = dir.join("folder");
+    fs::create_dir(&folder).unwrap();
+    assert!(matches!(pin::repin(array(4).as_fd(), &folder), Err(Error::Kernel { .. })));
+    assert_eq!(names(&dir), ["folder", "policy"]);
+    assert!(matches!(pin::repin(array(4).as_fd(), "/".as_ref()), Err(Error::Usage(_))));
+}
+
+#[test]
+fn removing_what_is_not_there_is_no_error_and_what_cannot_go_is_named() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let (_mount, dir) = lab();
+    pin::remove_tree(&dir.join("absent")).unwrap();
+    let path = dir.join("map");
+    sys::obj_pin(array(1).as_fd(), &path).unwrap();
+    let error = pin::remove_tree(&path.join("below")).unwrap_err().to_string();
+    assert!(error.contains("map/below"), "{error}");
+    assert!(path.exists());
+}
+
+#[test]
+fn a_record_is_read_as_it_was_written() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let (_mount, dir) = lab();
+    assert!(pin::read_record(&dir).unwrap().is_none());
+    let mut record = syrup_record {
+        abi_version: SYRUP_ABI_VERSION,
+        hook: HookId::SocketSelect.number(),
+        uid: 65534,
+        generation: 7,
+        port: 53,
+        app: pin::name_field("web"),
+        ..Default::default()
+    };
+    pin::write_record(&dir, &record).unwrap();
+    let id = sys::map_info(sys::obj_get_required(&dir.join("record")).unwrap().as_fd()).unwrap().id;
+    let read = pin::read_record(&dir).unwrap().unwrap();
+    assert_eq!((read.uid, read.generation, read.port), (65534, 7, 53));
+    assert_eq!((read.hook, pin::field_name(&read.app)), (record.hook, "web".to_owned()));
+    // Written again it is the same object: others may have it open.
+    record.generation = 8;
+    pin::write_record(&dir, &record).unwrap();
+    let again = sys::obj_get_required(&dir.join("record")).unwrap();
+    assert_eq!(sys::map_info(again.as_fd()).unwrap().id, id);
+    assert_eq!(pin::read_record(&dir).unwrap().unwrap().generation, 8);
+
+    for version in [SYRUP_ABI_VERSION - 1, SYRUP_ABI_VERSION + 1] {
+        record.abi_version = version;
+        pin::write_record(&dir, &record).unwrap();
+        let Err(Error::Pin { path, reason }) = pin::read_record(&dir) else { panic!("{version}") };
+        assert_eq!(path, dir.join("record"));
+        assert!(reason.contains(&format!("ABI version {version}")), "{reason}");
+    }
+    fs::remove_file(dir.join("record")).unwrap();
+    sys::obj_pin(array(1).as_fd(), &dir.join("record")).unwrap();
+    let Err(Error::Pin { reason, .. }) = pin::read_record(&dir) else { panic!("8 bytes") };
+    assert!(reason.contains("8 bytes"), "{reason}");
+}
+
+#[test]
+fn maps_are_read_written_and_summed_by_their_sizes() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let (_mount, dir) = lab();
+    let map = pin::create_array("four", 4, 3).unwrap();
+    assert_eq!((map.value_size(), map.max_entries()), (4, 3));
+    map.update(&2u32.to_ne_bytes(), &9u32.to_ne_bytes()).unwrap();
+    assert_eq!(map.lookup(&2u32.to_ne_bytes()).unwrap(), Some(vec![9, 0, 0, 0]));
+    assert_eq!(map.lookup(&3u32.to_ne_bytes()).unwrap(), None);
+    assert!(matches!(map.update(&[0; 4], &[0; 8]), Err(Error::Usage(_))));
+    assert!(matches!(map.sum(0), Err(Error::Usage(_))), "counters are per CPU, of 8 bytes");
+    assert!(matches!(array(1).sum(0), Err(Error::Usage(_))));
+    let path = dir.join("absent");
+    assert!(sys::obj_get(&path).unwrap().is_none());
+    assert!(matches!(Map::open(&path), Err(Error::Pin { .. })));
+    // A folder is no pin, and that is no absence.
+    assert!(matches!(sys::obj_get(&dir), Err(Error::Kernel { .. })));
+    let file = fs::File::open("/dev/null").unwrap();
+    assert!(Map::new(file.into()).is_err());
+}
+
+#[test]
+fn names_are_cut_to_their_field_and_end_with_a_zero() {
+    let field: [_; 4] = pin::name_field("abc");
+    assert_eq!(field.map(|c| c as u8), *b"abc\0");
+    let field: [_; 4] = pin::name_field("abcd");
+    assert_eq!(field.map(|c| c as u8), *b"abc\0");
+    assert_eq!(pin::field_name(&pin::name_field::<4>("")), "");
+    assert_eq!(pin::field_name(&pin::name_field::<16>("round-robin")), "round-robin");
+}

@@ -419,6 +419,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+    use crate::protocol::Nothing;
 
     fn pair() -> (UnixStream, UnixStream) {
         UnixStream::pair().unwrap()
@@ -517,8 +518,192 @@ mod tests {
         let _silent = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let error = Connection::open(&path)
             .unwrap()
-            .call::<crate::protocol::Nothing>("List", (), &[], Duration::from_millis(50))
+            .call::<Nothing>("List", (), &[], Duration::from_millis(50))
             .unwrap_err();
         assert_eq!(error.into_failure().code, Code::Timeout);
+    }
+
+    /// A daemon that reads one message and answers with `reply`, then closes.
+    fn answering(reply: &'static [u8]) -> (tempfile::TempDir, std::thread::JoinHandle<Message>) {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(dir.path().join("s")).unwrap();
+        let thread = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let mut decoder = Decoder::default();
+            let message = loop {
+                if let Some(message) = decoder.next_message() {
+                    break message;
+                }
+                assert!(decoder.read(&stream).is_ok_and(|more| more) || retry_later());
+            };
+            let fds: Vec<_> = message.fds.iter().map(AsFd::as_fd).collect();
+            send(&stream, reply, &fds);
+            message
+        });
+        (dir, thread)
+    }
+
+    fn retry_later() -> bool {
+        std::thread::sleep(Duration::from_millis(1));
+        true
+    }
+
+    fn ask(reply: &'static [u8]) -> (Result<serde_json::Value, Error>, Message) {
+        let (dir, thread) = answering(reply);
+        let connection = Connection::open(&dir.path().join("s")).unwrap();
+        let result = connection.call("List", Nothing {}, &[], LONG);
+        (result.map(|(value, _)| value), thread.join().unwrap())
+    }
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn a_call_names_the_interface_and_its_result_comes_back() {
+        let (result, asked) = ask(b"{\"parameters\":{\"a\":1}}\0");
+        assert_eq!(result.unwrap(), serde_json::json!({"a": 1}));
+        let json: serde_json::Value = serde_json::from_slice(&asked.json).unwrap();
+        let expected = serde_json::json!({"method": "org.syrup.Arbiter1.List", "parameters": {}});
+        assert_eq!(json, expected);
+        // A reply may leave its parameters out.
+        assert_eq!(ask(b"{}\0").0.unwrap(), serde_json::json!({}));
+    }
+
+    #[test]
+    fn every_way_to_fail_has_its_code() {
+        let failed = |reply| ask(reply).0.unwrap_err();
+        let refused = failed(
+            b"{\"error\":\"org.syrup.Arbiter1.Failed\",\"parameters\":\
+              {\"code\":\"not_permitted\",\"message\":\"no\",\"detail\":\"d\",\"advice\":\"a\"}}\0",
+        );
+        let expected = Failure {
+            code: Code::NotPermitted,
+            message: "no".to_owned(),
+            detail: Some("d".to_owned()),
+            advice: Some("a".to_owned()),
+        };
+        assert_eq!(refused.into_failure(), expected);
+        let unknown = failed(b"{\"error\":\"org.varlink.service.MethodNotFound\"}\0");
+        let unknown = unknown.into_failure();
+        assert_eq!(unknown.code, Code::Usage);
+        assert!(unknown.message.contains("MethodNotFound"), "{}", unknown.message);
+        for broken in [&b"garbage\0"[..], b"{\"parameters\":1", b""] {
+            let failure = failed(broken).into_failure();
+            assert_eq!(failure.code, Code::Internal, "{}", failure.message);
+            assert!(failure.advice.is_some());
+        }
+        // What the reply carries is not what was asked for.
+        let (dir, thread) = answering(b"{\"parameters\":{\"index\":\"x\"}}\0");
+        let connection = Connection::open(&dir.path().join("s")).unwrap();
+        let result = connection.call::<crate::protocol::Registered>("List", (), &[], LONG);
+        assert_eq!(result.unwrap_err().into_failure().code, Code::Internal);
+        drop(thread.join().unwrap());
+
+        let denied = Error::Unreachable {
+            path: "/s".into(),
+            source: io::Error::from(io::ErrorKind::PermissionDenied),
+        };
+        assert_eq!(denied.into_failure().code, Code::NotPermitted);
+    }
+
+    #[test]
+    fn descriptors_travel_with_a_call_once_and_back() {
+        let (dir, thread) = answering(b"{}\0");
+        let connection = Connection::open(&dir.path().join("s")).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        // Longer than a socket's buffer: written in many pieces.
+        let long = "x".repeat(3 << 20);
+        let (Nothing {}, fds) = connection.call("List", &long, &[file.as_fd()], LONG).unwrap();
+        let asked = thread.join().unwrap();
+        assert_eq!((asked.fds.len(), fds.len()), (1, 1));
+        assert!(asked.json.len() > long.len());
+    }
+
+    #[test]
+    fn a_request_over_the_limit_is_not_even_sent() {
+        let (ours, theirs) = pair();
+        let connection = Connection { socket: ours.into(), path: "/s".into() };
+        // {"method":"org.syrup.Arbiter1.L","parameters":"..."} and its NUL byte.
+        let around = encode(&Call { method: "org.syrup.Arbiter1.L", parameters: "" }).unwrap();
+        let long = "x".repeat(MAX_MESSAGE_BYTES - around.len() + 1);
+        let error = connection.call::<Nothing>("L", &long, &[], LONG).unwrap_err().into_failure();
+        assert_eq!(error.code, Code::Usage);
+        assert!(error.message.contains(&(MAX_MESSAGE_BYTES + 1).to_string()), "{}", error.message);
+        let mut decoder = Decoder::default();
+        assert!(!decoder.read(&theirs).unwrap(), "something came");
+
+        // At the limit it is sent, and comes out whole.
+        let (dir, thread) = answering(b"{}\0");
+        let connection = Connection::open(&dir.path().join("s")).unwrap();
+        let _: (Nothing, _) = connection.call("L", &long[1..], &[], LONG).unwrap();
+        assert_eq!(thread.join().unwrap().json.len(), MAX_MESSAGE_BYTES - 1);
+    }
+
+    #[test]
+    fn a_peer_that_reads_nothing_is_given_up_in_time() {
+        let (ours, _theirs) = pair();
+        let connection = Connection { socket: ours.into(), path: "/s".into() };
+        let started = Instant::now();
+        let error = connection
+            .call::<Nothing>("L", "x".repeat(4 << 20), &[], Duration::from_millis(100))
+            .unwrap_err();
+        let Error::Timeout { after, .. } = error else { panic!("{error}") };
+        assert_eq!(after, Duration::from_millis(100));
+        assert!(started.elapsed() >= after);
+    }
+
+    #[test]
+    fn a_full_queue_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let address = SocketAddrUnix::new(&path).unwrap();
+        let listener = rustix::net::socket_with(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .unwrap();
+        rustix::net::bind(&listener, &address).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let first = Connection::open(&path).unwrap();
+        let second = std::thread::spawn({
+            let path = path.clone();
+            move || Connection::open(&path)
+        });
+        std::thread::sleep(Duration::from_millis(20));
+        drop(rustix::net::accept(&listener).unwrap());
+        second.join().unwrap().unwrap();
+        drop(first);
+        // Nobody takes anybody from it: told apart from nobody there.
+        let error = Connection::open(&path).unwrap_err();
+        assert!(matches!(error, Error::Timeout { after: CONNECT_TIMEOUT, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_decoder_knows_whether_a_message_has_begun() {
+        let (ours, theirs) = pair();
+        let mut decoder = Decoder::default();
+        assert!(!decoder.is_partial());
+        let nothing = decoder.read(&theirs).unwrap_err();
+        assert!(retry(&nothing), "{nothing}");
+        assert!(!decoder.is_partial(), "nothing came");
+        send(&ours, b"{}\0", &[]);
+        assert!(decoder.read(&theirs).unwrap());
+        assert_eq!(decoder.next_message().unwrap().json, b"{}");
+        assert!(!decoder.is_partial() && decoder.next_message().is_none());
+        drop(ours);
+        assert!(!decoder.read(&theirs).unwrap());
+    }
+
+    #[test]
+    fn descriptors_of_messages_that_wait_do_not_add_up() {
+        let (ours, theirs) = pair();
+        let fd = ours.as_fd();
+        let mut decoder = Decoder::default();
+        for _ in 0..3 {
+            send(&ours, b"{}\0", &[fd; MAX_FDS]);
+            assert!(decoder.read(&theirs).unwrap());
+            assert_eq!(decoder.next_message().unwrap().fds.len(), MAX_FDS);
+        }
     }
 }

@@ -57,6 +57,28 @@ mod tests {
 
     #[test]
     fn a_core_the_machine_lacks_is_refused() {
-        assert!(matches!(checked(&[1, 4], 4), Err(Error::Usage(_))));
+        let error = checked(&[1, 4], 4).unwrap_err().to_string();
+        assert!(error.contains("no core 4") && error.contains("0 to 3"), "{error}");
+        assert_eq!(checked(&[3, 1], 4).unwrap(), [1, 3]);
+        assert!(checked(&[], 4).unwrap().is_empty());
+    }
+
+    #[test]
+    fn each_core_has_a_bit_of_its_own_up_to_the_last() {
+        let last = SYRUP_MAX_CPUS - 1;
+        for cpu in [0, 1, 63, 64, 65, last] {
+            let mut app = syrup_scx_app::default();
+            set(&mut app, &[cpu]);
+            assert_eq!((app.masked, get(&app)), (1, vec![cpu]));
+            let set: u32 = app.cpus.iter().map(|word| word.count_ones()).sum();
+            assert_eq!((set, app.cpus[cpu as usize / 64]), (1, 1 << (cpu % 64)));
+        }
+        let all: Vec<u32> = (0..SYRUP_MAX_CPUS).collect();
+        let mut app = syrup_scx_app::default();
+        set(&mut app, &all);
+        assert_eq!(get(&app), all);
+        // Cores that the mask cannot hold are left out.
+        set(&mut app, &[2, SYRUP_MAX_CPUS]);
+        assert_eq!(get(&app), [2]);
     }
 }

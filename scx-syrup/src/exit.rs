@@ -48,4 +48,18 @@ mod tests {
             Some("runnable task stall (tool[143] failed to run for 2.7s)".to_owned())
         );
     }
+
+    #[test]
+    fn what_is_said_of_an_end_is_told_and_nothing_else() {
+        let say = |reason, message| super::reason(&exit(1, reason, message)).unwrap();
+        assert_eq!(say("", ""), "no reason given");
+        assert_eq!(say("stall", ""), "stall");
+        assert_eq!(say("", "cpu 3"), "cpu 3");
+        // A field that is full has no zero at its end.
+        let full = "x".repeat(128);
+        assert_eq!(say(&full, "y"), format!("{full} (y)"));
+        // A record of another version is too short to say anything.
+        let short = exit(1, "stall", "");
+        assert_eq!(super::reason(&short[..200]), None);
+    }
 }

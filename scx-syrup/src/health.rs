@@ -101,4 +101,32 @@ mod tests {
             Health::Ejected("stall".into())
         );
     }
+
+    #[test]
+    fn each_reason_is_told_with_its_numbers() {
+        let why = |values: &[(u32, u64)]| match judge(&State::Live, true, &counters(values)) {
+            Health::Degraded(why) => why,
+            other => panic!("{values:?}: {other:?}"),
+        };
+        let never = why(&[(SYRUP_INPUTS, 9), (SYRUP_OUT_OF_RANGE, 7)]);
+        assert!(never.contains("7 of 9 verdicts out of range"), "{never}");
+        let affinity = why(&[(SYRUP_INPUTS, 9), (SYRUP_ENFORCE_FAILED, 8)]);
+        assert!(affinity.contains("affinity") && affinity.contains("8 of 9 inputs"), "{affinity}");
+        let one = why(&[(SYRUP_INPUTS, 9), (SYRUP_CHOSEN, 8), (SYRUP_NO_POLICY, 1)]);
+        assert!(one.contains("did not call the policy for 1 of 9"), "{one}");
+        let starve = why(&[(SYRUP_INPUTS, 100), (SYRUP_CHOSEN, 100), (SYRUP_RESCUED, 21)]);
+        assert!(starve.contains("21 rescues in 100 inputs"), "{starve}");
+    }
+
+    #[test]
+    fn what_does_not_repeat_is_no_reason() {
+        // Some are refused, others chosen: the policy works.
+        assert!(!degraded(&[(SYRUP_INPUTS, 9), (SYRUP_CHOSEN, 1), (SYRUP_ENFORCE_FAILED, 8)]));
+        // Twenty rescues are few however few the inputs.
+        assert!(!degraded(&[(SYRUP_INPUTS, 21), (SYRUP_CHOSEN, 21), (SYRUP_RESCUED, 20)]));
+        assert!(degraded(&[(SYRUP_INPUTS, 21), (SYRUP_CHOSEN, 21), (SYRUP_RESCUED, 21)]));
+        assert!(!degraded(&[(SYRUP_INPUTS, 420), (SYRUP_CHOSEN, 420), (SYRUP_RESCUED, 21)]));
+        // Inputs that chose nothing and were refused nothing: PASS.
+        assert!(!degraded(&[(SYRUP_INPUTS, 9)]));
+    }
 }

@@ -53,9 +53,12 @@ mod tests {
 
     #[test]
     fn map_names_are_short_identifiers() {
-        assert!(is_map("request_type"));
-        for bad in ["", "9a", "a-b", "a.b", "sixteen_letters_"] {
+        for good in ["request_type", "A9", "_", "a", "fifteen_letters"] {
+            assert!(is_map(good) && check_map(good).is_ok(), "{good}");
+        }
+        for bad in ["", "9a", "a-b", "a.b", "sixteen_letters_", "\u{e9}", "a b"] {
             assert!(!is_map(bad), "{bad}");
+            assert_eq!(check_map(bad).unwrap_err().code, Code::Usage, "{bad}");
         }
     }
 }

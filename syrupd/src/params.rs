@@ -87,4 +87,68 @@ mod tests {
             assert!(encode(text, size, signed).is_err(), "{text}");
         }
     }
+
+    #[test]
+    fn the_last_values_that_fit_and_the_first_that_do_not() {
+        for size in [1usize, 2, 4, 8] {
+            let bits = size as u32 * 8;
+            let ok = |text: i128, signed| encode(&text.to_string(), size, signed).is_ok();
+            let top = (1i128 << bits) - 1;
+            assert!(ok(top, false) && !ok(top + 1, false), "{size}");
+            assert!(ok(0, false) && !ok(-1, false), "{size}");
+            let (low, high) = (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1);
+            assert!(ok(high, true) && !ok(high + 1, true), "{size}");
+            assert!(ok(low, true) && !ok(low - 1, true), "{size}");
+        }
+        assert_eq!(encode("-128", 1, true), Ok(vec![0x80]));
+        assert_eq!(encode("-0x10", 2, true), Ok(vec![0xf0, 0xff]));
+        assert_eq!(encode("false", 2, false), Ok(vec![0, 0]));
+        assert_eq!(encode("256", 1, false), Err("out of range 0..=255".to_owned()));
+        assert_eq!(encode("128", 1, true), Err("out of range -128..=127".to_owned()));
+    }
+
+    #[test]
+    fn a_parameter_is_set_by_its_name_and_type() {
+        let source = "#include <syrup/packet.h>\nSYRUP_PARAM(__u16, SMALL, 3);\n\
+            SYRUP_PARAM(__s32, SIGNED, 4);\nSYRUP_PARAM(_Bool, FLAG, 0);\n\
+            struct two { int a, b; };\nconst volatile struct two PAIR = {1, 2};\n\
+            const volatile __u32 *const volatile POINTER = 0;\n\
+            __s32 schedule(void *s, void *e)\n{\n\
+            \treturn FLAG ? SMALL : SIGNED + PAIR.a + (POINTER ? 1 : 0);\n}\n";
+        let image = syrup_abi::Compiler::find().unwrap().compile("p.c", source).unwrap().object;
+        let known: Vec<String> =
+            ["SMALL", "SIGNED", "FLAG", "PAIR", "POINTER"].map(str::to_owned).into();
+        let set_one = |name: &str, value: &str| {
+            let mut image = image.clone();
+            set(&mut image, &known, &[(name.to_owned(), value.to_owned())]).map(|()| image)
+        };
+        for (name, value, bytes) in [
+            ("SMALL", "65535", &[0xff, 0xff][..]),
+            ("SIGNED", "-2", &[0xfe, 0xff, 0xff, 0xff]),
+            ("FLAG", "true", &[1]),
+        ] {
+            let changed = set_one(name, value).unwrap();
+            assert_eq!(syrup_hook::constant(&changed, name).unwrap().unwrap(), bytes, "{name}");
+            let differ = changed.iter().zip(&image).filter(|(a, b)| a != b).count();
+            assert!(differ <= bytes.len(), "{name}: {differ} bytes changed");
+        }
+        let refused = |name: &str, value: &str| {
+            let error = set_one(name, value).unwrap_err();
+            assert_eq!(error.code, Code::Usage);
+            assert!(error.message.starts_with(&format!("--set {name}={value}: ")), "{error}");
+            error
+        };
+        assert!(refused("SMALL", "65536").message.contains("out of range 0..=65535"));
+        assert!(refused("SMALL", "x").advice.unwrap().contains("SMALL, SIGNED, FLAG"));
+        assert!(refused("PAIR", "1").message.contains("not an integer"));
+        assert!(refused("POINTER", "1").message.contains("not an integer"));
+        let unknown = refused("OTHER", "1");
+        assert!(unknown.message.contains("no such parameter"), "{unknown}");
+        let none = set(&mut image.clone(), &[], &[("A".to_owned(), "1".to_owned())]).unwrap_err();
+        assert_eq!(none.advice.unwrap(), "this policy has no parameters");
+        // Known by name, but not in the object.
+        let gone = ["GONE".to_owned()];
+        let error = set(&mut image.clone(), &gone, &[("GONE".to_owned(), "1".to_owned())]);
+        assert_eq!(error.unwrap_err().code, Code::Usage);
+    }
 }

@@ -362,6 +362,23 @@ fn others_wait_for_a_long_call_and_may_give_up() {
 }
 
 #[test]
+fn a_stop_waits_for_the_call_in_progress() {
+    let mut served = Served::new();
+    let (path, odd) = (served.path(), served.odd.clone());
+    let long = std::thread::spawn(move || Client::connect(&path).unwrap().unload("h", "a"));
+    wait_until("the long call", || odd.calls.load(Ordering::SeqCst) == 1);
+    drop(served.stop.take());
+    let path = served.path();
+    wait_until("the socket to go", || !path.exists());
+    // Nobody else may take its place before the call is done.
+    assert_eq!(Daemon::bind(&path).unwrap_err().code, Code::Conflict);
+    assert!(!served.thread.as_ref().unwrap().is_finished());
+    odd.open_gate();
+    wait_until("the daemon's end", || served.thread.as_ref().unwrap().is_finished());
+    drop(long.join().unwrap());
+}
+
+#[test]
 fn nobody_there_is_unreachable_and_the_error_names_the_socket() {
     let error = Client::connect(Path::new("/nowhere/syrupd.sock")).unwrap_err();
     assert_eq!(error.code, Code::Unreachable);

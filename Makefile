@@ -32,8 +32,8 @@ test: deps ## every test, natively and in VMs; ARGS=--help tells of parts
 PATCHES := tests/mutants
 
 .PHONY: mutants
-mutants: deps ## tests of the tests: defects put in one at a time (PATCHES=FOLDER: yours)
-	tests/mutants/run --patches $(PATCHES)
+mutants: deps ## tests of the tests: defects put in, one at a time (PATCHES=FOLDER: yours)
+	tests/mutants/run --patches $(PATCHES) $(if $(filter $(PATCHES),tests/mutants),--generated 300)
 
 .PHONY: native
 native: release ## the time-dilated socket experiments, on this kernel

@@ -119,6 +119,8 @@ class Run:
             jobs.PythonTests("the runner's own tests", [
                 sys.executable, "-B", "-m", "unittest", "discover", "--verbose",
                 "--start-directory", "tests/runner", "--top-level-directory", "tests"], 300),
+            jobs.PythonTests("the tests of make mutants",
+                             ["tests/mutants/test_mutation.py", "--verbose"], 300),
             # One of the two at a time: both take cargo's lock.
             Job("no lint fires", ["cargo", "clippy", "--workspace", "--all-targets", "--quiet"],
                 1200, lock="cargo", after=("build",), expected_s=60),

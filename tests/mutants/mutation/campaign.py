@@ -172,35 +172,36 @@ class Campaign:
 
     def _queue(self, variant: Variant, binaries) -> None:
         for target, filters in variant.tests:
-            for options, start in target.guests:
+            for machine, start in target.guests:
                 for binary in binaries:
                     if binary.target != target:
                         continue
                     chosen = tuple(f for f in filters if f.startswith(start)) or (
                         (start,) if start else filters)
                     entry = guest.Entry(variant.name, binary, chosen, 0)
-                    variant.entries.append(((tuple(options), target, filters), entry))
+                    variant.entries.append(((machine, target, filters), entry))
                     variant.open += 1
 
     def _guests(self, baseline: Variant) -> None:
         variants = [baseline, *self.variants]
         kinds = {}
         for variant in variants:
-            for (options, target, filters), entry in variant.entries:
-                kinds.setdefault(options, []).append((variant, target, filters, entry))
+            for (machine, target, filters), entry in variant.entries:
+                kinds.setdefault(machine, []).append((variant, target, filters, entry))
         if not kinds:
             return
         say(f"guests: {sum(map(len, kinds.values()))} test binaries, {len(kinds)} kinds of machine")
-        for options, waiting in kinds.items():
+        for machine, waiting in kinds.items():
             # Without a defect first: the rest depends on it, and on its times.
             first = [w for w in waiting if w[0] is baseline]
             rest = [w for w in waiting if w[0] is not baseline]
-            self._machine(options, first, "baseline")
+            self._machine(machine, first, "baseline")
             if self.errors:
                 raise Error(self.errors[0])
-            at_a_time = 2 if "--icount" in options else 1
+            # One that counts instructions has one thread, whatever its CPUs.
+            at_a_time = 2 if machine.icount else 1
             threads = [
-                threading.Thread(target=self._machine, args=(options, rest[n::at_a_time], str(n)),
+                threading.Thread(target=self._machine, args=(machine, rest[n::at_a_time], str(n)),
                                  daemon=True)
                 for n in range(at_a_time) if rest[n::at_a_time]
             ]  # fmt: skip
@@ -208,7 +209,7 @@ class Campaign:
                 thread.start()
             self._join(threads)
 
-    def _machine(self, options, waiting, name: str) -> None:
+    def _machine(self, machine, waiting, name: str) -> None:
         if not waiting:
             return
         of = {}
@@ -224,10 +225,9 @@ class Campaign:
                 self._nothing_empty(variant, target, filters, entry.outcome.passed)
             self._report(variant)
 
-        kind = "-".join(o.strip("-") for o in options) or "default"
         try:
-            guest.run([w[3] for w in waiting], list(options),
-                      PLACE / "machines" / f"{kind}-{name}", done)
+            guest.run([w[3] for w in waiting], machine,
+                      PLACE / "machines" / f"{machine.name}-{name}", done)
         except processes.Interrupted:
             pass
         except Error as error:

@@ -2,6 +2,7 @@
 after another; one that takes the machine down has been caught, and the rest go
 on in a new machine."""
 
+import os
 import shlex
 import time
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from . import ROOT, Error, processes
 from .native import Outcome, arguments, judge
+from .targets import plan
 from .tree import Binary
 
 # Exit status of vm/run when the machine failed and when emulation broke it.
@@ -63,18 +65,18 @@ class Entry:
     seconds: float = 0
 
 
-def run(entries: list[Entry], options: list[str], folder: Path, done) -> None:
+def run(entries: list[Entry], machine: plan.Guest, folder: Path, done) -> None:
     """Gives each entry its outcome; `done` hears of each as it comes. A defect
     that turned one binary red needs no more of them: those are skipped."""
     number = 0
     while waiting := [e for e in entries if e.outcome is None]:
         number += 1
-        machine = folder / f"machine-{number}"
-        machine.mkdir(parents=True)
-        _one_machine(waiting, options, machine, done)
+        place = folder / f"machine-{number}"
+        place.mkdir(parents=True)
+        _one_machine(waiting, machine, place, done)
 
 
-def _one_machine(entries: list[Entry], options: list[str], folder: Path, done) -> None:
+def _one_machine(entries: list[Entry], kind: plan.Guest, folder: Path, done) -> None:
     for n, entry in enumerate(entries):
         (folder / f"{n:03}.sh").write_text(_script(entry))
     script = folder / "all"
@@ -82,9 +84,13 @@ def _one_machine(entries: list[Entry], options: list[str], folder: Path, done) -
         root=shlex.quote(str(ROOT)), folder=folder, complaint=COMPLAINT))
     log = folder / "vm.log"
     total_s = sum(entry.limit_s + 30 for entry in entries)
-    command = ["vm/run", *options, "--timeout", f"{total_s:.0f}", "--", "sh", str(script)]
+    command = ["vm/run", "--kernel", kind.kernel, "--cpus", str(kind.cpus),
+               "--memory", kind.memory, *(["--icount"] if kind.icount else []),
+               "--timeout", f"{total_s:.0f}", "--", "sh", str(script)]
+    environment = {**os.environ, "SYRUP_TEST_KERNEL": kind.kernel}
     with log.open("w") as output:
-        machine = processes.start(command, cwd=ROOT, stdout=output, stderr=output)
+        machine = processes.start(command, cwd=ROOT, env=environment, stdout=output,
+                                  stderr=output)
         try:
             stuck = _watch(machine, entries, folder, done)
         finally:

@@ -3,19 +3,14 @@
 import json
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from . import ROOT, Error
 
-# How the machine must be for targets that cannot run natively: arguments of
-# vm/run, and how the names of the tests start that this kind of machine is for.
-GUESTS = {
-    "thread_hook": [([], "")],
-    "thread_time": [(["--icount"], "")],
-    "cross_layer": [([], "")],
-    "kernels": [(["--kernel", "no-scx"], "no_scx"), (["--kernel", "malformed-btf"], "malformed_btf")],
-}  # fmt: skip
+sys.path.append(str(ROOT / "tests"))
+from runner import plan  # noqa: E402
 
 # Packages whose tests start programs of other packages, which Cargo does not know.
 STARTS = {
@@ -35,13 +30,19 @@ class Target:
     folder: str  # of its package
     name: str
     kind: str  # "unit" or "test"
+    package: str
 
     def __str__(self):
         return f"{self.folder}:{self.name}" if self.kind == "test" else f"{self.folder} (unit)"
 
     @property
-    def guests(self):
-        return GUESTS.get(self.name, [])
+    def guests(self) -> list[tuple[plan.Guest, str]]:
+        """The guests that it runs in, and how the names of the tests start that
+        each of them is for. None: it runs natively."""
+        if self.kind != "test":
+            return []
+        return [(guest, spec.partition("::")[2]) for guest in plan.GUESTS for spec in guest.tests
+                if spec.partition("::")[0] == f"{self.package}/{self.name}"]
 
 
 class Workspace:
@@ -63,7 +64,8 @@ class Workspace:
             self.uses[name] = {d["name"] for d in needs if d["kind"] != "dev"}
             self.tests_use[name] = {d["name"] for d in needs} | set(STARTS.get(name, ()))
             self.targets[name] = [
-                Target(str(folder), target["name"], "test" if "test" in target["kind"] else "unit")
+                Target(str(folder), target["name"],
+                       "test" if "test" in target["kind"] else "unit", name)
                 for target in package["targets"]
                 if target["test"] and not {"custom-build", "example"} & set(target["kind"])
             ]
@@ -72,12 +74,10 @@ class Workspace:
         return [target for targets in self.targets.values() for target in targets]
 
     def named(self, name: str) -> list[Target]:
-        """Targets of that name; FOLDER:NAME where several packages have one."""
-        folder, _, last = name.rpartition(":")
-        found = [
-            t for t in self.all()
-            if t.name == last and folder in ("", t.folder)
-        ]  # fmt: skip
+        """Targets of that name; FOLDER:NAME or PACKAGE/NAME where several have it."""
+        place, last = re.fullmatch(r"(?:(.*)[:/])?(.*)", name).groups()
+        found = [t for t in self.all()
+                 if t.name == last and place in (None, t.folder, t.package)]
         if not found:
             raise Error(
                 f"there is no test target '{name}'; there are: "

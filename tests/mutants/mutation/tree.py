@@ -127,7 +127,8 @@ class Tree:
                 continue
             folder = Path(message["manifest_path"]).parent.relative_to(self.path)
             kind = "test" if "test" in message["target"]["kind"] else "unit"
-            target = Target(str(folder), message["target"]["name"], kind)
+            package = self.workspace.folders[str(folder)]
+            target = Target(str(folder), message["target"]["name"], kind, package)
             if target in targets:
                 binaries.append(Binary(target, Path(message["executable"])))
         missing = set(targets) - {b.target for b in binaries}
@@ -138,13 +139,12 @@ class Tree:
 
     def _selection(self, targets: list[Target]) -> list[str]:
         names = {t.name for t in targets if t.kind == "test"}
-        if any(t.kind == "test" and self.workspace.folders[t.folder] in STARTS for t in targets):
+        if any(t.kind == "test" and t.package in STARTS for t in targets):
             # The whole workspace, so that features are the same for all defects.
             packages = ["--workspace"]
             names |= {*WITH_PROGRAMS, *WITH_BENCH}
         else:
-            packages = [f"--package={name}" for name in
-                        sorted({self.workspace.folders[t.folder] for t in targets})]
+            packages = [f"--package={name}" for name in sorted({t.package for t in targets})]
         units = ["--lib", "--bins"] if any(t.kind == "unit" for t in targets) else []
         return [*packages, *units, *(f"--test={name}" for name in sorted(names))]
 

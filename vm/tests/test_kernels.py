@@ -146,6 +146,17 @@ class Roles(unittest.TestCase):
         self.assertEqual(kernels.refresh("newest").release, "7.9")
         self.assertEqual(self.find("newest").note, "")
 
+    def test_follow_a_lock_that_somebody_else_changed(self):
+        self.refreshed()
+        theirs = kernels.read_lock(kernels.LOCK)
+        shutil.rmtree(self.root / "cache")
+        self.archive = {"sid": {"7.9": "good"}}
+        self.find("newest")
+        self.archive = self.ARCHIVE
+        theirs["newest"] = kernels._packages(self.suite("sid"), "linux-binary-7.2.13-cloud-amd64", "7.2.13")
+        kernels.write_lock(kernels.LOCK, theirs)
+        self.assertEqual(self.find("newest").release, "7.2.13")
+
     def test_go_back_to_their_own_when_it_can_be_had_again(self):
         self.refreshed()
         shutil.rmtree(self.root / "cache")

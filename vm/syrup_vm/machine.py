@@ -327,7 +327,7 @@ def _write_dmesg(folder: Path) -> None:
 
 def _show_kernel_messages(folder: Path) -> None:
     _write_dmesg(folder)
-    for name, what, last in (("dmesg", "last kernel messages", 20), ("console", "panic", 100)):
+    for name, what, last in (("dmesg", "last kernel messages", 20), ("console", "console", 100)):
         lines = _read(folder / name).splitlines()
         if lines:
             _say(f"the guest's {what}:")

@@ -189,10 +189,14 @@ def main(path):
     if plan.get("tied"):
         # Who started us may be killed outright: a test must not stay.
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    release = os.uname().release
-    say(kernel=release)
+    say(kernel=os.uname().release)
     failed = False
-    with tempfile.NamedTemporaryFile("r+", prefix="syrup-skips-") as skips:
+    with (tempfile.TemporaryDirectory(prefix="syrup-agent-") as programs,
+          tempfile.NamedTemporaryFile("r+", prefix="syrup-skips-") as skips):
+        # The tests' python3 is this one, not a shim that starts it: see jobs.py.
+        os.chmod(programs, 0o755)
+        os.symlink(sys.executable, os.path.join(programs, "python3"))
+        os.environ["PATH"] = f"{programs}:{os.environ['PATH']}"
         # Tests may run as another user.
         os.chmod(skips.name, 0o666)
         for binary in plan["binaries"]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -348,6 +349,7 @@ def guest_command(kernel: str, name: str, *, cpus: int, memory: str, icount: boo
         "setpriv", "--pdeathsig", "TERM",
         str(vm_run), "--kernel", kernel, "--name", name, "--cpus", str(cpus), "--memory", memory,
         *(["--icount"] if icount else []), "--timeout", f"{limit_s:g}", "--",
-        # Nothing of Python's site is needed, and an emulated guest is slow to load it.
-        "python3", "-I", "-S", str(ROOT / "tests/runner/agent.py"), str(plan),
+        # The very interpreter: python3 may be a shim (pyenv), which takes ten seconds in
+        # an emulated guest, as does Python's site, of which nothing is needed.
+        sys.executable, "-I", "-S", str(ROOT / "tests/runner/agent.py"), str(plan),
     ]

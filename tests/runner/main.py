@@ -26,7 +26,7 @@ examples:
   tests/run                            everything
   tests/run --native                   without virtual machines
   tests/run --filter socket_select     tests with this in PACKAGE/TARGET::NAME
-  tests/run --job thread               what one job runs: a guest, or a PACKAGE/TARGET
+  tests/run --job thread-oldest        what one job runs: a guest, or a PACKAGE/TARGET
   tests/run --list                     every test and where it runs
   make test ARGS='--filter rescue'     the same with what it needs installed
 """
@@ -127,7 +127,7 @@ class Run:
             jobs.DocTests("examples in the documentation",
                           ["cargo", "test", "--workspace", "--doc"],
                           600, lock="cargo", after=("build",), expected_s=20),
-            jobs.PythonTests("vm/test", ["vm/test", *boots], 1200, expected_s=90,
+            jobs.PythonTests("vm/test", ["vm/test", *boots, "--verbose"], 1200, expected_s=90,
                              may_skip=self.options.native),
         ]
         return [job for job in found if self.wanted(job.name)]

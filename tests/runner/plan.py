@@ -28,15 +28,18 @@ class Guest:
     expected_s: float = 60
 
 
+THREAD_HOOK = ("syrup-scx/thread_hook", "syrup-tests/thread_hook")
+
 GUESTS = (
-    Guest("thread", "default", ("syrup-scx/thread_hook", "syrup-tests/thread_hook"), expected_s=150),
-    Guest("thread-time", "default", ("syrup-scx/thread_time",), icount=True, expected_s=120),
+    Guest("thread-newest", "newest", THREAD_HOOK, expected_s=150),
+    Guest("thread-oldest", "oldest", THREAD_HOOK, expected_s=150),
+    Guest("thread-time", "newest", ("syrup-scx/thread_time",), icount=True, expected_s=120),
     Guest("no-scx", "no-scx", ("syrup-tests/kernels::no_scx",)),
     Guest("malformed-btf", "malformed-btf", ("syrup-tests/kernels::malformed_btf",)),
 )
 
 # Without root on the host, tests that need it run here.
-ROOT_GUEST = Guest("root", "default", (), limit_s=1800, expected_s=300)
+ROOT_GUEST = Guest("root", "newest", (), limit_s=1800, expected_s=300)
 
 # A native test that takes longer hangs; under load the slowest take a tenth.
 NATIVE_TEST_LIMIT_S = 120

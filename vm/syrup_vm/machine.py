@@ -255,6 +255,7 @@ def _vng(machine: Machine, folder: Path) -> list[str]:
         f"--cpus={machine.cpus}",
         f"--memory={machine.memory}",
         f"--rwdir={REPOSITORY}",
+        f"--rodir=usr/lib/udev/rules.d={REPOSITORY}/vm/udev",
         # One machine type with and without KVM.
         "--disable-microvm",
         *([] if machine.accel == "kvm" else ["--disable-kvm"]),

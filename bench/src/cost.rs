@@ -179,6 +179,7 @@ fn packet_ns(stack: &Stack, policy: &str, port: u16) -> Result<f64> {
             seed,
             late_us: 1000,
             window_ms: 100,
+            cpu: None,
             fifo: None,
         })?;
         let burst = run_time(&app)?.since(before);

@@ -12,5 +12,6 @@ pub mod server;
 pub mod simulate;
 pub mod socket;
 pub mod token_agent;
+pub mod turns;
 pub mod wire;
 pub mod work;

@@ -1,6 +1,8 @@
-//! How the calling thread is scheduled by the kernel's own classes.
+//! How, and where, the calling thread is scheduled by the kernel's own classes.
 
 use std::io;
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// EEVDF grants slices up to this (`sched_setattr(2)`).
 pub const LONGEST_SLICE_US: u64 = 100_000;
@@ -13,6 +15,24 @@ pub fn set_fifo(priority: i32) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Keeps the calling thread, and those it starts from now on, on these CPUs.
+pub fn set_cpus(cpus: &[usize]) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    for &cpu in cpus {
+        if cpu >= CpuSet::MAX_CPU {
+            return Err(io::Error::other(format!("there is no CPU {cpu}")));
+        }
+        set.set(cpu);
+    }
+    Ok(sched_setaffinity(None, &set)?)
+}
+
+/// The CPUs on which the calling thread may run.
+pub fn cpus() -> io::Result<Vec<usize>> {
+    let set = sched_getaffinity(None)?;
+    Ok((0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect())
 }
 
 /// EEVDF's slice of the calling thread, 100 us to 100 ms (Linux 6.12).
@@ -51,6 +71,22 @@ mod tests {
     fn slices_outside_eevdfs_range_are_refused() {
         assert!(set_slice_us(99).is_err());
         assert!(set_slice_us(100_001).is_err());
+    }
+
+    #[test]
+    fn a_thread_stays_where_it_was_put() {
+        std::thread::spawn(|| {
+            let last = *cpus().unwrap().last().unwrap();
+            set_cpus(&[last]).unwrap();
+            assert_eq!(cpus().unwrap(), [last]);
+            assert_eq!(std::thread::available_parallelism().unwrap().get(), 1);
+            let child = std::thread::spawn(|| cpus().unwrap()).join().unwrap();
+            assert_eq!(child, [last]);
+            assert!(set_cpus(&[]).is_err());
+            assert!(set_cpus(&[usize::MAX]).is_err());
+        })
+        .join()
+        .unwrap();
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::server_process::ServerProcess;
 use super::stack::{Programs, Stack};
 use super::{Point, latency, output};
 use crate::load::{self, LoadSummary};
-use crate::priority::LONGEST_SLICE_US;
+use crate::priority::{self, LONGEST_SLICE_US};
 use crate::wire::Class;
 use crate::work::{Store, Work};
 
@@ -29,12 +29,11 @@ const LOAD_PRIORITY: i32 = 50;
 ///
 /// Runs as root on a kernel with sched_ext; `make demo` starts it in a virtual
 /// machine. Configurations are interleaved: each round runs every one of them
-/// once, with the same arrivals. Where the machine's time counts instructions
-/// (--icount), give it one CPU: QEMU runs several in turns of milliseconds,
-/// which drown the latencies of GETs.
+/// once, with the same arrivals. With three CPUs or more the last one is the
+/// load generator's and the others are the server's.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  vm/run --icount --cpus 1 --timeout 1800 -- target/release/syrup-bench demo --out target/demo
+  vm/run --icount --cpus 3 --timeout 1800 -- target/release/syrup-bench demo --out target/demo
   syrup-bench demo --configs vanilla,scan-avoid --rounds 1")]
 pub struct Options {
     /// Where results.json, details.json and report.html go.
@@ -85,9 +84,27 @@ pub struct Options {
     pub programs: Programs,
 }
 
+/// Who runs where. On few CPUs everybody does everywhere.
+struct Cpus {
+    server: Vec<usize>,
+    generator: Option<usize>,
+}
+
+impl Cpus {
+    fn split(mut all: Vec<usize>) -> Self {
+        let generator = if all.len() >= 3 { all.pop() } else { None };
+        Self { server: all, generator }
+    }
+
+    fn server_list(&self) -> String {
+        self.server.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
+    }
+}
+
 struct Demo<'a> {
     options: &'a Options,
     stack: Stack,
+    cpus: Cpus,
     work: Work,
     threads: u32,
     rps: f64,
@@ -101,16 +118,18 @@ pub fn run(options: &Options) -> Result<()> {
     let runs = options.rounds * options.configs.len() as u32;
     let mut progress = Progress::new("demo", runs);
 
+    let cpus = Cpus::split(priority::cpus()?);
+    priority::set_cpus(&cpus.server)?;
     progress.say("opening the database and calibrating");
     let store = Store::open(&options.db, options.keys)?;
     let cost = store.calibrate()?;
     let work = cost.work_for(options.get_us, options.scan_us);
     let [get_us, scan_us] = Class::ALL.map(|class| cost.service_us(work, class));
     drop(store);
-    let cpus = std::thread::available_parallelism()?.get() as u32;
+    let nr_cpus = cpus.server.len() as u32;
     let mean_us = get_us * (1.0 - options.scan_fraction) + scan_us * options.scan_fraction;
-    let rps = options.load * f64::from(cpus) * 1e6 / mean_us;
-    let threads = options.threads.unwrap_or((6 * cpus).max(12));
+    let rps = options.load * f64::from(nr_cpus) * 1e6 / mean_us;
+    let threads = options.threads.unwrap_or((6 * nr_cpus).max(12));
     let calibration = format!(
         "A RocksDB GET takes {:.1} us of CPU time here and a scanned key {:.3} us, so a GET \
          request is {} GETs ({}) and a SCAN request {} keys ({}).",
@@ -123,14 +142,19 @@ pub fn run(options: &Options) -> Result<()> {
     );
     progress.say(&calibration);
     progress.say(&format!(
-        "{runs} runs of {} s: {threads} threads on {cpus} CPU{}, {rps:.1} requests/s ({:.0} % load)",
+        "{runs} runs of {} s: {threads} threads on {nr_cpus} CPU{}, {rps:.1} requests/s ({:.0} % load)",
         options.duration,
-        if cpus == 1 { "" } else { "s" },
+        if nr_cpus == 1 { "" } else { "s" },
         options.load * 100.0,
     ));
 
+    // From here on this process, the daemon included, does its own work where the
+    // generator does.
+    if let Some(generator) = cpus.generator {
+        priority::set_cpus(&[generator])?;
+    }
     let stack = Stack::start(&options.programs)?;
-    let demo = Demo { options, stack, work, threads, rps };
+    let demo = Demo { options, stack, cpus, work, threads, rps };
     let mut points: Vec<Point> = options
         .configs
         .iter()
@@ -154,7 +178,7 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let details = Details {
         title: "Syrup: RocksDB with policies at two layers".to_owned(),
-        method: demo.method(cpus, &calibration),
+        method: demo.method(nr_cpus, &calibration),
         further_verdicts: Vec::new(),
         points,
         simulated: Vec::new(),
@@ -178,14 +202,16 @@ impl Demo<'_> {
         let packets = [SCAN_AVOID, SCAN_AVOID_LONG_SLICE, BOTH].contains(&config);
         let threads = [GET_PRIORITY, BOTH].contains(&config);
         let port = PORT.to_string();
+        let cpus = self.cpus.server_list();
         if packets {
             self.stack.load("socket-select", "scan-avoid", APP, &["--port", &port])?;
         }
         if threads {
-            self.stack.load("scx-syrup", "get-priority", APP, &[])?;
+            self.stack.load("scx-syrup", "get-priority", APP, &["--cpus", &cpus])?;
         }
         let mut arguments: Vec<String> = [
             ("--port", port.clone()),
+            ("--cpus", cpus.clone()),
             ("--threads", self.threads.to_string()),
             ("--db", self.options.db.display().to_string()),
             ("--keys", self.options.keys.to_string()),
@@ -215,6 +241,7 @@ impl Demo<'_> {
             seed: self.options.seed + u64::from(round),
             late_us: 2000,
             window_ms: 200,
+            cpu: self.cpus.generator,
             fifo: Some(LOAD_PRIORITY),
         })?;
         // A number that no policy had a hand in would say nothing.
@@ -273,9 +300,9 @@ impl Demo<'_> {
              tenth of a second at a time."
                 .to_owned(),
             "Where the host has no KVM, the guest's time counts instructions, so that it does not \
-             depend on what else the host does. Then the guest has one CPU: several would share one \
-             thread of the host in turns of milliseconds, which every wake-up would have to wait \
-             for. Kernel code looks slow in such a guest: these numbers compare schedulers, they \
+             depend on what else the host does. Its CPUs then take turns of microseconds on one \
+             thread of the host and share its speed: each is faster while others sleep. The \
+             calibration is of CPUs that are all busy. Kernel code looks slow in such a guest: these numbers compare schedulers, they \
              are no measure of overhead."
                 .to_owned(),
         ]

@@ -243,6 +243,7 @@ fn load_once(options: &Options, load_rps: f64, seconds: f64, seed: u64) -> Resul
         // As much as one undilated GET.
         late_us: (GET_US * options.scale) as u64,
         window_ms: 100,
+        cpu: None,
         fifo: Some(LOAD_PRIORITY),
     })?;
     Ok(summary.undilated(options.scale))

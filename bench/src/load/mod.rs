@@ -67,6 +67,9 @@ pub struct Options {
     /// Being late spoils this much time, and as much after it.
     #[arg(long, default_value_t = 100)]
     pub window_ms: u64,
+    /// Run sender and receiver on this CPU.
+    #[arg(long)]
+    pub cpu: Option<usize>,
     /// Run sender and receiver as SCHED_FIFO with this priority (root).
     #[arg(long)]
     pub fifo: Option<i32>,
@@ -167,6 +170,10 @@ impl Run<'_> {
     }
 
     fn prepare(&self) -> Result<()> {
+        if let Some(cpu) = self.options.cpu {
+            priority::set_cpus(&[cpu])
+                .with_context(|| format!("cannot run on CPU {cpu} (--cpu)"))?;
+        }
         if let Some(priority) = self.options.fifo {
             priority::set_fifo(priority).context("cannot become SCHED_FIFO (--fifo needs root)")?;
         }

@@ -11,6 +11,8 @@ use std::ffi::{CStr, CString, c_char};
 use std::path::Path;
 use std::ptr;
 
+use crate::turns;
+
 /// Bytes of a value.
 pub const VALUE_BYTES: usize = 64;
 /// Bytes of a key: a big-endian number, so that key order is number order.
@@ -146,6 +148,7 @@ impl Database {
             ffi::rocksdb_pinnableslice_destroy(slice);
             sum
         };
+        turns::give();
         Ok(sum)
     }
 
@@ -180,6 +183,7 @@ impl Database {
             }
             fresh = false;
             left -= 1;
+            turns::give();
         }
         Ok(sum)
     }

@@ -66,6 +66,9 @@ pub struct Options {
     /// Keys per SCAN request, instead of calibrating with --scan-us.
     #[arg(long, requires = "gets")]
     pub scan_keys: Option<u64>,
+    /// Run on these CPUs only, such as 0,1.
+    #[arg(long, value_delimiter = ',')]
+    pub cpus: Option<Vec<usize>>,
     /// EEVDF's slice of the server's threads, 100 to 100000 us.
     #[arg(long)]
     pub slice_us: Option<u64>,
@@ -109,6 +112,11 @@ pub struct Summary {
 pub fn run(options: &Options) -> Result<()> {
     let stop_requested = Arc::new(AtomicBool::new(false));
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
+    // Before anything is calibrated, and before there are other threads.
+    if let Some(cpus) = &options.cpus {
+        priority::set_cpus(cpus)
+            .with_context(|| format!("cannot run on CPUs {cpus:?} only (--cpus)"))?;
+    }
     let service = service(options)?;
     let summary = serve(options, &service, &mut signals, &stop_requested)?;
     println!("{}", serde_json::to_string(&summary)?);

@@ -21,8 +21,8 @@ help: ## what can be made
 .PHONY: demo
 demo: release ## RocksDB under four scheduling configurations, in a VM: table and report
 	$(RELEASE)/syrup-bench build-db --db $(DEMO_DB) --keys $(DEMO_KEYS)
-	vm/run $(DEMO_VM) -- $(RELEASE)/syrup-bench demo --db $(DEMO_DB) --keys $(DEMO_KEYS) --out target/demo
-	$(RELEASE)/syrup-bench check target/demo/results.json
+	vm/run $(DEMO_VM) -- $(RELEASE)/syrup-bench run demo --db $(DEMO_DB) --keys $(DEMO_KEYS)
+	$(RELEASE)/syrup-bench check demo
 
 .PHONY: test
 test: deps ## every test, natively and in VMs; ARGS=--help tells of parts
@@ -36,8 +36,21 @@ mutants: deps ## tests of the tests: defects put in, one at a time (PATCHES=FOLD
 	tests/mutants/run --patches $(PATCHES) $(if $(filter $(PATCHES),tests/mutants),--generated 300)
 
 .PHONY: native
-native: release ## the time-dilated socket experiments, on this kernel
-	$(RELEASE)/syrup-bench native --out target/native
+native: figures ## the experiments that run on this kernel: measured, and their criteria checked
+
+# Each goes on where it was interrupted. The figures are mostly sleeps in namespaces of
+# their own and run side by side; 'cost' wants the machine for itself.
+.PHONY: figures
+figures: release
+	$(RELEASE)/syrup-bench run cost
+	$(RELEASE)/syrup-bench run figure-2 & \
+	$(RELEASE)/syrup-bench run figure-6 && wait $$!
+	$(RELEASE)/syrup-bench check cost
+	$(RELEASE)/syrup-bench check figure-2
+	$(RELEASE)/syrup-bench check figure-6
+
+.PHONY: figures-vm
+figures-vm: demo ## the experiments that need a guest
 
 .PHONY: release
 release: deps

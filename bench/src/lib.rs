@@ -1,7 +1,6 @@
 //! RocksDB server, open-loop load generator, experiments and reports.
 
 pub mod clock;
-pub mod cost;
 pub mod experiment;
 pub mod load;
 mod namespace;

@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use syrup_bench::experiment::{self, check, demo, native};
-use syrup_bench::{cost, load, server, simulate, token_agent, work};
+use syrup_bench::experiment::{check, runner};
+use syrup_bench::{load, server, simulate, token_agent, work};
 
 /// RocksDB server, open-loop load generator, experiments and reports for Syrup.
 #[derive(Debug, Parser)]
@@ -15,14 +15,13 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(runner::Options),
+    Check(check::CheckOptions),
+    Report(check::ReportOptions),
+    List(check::ListOptions),
     Server(server::Options),
     Load(load::Options),
     Simulate(simulate::Options),
-    Demo(demo::Options),
-    Native(native::Options),
-    Check(check::Options),
-    Report(experiment::RenderOptions),
-    Cost(cost::Options),
     TokenAgent(token_agent::Options),
     BuildDb(work::BuildOptions),
 }
@@ -39,14 +38,13 @@ fn main() -> std::process::ExitCode {
 
 fn run(command: &Command) -> Result<()> {
     match command {
+        Command::Run(options) => runner::run(options),
+        Command::Check(options) => check::check(options),
+        Command::Report(options) => check::report(options),
+        Command::List(options) => check::list(options),
         Command::Server(options) => server::run(options),
         Command::Load(options) => load::run(options),
         Command::Simulate(options) => simulate::run(options),
-        Command::Demo(options) => demo::run(options),
-        Command::Native(options) => native::run(options),
-        Command::Check(options) => check::run(options),
-        Command::Report(options) => experiment::render(options),
-        Command::Cost(options) => cost::run(options),
         Command::TokenAgent(options) => token_agent::run(options),
         Command::BuildDb(options) => work::build(options),
     }

@@ -20,16 +20,44 @@ pub fn bind_shared(
     Ok(socket)
 }
 
-/// A socket of a flow: its own port, connected to `server`, never blocking.
+/// A socket of a flow: bound to `port` (0: the kernel chooses), connected to
+/// `server`, never blocking.
 /// The receive buffer is larger than the default, so that no reply is lost
 /// while the receiver waits for a CPU.
-pub fn connect(server: SocketAddrV4) -> io::Result<OwnedFd> {
+pub fn connect(server: SocketAddrV4, port: u16) -> io::Result<OwnedFd> {
     let socket = udp()?;
     sockopt::set_socket_recv_buffer_size(&socket, 4 << 20)?;
-    rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))?;
+    rustix::net::bind(&socket, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))?;
     rustix::net::connect(&socket, &server)?;
     rustix::io::ioctl_fionbio(socket.as_fd(), true)?;
     Ok(socket)
+}
+
+/// How many datagrams of so many bytes wait in a socket of the default size
+/// before the kernel drops one: measured, because what a packet takes of the
+/// buffer is the kernel's business.
+pub fn holds(datagram_bytes: usize) -> io::Result<usize> {
+    const MANY: usize = 100_000;
+    let socket = bind_shared(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0), None)?;
+    let address: SocketAddrV4 = rustix::net::getsockname(&socket)?.try_into()?;
+    let sender = connect(address, 0)?;
+    let datagram = vec![0; datagram_bytes];
+    let mut held = 0;
+    let mut bytes = vec![0; datagram_bytes];
+    // On loopback a datagram is in the socket, or dropped, when it was sent.
+    for sent in [MANY.min(2000), MANY] {
+        for _ in 0..sent {
+            rustix::net::send(&sender, &datagram, rustix::net::SendFlags::empty())?;
+        }
+        held = 0;
+        while rustix::net::recv(&socket, &mut bytes, rustix::net::RecvFlags::DONTWAIT).is_ok() {
+            held += 1;
+        }
+        if held < sent {
+            break;
+        }
+    }
+    Ok(held)
 }
 
 fn udp() -> io::Result<OwnedFd> {
@@ -51,6 +79,19 @@ pub fn wake_receivers(socket: impl AsFd) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_holds_as_many_as_fit_into_its_buffer() {
+        let bytes: usize = std::fs::read_to_string("/proc/sys/net/core/rmem_default")
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap();
+        // A packet takes more than its bytes, and less than two pages.
+        let held = holds(56).unwrap();
+        assert!((bytes / 8192..bytes / 256).contains(&held), "{held} in {bytes} bytes");
+        assert!(holds(4096).unwrap() < held);
+    }
 
     #[test]
     fn a_blocked_receiver_is_woken() {

@@ -5,33 +5,35 @@
 /// Bytes of a request and of a reply.
 pub const BYTES: usize = 56;
 
-/// What a request asks for; the numbers are what policies compare with.
+/// What a request asks for: a small number, which policies compare with. What
+/// the numbers mean, beyond those named here, is up to server and experiment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u64)]
-pub enum Class {
-    /// One key.
-    Get = 1,
-    /// A range of keys.
-    Scan = 2,
-}
+pub struct Class(u8);
 
 impl Class {
-    /// Both, GET first.
-    pub const ALL: [Self; 2] = [Self::Get, Self::Scan];
+    /// One key.
+    pub const GET: Self = Self(1);
+    /// A range of keys.
+    pub const SCAN: Self = Self(2);
+    /// Numbers go from 1 to this; 0 is what an idle thread serves.
+    pub const MOST: usize = 8;
 
-    /// The name in reports and JSON.
+    /// The class with this number.
     #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Get => "GET",
-            Self::Scan => "SCAN",
-        }
+    pub fn of(number: u64) -> Option<Self> {
+        (1..=Self::MOST as u64).contains(&number).then_some(Self(number as u8))
     }
 
-    /// 0 for GET, 1 for SCAN.
+    /// The number on the wire and in Maps.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        self.0.into()
+    }
+
+    /// The number, counted from 0.
     #[must_use]
     pub fn index(self) -> usize {
-        self as usize - 1
+        usize::from(self.0) - 1
     }
 }
 
@@ -64,7 +66,7 @@ impl Message {
         let mut put = |offset: usize, field: &[u8]| {
             bytes[offset..offset + field.len()].copy_from_slice(field);
         };
-        put(0, &(self.class as u64).to_ne_bytes());
+        put(0, &self.class.number().to_ne_bytes());
         put(8, &self.id.to_ne_bytes());
         put(16, &self.user.to_ne_bytes());
         put(20, &self.served_by.to_ne_bytes());
@@ -85,13 +87,8 @@ impl Message {
         if bytes.len() != BYTES {
             return None;
         }
-        let class = match long(0)? {
-            1 => Class::Get,
-            2 => Class::Scan,
-            _ => return None,
-        };
         Some(Self {
-            class,
+            class: Class::of(long(0)?)?,
             id: long(8)?,
             user: short(16)?,
             served_by: short(20)?,
@@ -110,7 +107,7 @@ mod tests {
     #[test]
     fn a_message_survives_the_wire() {
         let message = Message {
-            class: Class::Scan,
+            class: Class::SCAN,
             id: 7,
             user: 3,
             served_by: 11,
@@ -131,5 +128,6 @@ mod tests {
         assert_eq!(Message::decode(&[0; BYTES]), None);
         assert_eq!(Message::decode(&[1; BYTES - 1]), None);
         assert_eq!(Message::decode(&[]), None);
+        assert_eq!((Class::of(0), Class::of(Class::MOST as u64 + 1)), (None, None));
     }
 }

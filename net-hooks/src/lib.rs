@@ -12,7 +12,7 @@ mod sockets;
 
 use syrup_hook::Builtin;
 
-pub use run_time::{RunTime, count_run_time, run_time};
+pub use run_time::{RunTime, count_run_time, program_run_time, run_time};
 pub use socket_select::SocketSelect;
 pub use sockets::{owners, reuseport_sockets};
 

@@ -1,6 +1,6 @@
 //! What a deployment costs: the kernel's own account of the dispatcher's time.
 
-use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use syrup_hook::{App, Error, HookId, Result, sys};
 
@@ -55,20 +55,23 @@ pub fn count_run_time() -> Result<OwnedFd> {
 /// [`Error::Pin`] when the app has no deployment there.
 pub fn run_time(app: &App) -> Result<RunTime> {
     let path = app.hook_dir(HookId::SocketSelect).join(DISPATCHER);
-    let program = sys::obj_get_required(&path)?;
+    program_run_time(sys::obj_get_required(&path)?.as_fd())
+}
+
+/// What a BPF program has used.
+///
+/// # Errors
+/// [`Error::Kernel`] when the fd is no program's.
+pub fn program_run_time(program: BorrowedFd<'_>) -> Result<RunTime> {
     let mut info = libbpf_sys::bpf_prog_info::default();
     let mut len = size_of::<libbpf_sys::bpf_prog_info>() as u32;
     // SAFETY: info is a zeroed bpf_prog_info and len its size.
     let err = unsafe {
-        libbpf_sys::bpf_prog_get_info_by_fd(
-            program.as_fd().as_raw_fd(),
-            &raw mut info,
-            &raw mut len,
-        )
+        libbpf_sys::bpf_prog_get_info_by_fd(program.as_raw_fd(), &raw mut info, &raw mut len)
     };
     if err < 0 {
         let reason = std::io::Error::from_raw_os_error(-err);
-        return Err(Error::kernel("read the dispatcher's run time", reason));
+        return Err(Error::kernel("read the run time of a BPF program", reason));
     }
     Ok(RunTime { total_ns: info.run_time_ns, runs: info.run_cnt })
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::stack::{Stack, stop_child};
+use super::stack::{Stack, dies_with_us, stop_child};
 use crate::server::Summary;
 
 /// A running server; stopped on drop.
@@ -34,7 +34,7 @@ impl ServerProcess {
         if let Some(stack) = stack {
             command.env("SYRUP_SOCKET", stack.socket()).env("SYRUP_BPFFS", stack.bpffs());
         }
-        let child = command.spawn().context("cannot start the server")?;
+        let child = dies_with_us(&mut command).spawn().context("cannot start the server")?;
         let mut server = Self { child, _folder: folder };
         let deadline = Instant::now() + READY_LIMIT;
         while !ready.exists() {

@@ -1,7 +1,9 @@
 //! Syrup itself, as an experiment uses it: a daemon of its own, on its own
 //! socket and pin folder, and `syrupctl` as a user would type it.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde::{Deserialize, Serialize};
 
 /// Where the programs are.
 #[derive(Debug, Clone, Args)]
@@ -47,6 +49,8 @@ pub struct Stack {
     _folder: tempfile::TempDir,
 }
 
+/// Folder of an experiment's pins, before its process id.
+const PINS: &str = "/sys/fs/bpf/syrup-bench-";
 const DAEMON_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
@@ -58,17 +62,14 @@ impl Stack {
         // Short: the path of a Unix socket has 107 bytes at most.
         let folder = tempfile::Builder::new().prefix("syrup-bench-").tempdir_in("/tmp")?;
         let socket = folder.path().join("syrupd.sock");
-        let bpffs = PathBuf::from(format!("/sys/fs/bpf/syrup-bench-{}", std::process::id()));
+        let bpffs = PathBuf::from(format!("{PINS}{}", std::process::id()));
         // The server asks at every hook: "no policy there" is no news here.
         let log = std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_owned());
-        let daemon = Command::new(&syrupd)
-            .env("RUST_LOG", log)
-            .arg("--socket")
-            .arg(&socket)
-            .arg("--bpffs")
-            .arg(&bpffs)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
+        remove_pins_of_the_dead();
+        let mut daemon = Command::new(&syrupd);
+        daemon.env("RUST_LOG", log).arg("--socket").arg(&socket).arg("--bpffs").arg(&bpffs);
+        daemon.stdin(Stdio::null()).stdout(Stdio::null());
+        let daemon = dies_with_us(&mut daemon)
             .spawn()
             .with_context(|| format!("cannot start {}", syrupd.display()))?;
         let mut stack = Self { syrupctl, bpffs, socket, daemon, _folder: folder };
@@ -119,16 +120,11 @@ impl Stack {
         self.syrupctl(["unload", "--all"]).map(|_| ())
     }
 
-    /// A counter of the app's deployment at `hook`, from `syrupctl list`.
-    pub fn counter(&self, hook: &str, app: &str, counter: &str) -> Result<u64> {
+    /// What is deployed, from `syrupctl list`.
+    pub fn deployments(&self) -> Result<Vec<Deployment>> {
         let text = self.syrupctl(["list", "-o", "json"])?;
-        let list: Value = serde_json::from_str(&text).context("syrupctl list: no JSON")?;
-        deployments(&list)
-            .find(|one| one["hook"] == hook && one["app"] == app)
-            .with_context(|| format!("syrupctl list shows no {hook} deployment of {app}"))?
-            ["counters"][counter]
-            .as_u64()
-            .with_context(|| format!("the {hook} deployment of {app} has no counter '{counter}'"))
+        let list: List = serde_json::from_str(&text).context("syrupctl list printed no list")?;
+        Ok(list.deployments)
     }
 
     fn syrupctl<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<String> {
@@ -157,13 +153,28 @@ impl Drop for Stack {
     }
 }
 
-/// The list of deployments, however the document names it.
-fn deployments(list: &Value) -> impl Iterator<Item = &Value> {
-    let array = match list {
-        Value::Array(array) => Some(array),
-        other => other["deployments"].as_array(),
-    };
-    array.into_iter().flatten()
+/// A policy as `syrupctl list` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deployment {
+    /// Where.
+    pub hook: String,
+    /// Whose.
+    pub app: String,
+    /// Which.
+    pub policy: String,
+    /// Its object.
+    pub policy_sha256: String,
+    /// "live", or what else became of it.
+    pub state: String,
+    /// Why it is not live.
+    pub reason: Option<String>,
+    /// What it decided, by kind.
+    pub counters: BTreeMap<String, u64>,
+}
+
+#[derive(Deserialize)]
+struct List {
+    deployments: Vec<Deployment>,
 }
 
 /// SIGTERM, then SIGKILL after `limit`.
@@ -180,6 +191,32 @@ pub fn stop_child(child: &mut Child, limit: Duration) {
     eprintln!("syrup-bench: process {} ignored SIGTERM: killed", child.id());
     let _ = child.kill();
     let _ = child.wait();
+}
+
+/// A process that ends when this one is killed: an experiment that goes on must
+/// not meet the server of the one before.
+pub fn dies_with_us(command: &mut Command) -> &mut Command {
+    // SAFETY: prctl is async-signal-safe; nothing is allocated.
+    unsafe {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        })
+    }
+}
+
+/// What experiments that were killed left: their process is no more. A thread
+/// scheduler goes with its pin.
+fn remove_pins_of_the_dead() {
+    let Some((folder, prefix)) = PINS.rsplit_once('/') else { return };
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(prefix)?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            remove_pins(&entry.path());
+        }
+    }
 }
 
 /// bpffs has no remove_dir_all for pins that other code may look at: files
@@ -231,10 +268,12 @@ mod tests {
     }
 
     #[test]
-    fn deployments_are_found_in_both_shapes() {
-        let one = serde_json::json!([{"app": "a"}]);
-        let two = serde_json::json!({"schema": 1, "deployments": [{"app": "a"}]});
-        assert_eq!(deployments(&one).count(), 1);
-        assert_eq!(deployments(&two).count(), 1);
+    fn deployments_are_read_from_what_syrupctl_prints() {
+        let text = r#"{"schema": 1, "deployments": [{"app": "a", "uid": 0, "hook": "socket-select",
+            "policy": "sita", "policy_sha256": "00", "state": "degraded", "reason": "because",
+            "counters": {"chosen": 3}, "verdicts": []}]}"#;
+        let list: List = serde_json::from_str(text).unwrap();
+        assert_eq!(list.deployments[0].reason.as_deref(), Some("because"));
+        assert_eq!(list.deployments[0].counters["chosen"], 3);
     }
 }

@@ -5,7 +5,9 @@ use anyhow::{Result, ensure};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rand_distr::Exp;
+use rand_distr::weighted::WeightedIndex;
 
+use super::Stream;
 use crate::wire::Class;
 
 /// More requests than this in one run are refused: each takes 40 bytes of memory.
@@ -18,22 +20,25 @@ pub struct Arrival {
     pub at_ns: u64,
     /// Which flow sends it.
     pub flow: u32,
+    /// Which stream it belongs to.
+    pub stream: u32,
     /// What it asks for.
     pub class: Class,
     /// Of which key.
     pub key: u64,
 }
 
-/// Poisson arrivals at `rps` for `length_ns`, over `flows` flows.
-pub fn poisson(
-    rps: f64,
-    length_ns: u64,
-    flows: u32,
-    scan_fraction: f64,
-    seed: u64,
-) -> Result<Vec<Arrival>> {
-    ensure!(rps > 0.0 && rps.is_finite(), "--rps must be above 0");
-    ensure!((0.0..=1.0).contains(&scan_fraction), "--scan-fraction must be 0 to 1");
+/// Poisson arrivals of all streams for `length_ns`, over `flows` flows that they
+/// share.
+pub fn poisson(streams: &[Stream], length_ns: u64, flows: u32, seed: u64) -> Result<Vec<Arrival>> {
+    let kinds: Vec<(u32, Class, f64)> = (0..)
+        .zip(streams)
+        .flat_map(|(number, stream)| {
+            stream.mix.iter().map(move |part| (number, part.class, part.share * stream.rps))
+        })
+        .collect();
+    let rps: f64 = kinds.iter().map(|(_, _, rps)| rps).sum();
+    ensure!(rps > 0.0 && rps.is_finite(), "the rate of requests must be above 0");
     ensure!(flows > 0, "--flows must be at least 1");
     let expected = rps * length_ns as f64 / 1e9;
     ensure!(
@@ -43,6 +48,7 @@ pub fn poisson(
     );
     let mut random = StdRng::seed_from_u64(seed);
     let gap = Exp::new(rps / 1e9)?;
+    let kind = WeightedIndex::new(kinds.iter().map(|(_, _, rps)| rps))?;
     let mut arrivals = Vec::with_capacity((expected * 1.1) as usize);
     let mut at = 0.0f64;
     loop {
@@ -50,12 +56,9 @@ pub fn poisson(
         if at >= length_ns as f64 {
             return Ok(arrivals);
         }
-        arrivals.push(Arrival {
-            at_ns: at as u64,
-            flow: random.random_range(0..flows),
-            class: if random.random_bool(scan_fraction) { Class::Scan } else { Class::Get },
-            key: random.random(),
-        });
+        let flow = random.random_range(0..flows);
+        let (stream, class, _) = kinds[random.sample(&kind)];
+        arrivals.push(Arrival { at_ns: at as u64, flow, stream, class, key: random.random() });
     }
 }
 
@@ -65,10 +68,11 @@ mod tests {
 
     #[test]
     fn arrivals_are_poisson_with_the_mix_and_flows_asked_for() {
-        let arrivals = poisson(1000.0, 100_000_000_000, 50, 0.25, 1).unwrap();
+        let streams = [Stream::gets_and_scans(1000.0, 0.25)];
+        let arrivals = poisson(&streams, 100_000_000_000, 50, 1).unwrap();
         let count = arrivals.len() as f64;
         assert!((98_500.0..101_500.0).contains(&count), "{count}");
-        let scans = arrivals.iter().filter(|a| a.class == Class::Scan).count() as f64;
+        let scans = arrivals.iter().filter(|a| a.class == Class::SCAN).count() as f64;
         assert!((0.24..0.26).contains(&(scans / count)));
         // Exponential gaps: mean and standard deviation are equal.
         let gaps: Vec<f64> =
@@ -84,15 +88,29 @@ mod tests {
     }
 
     #[test]
+    fn streams_keep_their_rates() {
+        let stream = |rps, user| Stream { user, ..Stream::gets_and_scans(rps, 0.0) };
+        let arrivals =
+            poisson(&[stream(300.0, 0), stream(100.0, 1)], 100_000_000_000, 5, 1).unwrap();
+        let first = arrivals.iter().filter(|arrival| arrival.stream == 0).count() as f64;
+        let second = arrivals.len() as f64 - first;
+        assert!((29_400.0..30_600.0).contains(&first), "{first}");
+        assert!((9_600.0..10_400.0).contains(&second), "{second}");
+    }
+
+    #[test]
     fn the_seed_decides_everything() {
-        let run = |seed| poisson(500.0, 1_000_000_000, 5, 0.5, seed).unwrap();
+        let run =
+            |seed| poisson(&[Stream::gets_and_scans(500.0, 0.5)], 1_000_000_000, 5, seed).unwrap();
         assert_eq!(run(3), run(3));
         assert_ne!(run(3), run(4));
     }
 
     #[test]
     fn a_run_without_bounds_is_refused() {
-        assert!(poisson(1e6, 60_000_000_000, 5, 0.5, 1).is_err());
-        assert!(poisson(0.0, 1, 5, 0.5, 1).is_err());
+        let refused =
+            |rps| poisson(&[Stream::gets_and_scans(rps, 0.5)], 60_000_000_000, 5, 1).is_err();
+        assert!(refused(1e6));
+        assert!(refused(0.0));
     }
 }

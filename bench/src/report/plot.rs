@@ -4,72 +4,150 @@ use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::experiment::{Point, latency};
-use crate::load::ClassSummary;
-use crate::wire::Class;
+use crate::experiment::points::Point;
 
 const SIZE: (u32, u32) = (680, 440);
 const FONT: &str = "system-ui, sans-serif";
 const TEXT: RGBColor = RGBColor(91, 100, 114);
 const GRID: RGBColor = RGBColor(226, 230, 236);
+const OBJECTIVE: RGBColor = RGBColor(213, 60, 40);
 
 /// Distinct also for readers who do not see red and green.
-const COLOURS: [RGBColor; 6] = [
+const COLOURS: [RGBColor; 8] = [
     RGBColor(120, 128, 140),
     RGBColor(0, 114, 178),
     RGBColor(86, 180, 233),
     RGBColor(230, 159, 0),
     RGBColor(0, 158, 115),
     RGBColor(204, 121, 167),
+    RGBColor(160, 110, 60),
+    RGBColor(110, 80, 190),
 ];
 
-type Number = fn(&ClassSummary) -> f64;
-/// p50, p99, p99.9: how strong their colour is, and whether they have a label.
-const NUMBERS: [(Number, f64, bool); 3] = [
-    (|class| class.p50_us, 0.35, true),
-    (|class| class.p99_us, 1.0, true),
-    (|class| class.p999_us, 0.6, false),
-];
-
-/// p50, p99 and p99.9 of each configuration, on a logarithmic scale.
-pub fn bars(points: &[&Point], simulated: &[Option<&Point>], class: Class) -> Result<String> {
-    let mut svg = String::new();
-    draw_bars(&mut svg, points, simulated, class).map_err(|error| anyhow!("{error}"))?;
-    Ok(svg)
+/// A configuration in a plot of latency against load.
+pub struct Curve {
+    /// Its name.
+    pub name: String,
+    /// Load, latency, and the smallest and largest of a round.
+    pub measured: Vec<(f64, f64, f64, f64)>,
+    /// Load and latency.
+    pub simulated: Vec<(f64, f64)>,
 }
 
-/// Share of requests above a latency, both axes logarithmic.
-pub fn distribution(points: &[&Point], class: Class) -> Result<String> {
-    let mut svg = String::new();
-    draw_distribution(&mut svg, points, class).map_err(|error| anyhow!("{error}"))?;
-    Ok(svg)
+/// A configuration in a plot of loads.
+pub struct Bar {
+    /// Its name.
+    pub name: String,
+    /// The load.
+    pub load: f64,
+    /// Whether it is known: else it is at least this.
+    pub crossed: bool,
+    /// Interval.
+    pub low: f64,
+    /// Interval.
+    pub high: f64,
 }
-
-/// Place among the points (for the colour), the point, share and latency.
-type Curve<'a> = (usize, &'a Point, Vec<(f64, f64)>);
 
 type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
 
-fn draw_bars(
-    svg: &mut String,
-    points: &[&Point],
-    simulated: &[Option<&Point>],
-    class: Class,
-) -> Drawn {
-    let (low, high) = decades(points.iter().chain(simulated.iter().flatten()).flat_map(|point| {
-        NUMBERS.iter().flat_map(|(number, _, _)| {
-            let spread = point.spread(class, number);
-            [spread.min, spread.max]
-        })
-    }));
+/// Latency against load, measured and simulated, with the objective in us.
+pub fn latency_against_load(curves: &[Curve], objective: Option<f64>) -> Result<String> {
+    drawn(|svg| draw_curves(svg, curves, objective))
+}
+
+/// The largest load of each configuration.
+pub fn max_loads(bars: &[Bar]) -> Result<String> {
+    drawn(|svg| draw_max_loads(svg, bars))
+}
+
+/// Share of requests of a class above a latency, both axes logarithmic. Points
+/// come with their places, which decide their colours.
+pub fn distributions(points: &[(usize, &Point)], class: usize) -> Result<String> {
+    drawn(|svg| draw_distributions(svg, points, class))
+}
+
+fn drawn(draw: impl FnOnce(&mut String) -> Drawn) -> Result<String> {
+    let mut svg = String::new();
+    draw(&mut svg).map_err(|error| anyhow!("{error}"))?;
+    Ok(svg)
+}
+
+fn colour(place: usize) -> RGBColor {
+    COLOURS[place % COLOURS.len()]
+}
+
+fn draw_curves(svg: &mut String, curves: &[Curve], objective: Option<f64>) -> Drawn {
+    let measured = curves.iter().flat_map(|curve| &curve.measured);
+    let (low, high) = decades(
+        measured
+            .clone()
+            .flat_map(|&(_, _, min, max)| [min, max])
+            .chain(curves.iter().flat_map(|curve| &curve.simulated).map(|&(_, us)| us))
+            .chain(objective),
+    );
+    let most = measured.map(|&(load, ..)| load).fold(1.0, f64::max) * 1.04;
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
-    let groups = points.len().max(1) as f64;
     let mut chart = ChartBuilder::on(&root)
         .margin(12)
-        .margin_top(28)
+        .margin_right(24)
+        .x_label_area_size(38)
+        .y_label_area_size(70)
+        .build_cartesian_2d(0.0..most, (low..high).log_scale())?;
+    chart
+        .configure_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(GRID)
+        .axis_style(GRID)
+        .x_label_style((FONT, 16).into_font().color(&TEXT))
+        .y_label_style((FONT, 16).into_font().color(&TEXT))
+        .x_label_formatter(&|load: &f64| per_second(*load))
+        .y_label_formatter(&|us: &f64| round_latency(*us))
+        .draw()?;
+    if let Some(us) = objective {
+        chart.draw_series([PathElement::new(
+            vec![(0.0, us), (most, us)],
+            OBJECTIVE.stroke_width(1),
+        )])?;
+    }
+    for (place, curve) in curves.iter().enumerate() {
+        let colour = colour(place);
+        chart.draw_series(DashedLineSeries::new(
+            curve.simulated.iter().copied(),
+            5,
+            4,
+            colour.stroke_width(1),
+        ))?;
+        chart.draw_series(curve.measured.iter().map(|&(load, _, min, max)| {
+            PathElement::new(vec![(load, min), (load, max)], colour.mix(0.5).stroke_width(1))
+        }))?;
+        let line: Vec<(f64, f64)> =
+            curve.measured.iter().map(|&(load, us, ..)| (load, us)).collect();
+        chart.draw_series(line.iter().map(|&at| Circle::new(at, 4, colour.filled())))?;
+        chart
+            .draw_series(LineSeries::new(line, colour.stroke_width(2)))?
+            .label(curve.name.clone())
+            .legend(move |(x, y)| {
+                PathElement::new(vec![(x, y), (x + 16, y)], colour.stroke_width(3))
+            });
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .background_style(WHITE.mix(0.85))
+        .label_font((FONT, 16).into_font().color(&TEXT))
+        .draw()?;
+    root.present()?;
+    Ok(())
+}
+
+fn draw_max_loads(svg: &mut String, bars: &[Bar]) -> Drawn {
+    let most = bars.iter().map(|bar| bar.load.max(bar.high)).fold(1.0, f64::max) * 1.12;
+    let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
+    let mut chart = ChartBuilder::on(&root)
+        .margin(12)
         .x_label_area_size(46)
         .y_label_area_size(70)
-        .build_cartesian_2d(0.0..groups, (low..high).log_scale())?;
+        .build_cartesian_2d(0.0..bars.len().max(1) as f64, 0.0..most)?;
     chart
         .configure_mesh()
         .disable_x_mesh()
@@ -78,64 +156,49 @@ fn draw_bars(
         .bold_line_style(GRID)
         .axis_style(GRID)
         .y_label_style((FONT, 16).into_font().color(&TEXT))
-        .y_label_formatter(&|us: &f64| round_latency(*us))
+        .y_label_formatter(&|load: &f64| per_second(*load))
         .draw()?;
-
-    let width = 0.8 / NUMBERS.len() as f64;
-    for (group, point) in points.iter().enumerate() {
-        let colour = COLOURS[group % COLOURS.len()];
-        for (place, (number, strength, labelled)) in NUMBERS.iter().enumerate() {
-            let spread = point.spread(class, number);
-            if spread.median <= 0.0 {
-                continue;
-            }
-            let left = group as f64 + 0.1 + place as f64 * width;
-            let middle = left + width / 2.0;
-            chart.draw_series([Rectangle::new(
-                [(left + 0.01, low), (left + width - 0.01, spread.median)],
-                colour.mix(*strength).filled(),
-            )])?;
-            chart.draw_series([PathElement::new(
-                vec![(middle, spread.min.max(low)), (middle, spread.max)],
-                BLACK.mix(0.6).stroke_width(1),
-            )])?;
-            let twin = simulated.get(group).copied().flatten();
-            if let Some(twin) = twin.map(|twin| twin.spread(class, number).median) {
-                chart.draw_series([EmptyElement::at((middle, twin.max(low)))
-                    + Polygon::new(vec![(0, -6), (6, 0), (0, 6), (-6, 0)], WHITE.filled())
-                    + PathElement::new(
-                        vec![(0, -6), (6, 0), (0, 6), (-6, 0), (0, -6)],
-                        BLACK.stroke_width(1),
-                    )])?;
-            }
-            // p99.9 is in the table; its label would collide with that of p99.
-            if *labelled {
-                let label =
-                    (FONT, 14).into_font().color(&TEXT).pos(Pos::new(HPos::Center, VPos::Bottom));
-                chart.draw_series([EmptyElement::at((middle, spread.max))
-                    + Text::new(latency(spread.median), (0, -5), label)])?;
-            }
-        }
-        let label = (FONT, 16).into_font().color(&TEXT).pos(Pos::new(HPos::Center, VPos::Top));
-        for (line, text) in name_lines(&point.config).into_iter().enumerate() {
-            chart.draw_series([EmptyElement::at((group as f64 + 0.5, low))
-                + Text::new(text, (0, 6 + 17 * line as i32), label.clone())])?;
+    for (place, bar) in bars.iter().enumerate() {
+        let (left, middle) = (place as f64, place as f64 + 0.5);
+        let style = match bar.crossed {
+            true => colour(place).filled(),
+            false => colour(place).stroke_width(2),
+        };
+        let corners = [(left + 0.2, 0.0), (left + 0.8, bar.load)];
+        chart.draw_series([Rectangle::new(corners, style)])?;
+        chart.draw_series([PathElement::new(
+            vec![(middle, bar.low), (middle, bar.high)],
+            BLACK.mix(0.6).stroke_width(1),
+        )])?;
+        let font =
+            |size, at: VPos| (FONT, size).into_font().color(&TEXT).pos(Pos::new(HPos::Center, at));
+        let top = bar.load.max(bar.high);
+        chart.draw_series([EmptyElement::at((middle, top))
+            + Text::new(per_second(bar.load), (0, -5), font(15, VPos::Bottom))])?;
+        for (line, text) in name_lines(&bar.name).into_iter().enumerate() {
+            chart.draw_series([EmptyElement::at((middle, 0.0))
+                + Text::new(text, (0, 6 + 17 * line as i32), font(16, VPos::Top))])?;
         }
     }
     root.present()?;
     Ok(())
 }
 
-fn draw_distribution(svg: &mut String, points: &[&Point], class: Class) -> Drawn {
-    let lines: Vec<Curve> = points
-        .iter()
-        .enumerate()
-        .map(|(place, &point)| (place, point, point.distribution(class)))
-        .filter(|(_, _, line)| !line.is_empty())
-        .collect();
-    let (low, high) = decades(lines.iter().flat_map(|(_, _, line)| line.iter().map(|&(_, us)| us)));
-    // The largest sample has share 0, which a logarithmic axis does not have.
+fn draw_distributions(svg: &mut String, points: &[(usize, &Point)], class: usize) -> Drawn {
+    // Fewer samples than this many do not make a curve.
     const LEAST: f64 = 5e-4;
+    let lines: Vec<_> = points
+        .iter()
+        .map(|&(place, point)| {
+            let all = point.pooled(class);
+            let p99 = all.quantile(0.99).unwrap_or(0.0);
+            let twin = point.pooled_twin(class).map(|twin| twin.exceedance()).unwrap_or_default();
+            (place, point, all.exceedance(), twin, p99)
+        })
+        .collect();
+    let (low, high) = decades(
+        lines.iter().flat_map(|(_, _, line, twin, _)| line.iter().chain(twin)).map(|&(us, _)| us),
+    );
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     let mut chart = ChartBuilder::on(&root)
         .margin(12)
@@ -155,22 +218,20 @@ fn draw_distribution(svg: &mut String, points: &[&Point], class: Class) -> Drawn
         .draw()?;
     // The corner that the curves leave free: fast ones go down on the left.
     let left_of = |us: f64| (us / low).ln() / (high / low).ln();
-    let fastest = lines
-        .iter()
-        .filter_map(|(_, _, line)| line.iter().find(|&&(quantile, _)| quantile >= 0.99))
-        .fold(1.0, |least: f64, &(_, us)| least.min(left_of(us)));
+    let fastest = lines.iter().fold(1.0, |least: f64, line| least.min(left_of(line.4)));
     let corner = match fastest < 0.55 {
         true => SeriesLabelPosition::UpperRight,
         false => SeriesLabelPosition::LowerLeft,
     };
-    for (place, point, line) in lines {
-        let colour = COLOURS[place % COLOURS.len()];
+    for (place, point, line, twin, _) in lines {
+        let colour = colour(place);
+        let shown = |line: Vec<(f64, f64)>| {
+            line.into_iter().map(|(us, share)| (us, share.max(LEAST))).collect::<Vec<_>>()
+        };
+        chart.draw_series(DashedLineSeries::new(shown(twin), 5, 4, colour.stroke_width(1)))?;
         chart
-            .draw_series(LineSeries::new(
-                line.iter().map(|&(quantile, us)| (us, (1.0 - quantile).max(LEAST))),
-                colour.stroke_width(2),
-            ))?
-            .label(point.config.clone())
+            .draw_series(LineSeries::new(shown(line), colour.stroke_width(2)))?
+            .label(point.config)
             .legend(move |(x, y)| {
                 PathElement::new(vec![(x, y), (x + 16, y)], colour.stroke_width(3))
             });
@@ -208,6 +269,15 @@ fn name_lines(config: &str) -> Vec<String> {
     }
 }
 
+/// A load with its unit.
+fn per_second(load: f64) -> String {
+    match load {
+        load if load >= 1e6 => format!("{}\u{202f}M/s", short_number(load / 1e6)),
+        load if load >= 1e3 => format!("{}\u{202f}K/s", short_number(load / 1e3)),
+        load => format!("{}/s", short_number(load)),
+    }
+}
+
 fn round_latency(us: f64) -> String {
     match us {
         us if us >= 1e6 => format!("{}\u{202f}s", short_number(us / 1e6)),
@@ -242,6 +312,8 @@ mod tests {
         assert_eq!(round_latency(1000.0), "1\u{202f}ms");
         assert_eq!(round_latency(20.0), "20\u{202f}us");
         assert_eq!(round_latency(5e6), "5\u{202f}s");
+        assert_eq!(per_second(440_000.0), "440\u{202f}K/s");
+        assert_eq!(per_second(0.0), "0/s");
         assert_eq!(short_number(0.05), "0.05");
         assert_eq!(short_number(100.0), "100");
     }

@@ -9,11 +9,15 @@ use syrup::{Code, Error, MappedMap};
 
 /// Name of the Map that policies read the request types from.
 pub const REQUEST_TYPE: &str = "request_type";
+/// Name of the Map in which policies count what each thread has to do.
+const LOAD: &str = "load";
 
 /// The app, or none: then every method does nothing.
 pub struct App {
     app: Option<syrup::App>,
     types: Types,
+    /// Requests outstanding by thread; none where no policy counts them.
+    load: Option<MappedMap>,
     sockets: AtomicBool,
     threads: AtomicBool,
 }
@@ -30,27 +34,33 @@ impl App {
     /// [`REQUEST_TYPE`] are served as well.
     pub fn open(name: Option<&str>, threads: u32) -> Result<Self> {
         let app = name.map(syrup::App::named);
-        let map = match app.as_ref().map(|app| app.open_map(REQUEST_TYPE)) {
-            None => None,
-            Some(Ok(map)) => Some(map),
-            Some(Err(error)) if error.code() == Code::Conflict => None,
-            Some(Err(error)) => return Err(explained(error, "cannot open the Map request_type")),
-        };
-        let types = match map {
-            None => Types::Private((0..threads).map(|_| AtomicU64::new(0)).collect()),
-            Some(map) => {
+        let open = |name: &str| match app.as_ref().map(|app| app.open_map(name)) {
+            None => Ok(None),
+            Some(Ok(map)) => {
                 ensure!(
                     map.entries() >= threads && map.value_bytes() == 8,
-                    "the Map {REQUEST_TYPE} has {} entries of {} bytes, but the server needs one of \
-                     8 bytes for each of its {threads} threads",
+                    "the Map {name} has {} entries of {} bytes, but the server needs one of 8 \
+                     bytes for each of its {threads} threads",
                     map.entries(),
                     map.value_bytes()
                 );
-                Types::Shared(map.mmap().context("cannot map request_type into memory")?)
+                Ok(Some(map.mmap().with_context(|| format!("cannot map {name} into memory"))?))
             }
+            Some(Err(error)) if error.code() == Code::Conflict => Ok(None),
+            Some(Err(error)) => Err(explained(error, &format!("cannot open the Map {name}"))),
         };
-        let app =
-            Self { app, types, sockets: AtomicBool::new(false), threads: AtomicBool::new(false) };
+        let types = match open(REQUEST_TYPE)? {
+            None => Types::Private((0..threads).map(|_| AtomicU64::new(0)).collect()),
+            Some(map) => Types::Shared(map),
+        };
+        let load = open(LOAD)?;
+        let app = Self {
+            app,
+            types,
+            load,
+            sockets: AtomicBool::new(false),
+            threads: AtomicBool::new(false),
+        };
         // A server before this one may have left its marks.
         for index in 0..threads {
             app.request_type(index).store(super::IDLE, Ordering::Release);
@@ -65,6 +75,13 @@ impl App {
             Types::Private(entries) => &entries[index as usize],
             Types::Shared(map) => &map[index as usize],
         }
+    }
+
+    /// Where the requests that thread `index` has to do are counted: it counts
+    /// down.
+    #[must_use]
+    pub fn outstanding(&self, index: u32) -> Option<&AtomicU64> {
+        self.load.as_ref().map(|load| &load[index as usize])
     }
 
     /// Registers a socket; false when the app has no packet policy.

@@ -1,6 +1,7 @@
 //! The server: N threads, each with its own socket of one SO_REUSEPORT group.
 
 pub mod app;
+mod bare;
 mod worker;
 
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -18,6 +19,7 @@ use crate::wire::Class;
 use crate::work::{Store, Work};
 use crate::{priority, socket};
 use app::App;
+use bare::Bare;
 pub use worker::{IDLE, Service};
 use worker::{Served, Worker};
 
@@ -42,6 +44,10 @@ pub struct Options {
     /// The app to register with, through the daemon; none: plain Linux.
     #[arg(long)]
     pub app: Option<String>,
+    /// A packet program of the server's own instead of a policy: what Syrup is
+    /// compared with.
+    #[arg(long, value_enum, conflicts_with = "app", value_name = "POLICY")]
+    pub bare: Option<bare::Program>,
     /// What serving is: RocksDB work, or (for more threads than CPUs, with
     /// dilated time) a sleep until a deadline.
     #[arg(long, value_enum, default_value_t = ServiceKind::Rocksdb)]
@@ -75,8 +81,7 @@ pub struct Options {
     /// Run the server's threads as SCHED_FIFO with this priority.
     #[arg(long, conflicts_with = "slice_us")]
     pub fifo: Option<i32>,
-    /// Receive buffer of each socket; the kernel doubles it and its default
-    /// holds 256 requests.
+    /// Receive buffer of each socket, which the kernel doubles.
     #[arg(long)]
     pub rcvbuf_bytes: Option<usize>,
     /// Written once every socket is bound and everything is registered.
@@ -94,18 +99,24 @@ pub enum ServiceKind {
 }
 
 /// What the server prints on stdout when it ends.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
-    /// Requests served.
+    /// Requests served, of all classes.
+    pub served: u64,
+    /// GETs among them.
     pub get: u64,
-    /// Requests served.
+    /// SCANs among them.
     pub scan: u64,
     /// Replies that the kernel refused to send.
     pub lost_replies: u64,
     /// Datagrams that were no request.
     pub malformed: u64,
-    /// GET and SCAN requests served by each thread.
-    pub by_thread: Vec<[u64; 2]>,
+    /// Mean time of the packet program in ns, where the server attached one of
+    /// its own and the kernel accounted it.
+    #[serde(default)]
+    pub program_ns: Option<f64>,
+    /// Requests served by each thread, by class.
+    pub by_thread: Vec<[u64; Class::MOST]>,
 }
 
 /// Runs until SIGTERM or SIGINT, then prints what was served.
@@ -131,7 +142,7 @@ fn service(options: &Options) -> Result<Service> {
                 "--service sleep needs --get-us and --scan-us"
             );
             let ns = [options.get_us, options.scan_us].map(|us| (us * 1000.0) as u64);
-            Ok(Service::Sleep { ns })
+            Ok(Service::Sleep { ns: ns.to_vec() })
         }
         ServiceKind::Rocksdb => {
             let store = Store::open(&options.db, options.keys)?;
@@ -146,9 +157,9 @@ fn service(options: &Options) -> Result<Service> {
                         cost.get_ns / 1000.0,
                         cost.scan_key_ns / 1000.0,
                         work.gets,
-                        cost.service_us(work, Class::Get),
+                        cost.service_us(work, Class::GET),
                         work.scan_keys,
-                        cost.service_us(work, Class::Scan),
+                        cost.service_us(work, Class::SCAN),
                     );
                     work
                 }
@@ -175,6 +186,7 @@ fn serve(
             format!("cannot bind {address}: is another server there? choose another --port")
         })?;
     let app = App::open(options.app.as_deref(), options.threads)?;
+    let bare = options.bare.map(|program| Bare::attach(program, &sockets)).transpose()?;
     for (index, socket) in (0..).zip(&sockets) {
         app.register_socket(socket.as_fd(), index)?;
     }
@@ -186,7 +198,7 @@ fn serve(
 
     std::thread::scope(|scope| {
         for ((index, socket), served) in (0..).zip(&sockets).zip(&served) {
-            let (app, registered, failure) = (&app, &registered, &failure);
+            let (app, bare, registered, failure) = (&app, &bare, &registered, &failure);
             let signal_handle = signal_handle.clone();
             scope.spawn(move || {
                 let prepared = prepare_thread(options, app, index);
@@ -198,7 +210,11 @@ fn serve(
                         socket: socket.as_fd(),
                         stop,
                         service,
-                        request_type: app.request_type(index),
+                        request_type: match bare {
+                            Some(bare) => bare.request_type(index),
+                            None => app.request_type(index),
+                        },
+                        outstanding: app.outstanding(index),
                         yields,
                         served,
                     };
@@ -224,16 +240,18 @@ fn serve(
     let failure = failure.into_inner().map_err(|_| anyhow!("a server thread panicked"))?;
     failure.map_or(Ok(()), Err)?;
 
-    let by_thread: Vec<[u64; 2]> = served
+    let by_thread: Vec<[u64; Class::MOST]> = served
         .iter()
-        .map(|served| [0, 1].map(|class: usize| served.by_class[class].load(Ordering::Relaxed)))
+        .map(|served| served.by_class.each_ref().map(|class| class.load(Ordering::Relaxed)))
         .collect();
     let sum = |count: &dyn Fn(&Served) -> u64| served.iter().map(count).sum();
     Ok(Summary {
-        get: by_thread.iter().map(|classes| classes[Class::Get.index()]).sum(),
-        scan: by_thread.iter().map(|classes| classes[Class::Scan.index()]).sum(),
+        served: by_thread.iter().flatten().sum(),
+        get: by_thread.iter().map(|classes| classes[Class::GET.index()]).sum(),
+        scan: by_thread.iter().map(|classes| classes[Class::SCAN.index()]).sum(),
         lost_replies: sum(&|served| served.lost_replies.load(Ordering::Relaxed)),
         malformed: sum(&|served| served.malformed.load(Ordering::Relaxed)),
+        program_ns: bare.map(|bare| bare.mean_ns()).transpose()?.flatten(),
         by_thread,
     })
 }

@@ -20,8 +20,8 @@ pub enum Mark {
 impl From<Class> for Mark {
     fn from(class: Class) -> Self {
         match class {
-            Class::Get => Self::Get,
-            Class::Scan => Self::Scan,
+            Class::SCAN => Self::Scan,
+            _ => Self::Get,
         }
     }
 }
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn work_and_requests_are_counted_until_they_are_done() {
-        let mut executor = with(&[Class::Get, Class::Scan]);
+        let mut executor = with(&[Class::GET, Class::SCAN]);
         assert_eq!((executor.outstanding(), executor.work_ns()), (2, 10));
         executor.take();
         assert_eq!((executor.outstanding(), executor.work_ns(), executor.left_ns), (2, 10, 5));
@@ -149,20 +149,20 @@ mod tests {
 
     #[test]
     fn what_a_full_socket_loses_is_counted() {
-        let mut executor = with(&[Class::Get, Class::Get]);
-        assert!(!executor.accept(request(Class::Get), 2));
-        assert!(!executor.accept(request(Class::Get), 2));
+        let mut executor = with(&[Class::GET, Class::GET]);
+        assert!(!executor.accept(request(Class::GET), 2));
+        assert!(!executor.accept(request(Class::GET), 2));
         assert_eq!((executor.outstanding(), executor.lost), (2, 2));
     }
 
     #[test]
     fn a_get_never_covers_the_mark_of_a_scan_that_waits() {
-        let mut executor = with(&[Class::Get, Class::Scan, Class::Get]);
-        executor.steered(Class::Get);
+        let mut executor = with(&[Class::GET, Class::SCAN, Class::GET]);
+        executor.steered(Class::GET);
         assert_eq!(executor.mark, Mark::Get);
         executor.take();
-        executor.steered(Class::Scan);
-        executor.steered(Class::Get);
+        executor.steered(Class::SCAN);
+        executor.steered(Class::GET);
         assert_eq!(executor.mark, Mark::Scan);
         executor.take();
         assert_eq!(executor.mark, Mark::Scan);
@@ -175,9 +175,9 @@ mod tests {
 
     #[test]
     fn a_get_taken_behind_the_mark_of_a_scan_leaves_it() {
-        let mut executor = with(&[Class::Get]);
-        executor.steered(Class::Get);
-        executor.steered(Class::Scan);
+        let mut executor = with(&[Class::GET]);
+        executor.steered(Class::GET);
+        executor.steered(Class::SCAN);
         assert!(!executor.take(), "it was woken by the GET");
         assert_eq!(executor.mark, Mark::Scan);
     }
@@ -185,17 +185,17 @@ mod tests {
     #[test]
     fn a_thread_policy_is_asked_again_when_it_decided_on_another_mark() {
         // Not marked before: woken as if for a GET.
-        assert!(!with(&[Class::Get]).take());
-        assert!(with(&[Class::Scan]).take());
+        assert!(!with(&[Class::GET]).take());
+        assert!(with(&[Class::SCAN]).take());
         // Marked before.
-        let mut executor = with(&[Class::Scan, Class::Scan, Class::Get, Class::Get]);
-        executor.steered(Class::Scan);
+        let mut executor = with(&[Class::SCAN, Class::SCAN, Class::GET, Class::GET]);
+        executor.steered(Class::SCAN);
         assert!(!executor.take());
         assert!(!executor.take());
         assert!(executor.take(), "a GET after a SCAN");
         assert!(!executor.take());
         // Idle since.
-        let mut executor = with(&[Class::Scan, Class::Get]);
+        let mut executor = with(&[Class::SCAN, Class::GET]);
         executor.take();
         executor.becomes_idle();
         assert!(!executor.take());

@@ -23,7 +23,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand_distr::{Distribution, Exp1};
 
-use crate::load::{Arrival, Cut, Fate, LoadSummary, poisson, summarise};
+use crate::load::{Arrival, Cut, Fate, LoadSummary, Stream, poisson, summarise};
 use crate::wire::Class;
 pub use packets::hash_map;
 
@@ -240,21 +240,30 @@ struct Request {
 pub fn simulate(options: &Options) -> Result<LoadSummary> {
     ensure!(options.requests > 0, "--requests must be at least 1");
     ensure!(options.rps > 0.0, "--rps must be above 0");
+    ensure!((0.0..=1.0).contains(&options.scan_fraction), "--scan-fraction must be 0 to 1");
+    ensure!((0.0..=1.0).contains(&options.scan_fraction), "--scan-fraction must be 0 to 1");
     let counted_ns = options.requests as f64 / options.rps * 1e9;
     let end_ns = (counted_ns * 1.1) as u64;
-    let arrivals =
-        poisson(options.rps, end_ns, options.flows, options.scan_fraction, options.seed)?;
-    let warmup_ns = end_ns - counted_ns as u64;
-    twin(
-        options,
-        &arrivals,
-        Cut { warmup_ns, end_ns, late_limit_ns: u64::MAX / 2, window_ns: end_ns },
-    )
+    let streams = [Stream::gets_and_scans(options.rps, options.scan_fraction)];
+    let arrivals = poisson(&streams, end_ns, options.flows, options.seed)?;
+    let cut = Cut {
+        warmup_ns: end_ns - counted_ns as u64,
+        end_ns,
+        late_limit_ns: u64::MAX / 2,
+        window_ns: end_ns,
+        exclude_late: false,
+    };
+    twin(options, &streams, &arrivals, cut)
 }
 
 /// Simulates a run with given arrivals, those of a measured run: what
 /// `options` says of arrivals does not matter.
-pub fn twin(options: &Options, arrivals: &[Arrival], cut: Cut) -> Result<LoadSummary> {
+pub fn twin(
+    options: &Options,
+    streams: &[Stream],
+    arrivals: &[Arrival],
+    cut: Cut,
+) -> Result<LoadSummary> {
     let outcome = serve(options, arrivals)?;
     let fates: Vec<Fate> = arrivals
         .iter()
@@ -265,7 +274,7 @@ pub fn twin(options: &Options, arrivals: &[Arrival], cut: Cut) -> Result<LoadSum
             overrun_ns: 0,
         })
         .collect();
-    let summary = summarise(options.rps, cut, arrivals, &fates)?;
+    let summary = summarise(cut, streams, arrivals, &fates)?;
     Ok(LoadSummary { served_by: outcome.served_by, ..summary })
 }
 
@@ -286,8 +295,8 @@ pub fn serve(options: &Options, arrivals: &[Arrival]) -> Result<Outcome> {
                 Spread::Exponential => Exp1.sample(&mut random),
             };
             let mean_us = match arrival.class {
-                Class::Get => options.get_us,
-                Class::Scan => options.scan_us,
+                Class::SCAN => options.scan_us,
+                _ => options.get_us,
             };
             let service_ns = ((mean_us * spread + options.overhead_us) * 1000.0) as u64;
             Request { arrival, service_ns }
@@ -372,7 +381,7 @@ mod tests {
         let summary = simulate(&options(Policy::RoundRobin, 1e5)).unwrap();
         let counted: u64 = summary.classes.iter().map(|class| class.requests).sum();
         assert!((99_000..101_000).contains(&counted), "{counted}");
-        let scans = summary.class(Class::Scan).requests;
+        let scans = summary.class(Class::SCAN).requests;
         assert!((400..600).contains(&scans), "{scans}");
         // And a tenth before them.
         let served: u64 = summary.served_by.iter().sum();
@@ -383,12 +392,19 @@ mod tests {
     #[test]
     fn a_twin_serves_the_arrivals_that_it_is_given() {
         use scenario::{executors, get, scan};
-        let cut = Cut { warmup_ns: 50_000, end_ns: 300_000, late_limit_ns: 1, window_ns: 300_000 };
+        let cut = Cut {
+            warmup_ns: 50_000,
+            end_ns: 300_000,
+            late_limit_ns: 1,
+            window_ns: 300_000,
+            exclude_late: false,
+        };
+        let streams = [Stream::gets_and_scans(1.0, 0.5)];
         let arrivals = [get(0, 0), scan(60, 0), get(100, 0), get(110, 1)];
-        let summary = twin(&executors(2), &arrivals, cut).unwrap();
-        let get = summary.class(Class::Get);
+        let summary = twin(&executors(2), &streams, &arrivals, cut).unwrap();
+        let get = summary.class(Class::GET);
         assert_eq!((get.requests, get.drops, get.mean_us), (2, 0, (70.0 + 10.0) / 2.0));
-        assert_eq!(summary.class(Class::Scan).mean_us, 100.0);
+        assert_eq!(summary.class(Class::SCAN).mean_us, 100.0);
         assert_eq!(summary.served_by, [3, 1]);
     }
 
@@ -399,7 +415,7 @@ mod tests {
             let options =
                 Options { spread, executors: 100, overhead_us: 5.0, ..options(Policy::Jsq, 1e4) };
             let summary = simulate(&Options { scan_fraction: 0.0, ..options }).unwrap();
-            (summary.class(Class::Get).mean_us, summary.class(Class::Get).p99_us)
+            (summary.class(Class::GET).mean_us, summary.class(Class::GET).p99_us)
         };
         assert_eq!(mean(Spread::Fixed), (16.0, 16.0));
         let (mean_us, p99_us) = mean(Spread::Exponential);
@@ -416,7 +432,7 @@ mod tests {
             let mut runs: Vec<f64> = (0..5)
                 .map(|seed| {
                     let summary = simulate(&Options { seed, ..options(policy, rps) }).unwrap();
-                    summary.class(Class::Get).p99_us
+                    summary.class(Class::GET).p99_us
                 })
                 .collect();
             crate::work::median(&mut runs)
@@ -462,7 +478,7 @@ mod tests {
                         seed,
                         ..Options::default()
                     };
-                    simulate(&options).unwrap().class(Class::Get).p99_us / 1000.0
+                    simulate(&options).unwrap().class(Class::GET).p99_us / 1000.0
                 })
                 .collect();
             crate::work::median(&mut runs)

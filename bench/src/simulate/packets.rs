@@ -60,10 +60,10 @@ impl<'a> Chooser<'a> {
         let default = usize::from(self.flow_map[arrival.flow as usize]);
         let split = self.options.scan_executors;
         Some(match self.options.policy {
-            Policy::RoundRobin => self.turn(Class::Get) % count,
+            Policy::RoundRobin => self.turn(Class::GET) % count,
             Policy::ScanAvoid => scan_avoid(executors, random),
-            Policy::Sita if arrival.class == Class::Scan => self.turn(Class::Scan) % split,
-            Policy::Sita => split + self.turn(Class::Get) % (count - split),
+            Policy::Sita if arrival.class == Class::SCAN => self.turn(Class::SCAN) % split,
+            Policy::Sita => split + self.turn(Class::GET) % (count - split),
             Policy::Po2 => {
                 let [a, b] = [(); 2].map(|()| random.random_range(0..count));
                 // A lost request was counted and never done.
@@ -172,7 +172,7 @@ mod tests {
     fn holding(requests: usize, service_ns: u64) -> Executor {
         let mut executor = Executor::default();
         for number in 0..requests {
-            executor.accept(Waiting { number, class: Class::Get, service_ns }, 100);
+            executor.accept(Waiting { number, class: Class::GET, service_ns }, 100);
         }
         executor
     }

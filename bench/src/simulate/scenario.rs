@@ -6,12 +6,12 @@ use crate::wire::Class;
 
 /// A GET of a flow.
 pub fn get(at_us: u64, flow: u32) -> Arrival {
-    Arrival { at_ns: at_us * 1000, flow, class: Class::Get, key: 0 }
+    Arrival { at_ns: at_us * 1000, flow, stream: 0, class: Class::GET, key: 0 }
 }
 
 /// A SCAN of a flow.
 pub fn scan(at_us: u64, flow: u32) -> Arrival {
-    Arrival { class: Class::Scan, ..get(at_us, flow) }
+    Arrival { class: Class::SCAN, ..get(at_us, flow) }
 }
 
 /// GETs of 10 us and SCANs of 100 us, whose flows lead to the executor of the

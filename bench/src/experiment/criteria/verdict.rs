@@ -1,0 +1,130 @@
+//! What came of a criterion.
+
+use serde::Serialize;
+
+use crate::experiment::results::thousands;
+
+/// Where a measured number must lie.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bound {
+    /// Not below this.
+    AtLeast(f64),
+    /// Not above this.
+    AtMost(f64),
+    /// Not outside these.
+    Within(f64, f64),
+}
+
+/// A criterion and what was measured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Verdict {
+    /// What is compared with what.
+    pub text: String,
+    /// What was measured; `None` when something is missing.
+    pub measured: Option<f64>,
+    /// Where it must lie.
+    pub bound: Bound,
+    /// 95 % interval, where one was asked for, and what its lower end must reach.
+    pub interval: Option<(f64, f64)>,
+    /// What the lower end of the interval must reach.
+    pub low_end: Option<f64>,
+    /// What else there is to say: both terms, the points.
+    pub detail: String,
+    /// Whether it also holds for a quick run: it is not about how much, but
+    /// about whether all went as it should.
+    pub structural: bool,
+}
+
+impl Bound {
+    /// Whether a number is in it.
+    #[must_use]
+    pub fn holds(self, number: f64) -> bool {
+        match self {
+            Self::AtLeast(bound) => number >= bound,
+            Self::AtMost(bound) => number <= bound,
+            Self::Within(low, high) => (low..=high).contains(&number),
+        }
+    }
+
+    /// In words.
+    #[must_use]
+    pub fn text(self) -> String {
+        match self {
+            Self::AtLeast(bound) => format!("at least {bound}"),
+            Self::AtMost(bound) => format!("at most {bound}"),
+            Self::Within(low, high) => format!("{low} to {high}"),
+        }
+    }
+}
+
+impl Verdict {
+    /// A criterion with its measured number.
+    pub fn new(text: String, measured: Option<f64>, bound: Bound, detail: String) -> Self {
+        let measured = measured.filter(|number| number.is_finite());
+        let (interval, low_end, structural) = (None, None, false);
+        Self { text, measured, bound, interval, low_end, detail, structural }
+    }
+
+    /// So many things that must not be.
+    pub fn none(text: String, found: &[String]) -> Self {
+        let measured = Some(found.len() as f64);
+        let shown: Vec<&str> = found.iter().take(4).map(String::as_str).collect();
+        let detail = match found.len() {
+            0..=4 => shown.join("; "),
+            _ => format!("{}; ...", shown.join("; ")),
+        };
+        Self { structural: true, ..Self::new(text, measured, Bound::AtMost(0.0), detail) }
+    }
+
+    /// Whether it holds; a number that is missing does not.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        let interval = match (self.low_end, self.interval) {
+            (None, _) => true,
+            (Some(least), Some((low, _))) => low >= least,
+            (Some(_), None) => false,
+        };
+        interval && self.measured.is_some_and(|number| self.bound.holds(number))
+    }
+
+    /// One line: mark, text, number, bound.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let measured = self.measured.map_or("not measured".to_owned(), number);
+        let interval = self
+            .interval
+            .map_or(String::new(), |(low, high)| format!(" [{}, {}]", number(low), number(high)));
+        let low_end = self.low_end.map_or(String::new(), |low| format!(", lower end {low}"));
+        let detail = if self.detail.is_empty() { "" } else { ": " };
+        format!(
+            "{} {}: {measured}{interval} ({}{low_end}){detail}{}",
+            self.mark(),
+            self.text,
+            self.bound.text(),
+            self.detail
+        )
+    }
+
+    /// "ok" or "short".
+    #[must_use]
+    pub fn mark(&self) -> &'static str {
+        if self.holds() { "ok   " } else { "short" }
+    }
+}
+
+/// Three digits, or a whole number.
+pub fn number(number: f64) -> String {
+    match number.abs() {
+        size if size >= 1000.0 => thousands(number),
+        size if size >= 100.0 || number.fract() == 0.0 => format!("{number:.0}"),
+        size if size >= 10.0 => format!("{number:.1}"),
+        _ => format!("{number:.2}"),
+    }
+}
+
+/// "p99", "p99.9".
+#[must_use]
+pub fn percentile(quantile: f64) -> String {
+    format!("p{}", (quantile * 1e6).round() / 1e4)
+}

@@ -1,0 +1,477 @@
+//! Runs a plan: round by round, load by load, the configurations in an order
+//! that the seed shuffles, each against the same arrivals from the same ports.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use syrup_hook::App;
+use syrup_net_hooks::{count_run_time, run_time};
+
+use super::environment::Environment;
+use super::journal::{Head, Journal, Measured, Probed, Record, Run};
+use super::plan::{Config, Plan, Service, Setting, mixed};
+use super::progress::Progress;
+use super::server_process::ServerProcess;
+use super::stack::{Programs, Stack, dies_with_us, stop_child};
+use super::{latency, results, tables};
+use crate::load;
+use crate::priority;
+use crate::wire::Class;
+use crate::work::Store;
+
+const APP: &str = "bench";
+const PORT: u16 = 9000;
+const AGENT_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Runs an experiment, or goes on with one that was interrupted.
+///
+/// Each run is written to OUT/EXPERIMENT as soon as it is done; what is there
+/// already is not run again. When nothing is missing the table and the criteria
+/// are printed, and results.json and report.html are written beside the runs.
+/// Runs as root.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  syrup-bench run figure-2
+  syrup-bench run figure-6 --quick --out /tmp/try
+  syrup-bench run figure-6 --configs vanilla,sita --loads 150000 --rounds 1
+  syrup-bench run demo --round 2      # on another machine: see 'syrup-bench report'")]
+pub struct Options {
+    /// Which: 'syrup-bench list' names them.
+    #[arg(value_parser = tables::NAMES)]
+    pub experiment: String,
+    /// Folder of all experiments.
+    #[arg(long, default_value = "target")]
+    pub out: PathBuf,
+    /// These rounds only, from 1: several machines may share an experiment.
+    #[arg(long, value_delimiter = ',', value_name = "ROUND")]
+    pub round: Vec<u32>,
+    /// These configurations only.
+    #[arg(long, value_delimiter = ',', value_name = "NAME")]
+    pub configs: Vec<String>,
+    /// These loads only, in requests per second.
+    #[arg(long, value_delimiter = ',', value_name = "RPS")]
+    pub loads: Vec<f64>,
+    /// Forget the runs that are there.
+    #[arg(long)]
+    pub fresh: bool,
+    /// What else is to be said of the machine in the report.
+    #[arg(long, default_value = "")]
+    pub machine: String,
+    /// What the table depends on.
+    #[command(flatten)]
+    pub setting: Setting,
+    /// Where syrupctl and syrupd are.
+    #[command(flatten)]
+    pub programs: Programs,
+}
+
+/// A run that is to be made.
+#[derive(Debug, Clone, Copy)]
+struct Step<'a> {
+    round: u32,
+    load_rps: f64,
+    config: &'a Config,
+}
+
+/// Runs what is missing.
+pub fn run(options: &Options) -> Result<()> {
+    ensure!(rustix::process::geteuid().is_root(), "experiments deploy policies: run it as root");
+    let cpus = std::thread::available_parallelism()?.get() as u32;
+    let setting = Setting { cpus, ..options.setting.clone() };
+    let plan = tables::plan(&options.experiment, &setting)?;
+    let head = Head { experiment: plan.name.to_owned(), setting };
+    let journal = Journal::at(&super::folder(&options.out, plan.name, head.setting.quick));
+    journal.begin(&head, options.fresh)?;
+    let measured = journal.read(&plan, &head.setting)?;
+    let environment = Environment::here(&options.machine, cpus);
+    if let Some(before) = measured.environments.iter().find(|one| !one.same_machine(&environment)) {
+        anyhow::bail!(
+            "{} holds runs of another machine ({}; this is {}): --fresh starts anew, another --out \
+             keeps them",
+            journal.folder().display(),
+            before.sentence(),
+            environment.sentence()
+        );
+    }
+    let steps = steps(options, &plan, &head.setting)?;
+    let todo: Vec<Step<'_>> = steps.into_iter().filter(|step| !step.is_done(&measured)).collect();
+    if todo.is_empty() {
+        eprintln!("{}: nothing is left to run", plan.name);
+    } else {
+        make(options, &plan, &head.setting, &journal, &measured, &environment, &todo)?;
+    }
+    let measured = journal.read(&plan, &head.setting)?;
+    match results::missing(&plan, &measured) {
+        0 => results::write(&journal, &plan, &head.setting, &measured),
+        missing => {
+            println!(
+                "{}: {missing} runs are still to be made, perhaps by others: `syrup-bench report {}` \
+                 shows what there is",
+                plan.name,
+                journal.folder().display()
+            );
+            Ok(())
+        }
+    }
+}
+
+impl Step<'_> {
+    fn is_done(&self, measured: &Measured) -> bool {
+        measured.runs.iter().any(|run| {
+            run.config == self.config.name
+                && run.load_rps == self.load_rps
+                && run.round == self.round
+        })
+    }
+}
+
+/// All runs that were asked for, in order.
+fn steps<'a>(options: &Options, plan: &'a Plan, setting: &Setting) -> Result<Vec<Step<'a>>> {
+    for name in &options.configs {
+        ensure!(
+            plan.config(name).is_some(),
+            "{} has no configuration '{name}', but {}",
+            plan.name,
+            plan.configs.iter().map(|config| config.name).collect::<Vec<_>>().join(", ")
+        );
+    }
+    let all_loads = plan.all_loads();
+    for load in &options.loads {
+        ensure!(all_loads.contains(load), "{} has no load {load}, but {all_loads:?}", plan.name);
+    }
+    for round in &options.round {
+        ensure!(
+            (1..=plan.rounds).contains(round),
+            "{} has rounds 1 to {}, not {round}",
+            plan.name,
+            plan.rounds
+        );
+    }
+    let wanted = |step: &Step<'_>| {
+        (options.configs.is_empty() || options.configs.iter().any(|name| name == step.config.name))
+            && (options.loads.is_empty() || options.loads.contains(&step.load_rps))
+            && (options.round.is_empty() || options.round.contains(&step.round))
+    };
+    let mut steps = Vec::new();
+    for round in 1..=plan.rounds {
+        for &load_rps in &all_loads {
+            let mut configs: Vec<&Config> = plan
+                .configs
+                .iter()
+                .filter(|config| plan.loads_of(config).contains(&load_rps))
+                .filter(|config| round <= plan.rounds_of(config))
+                .collect();
+            let seed = mixed(&[setting.seed, u64::from(round), load_rps.to_bits(), 1]);
+            configs.shuffle(&mut StdRng::seed_from_u64(seed));
+            steps.extend(configs.into_iter().map(|config| Step { round, load_rps, config }));
+        }
+    }
+    steps.retain(wanted);
+    ensure!(!steps.is_empty(), "nothing to run: --configs, --loads and --round leave no run");
+    Ok(steps)
+}
+
+/// Who runs where. On few CPUs, or where it does not matter, everybody does
+/// everywhere.
+struct Cpus {
+    server: Vec<usize>,
+    generator: Option<usize>,
+}
+
+impl Cpus {
+    fn split(mut all: Vec<usize>, apart: bool) -> Self {
+        let generator = if apart && all.len() >= 3 { all.pop() } else { None };
+        Self { server: all, generator }
+    }
+
+    /// As `--cpus` takes them; `None` for all.
+    fn server_list(&self) -> Option<String> {
+        self.generator?;
+        Some(self.server.iter().map(usize::to_string).collect::<Vec<_>>().join(","))
+    }
+}
+
+/// What the runs of one process share.
+struct Runner<'a> {
+    plan: &'a Plan,
+    setting: &'a Setting,
+    stack: Stack,
+    cpus: Cpus,
+    /// Flags of the server, and what they were calibrated from.
+    service: (Vec<String>, String),
+}
+
+fn make(
+    options: &Options,
+    plan: &Plan,
+    setting: &Setting,
+    journal: &Journal,
+    measured: &Measured,
+    environment: &Environment,
+    todo: &[Step<'_>],
+) -> Result<()> {
+    if plan.own_network {
+        crate::namespace::enter_new().context("cannot make a network namespace")?;
+    }
+    let mut progress = Progress::new(plan.name, todo.len() as u32);
+    let cpus = Cpus::split(priority::cpus()?, plan.generator_cpu);
+    priority::set_cpus(&cpus.server)?;
+    let service = service_flags(plan, setting, &progress)?;
+    // From here on this process, the daemon included, does its own work where the
+    // generator does.
+    if let Some(generator) = cpus.generator {
+        priority::set_cpus(&[generator])?;
+    }
+    let stack = Stack::start(&options.programs)?;
+    let runner = Runner { plan, setting, stack, cpus, service };
+    let mut writer = None;
+    for step in todo {
+        if writer.as_ref().is_none_or(|(round, _)| *round != step.round) {
+            // The one before is closed first: its lock goes with it.
+            drop(writer.take());
+            let mut new = journal.round(step.round)?;
+            new.append(&Record::Environment(environment.clone()))?;
+            for probe in &plan.probes {
+                let done = |one: &Probed| one.probe == probe.name && one.round == step.round;
+                if !measured.probed.iter().any(done) {
+                    let numbers = (probe.measure)(&runner.stack)
+                        .with_context(|| format!("round {}, {}", step.round, probe.name))?;
+                    let probe = probe.name.to_owned();
+                    new.append(&Record::Probe(Probed { round: step.round, probe, numbers }))?;
+                }
+            }
+            writer = Some((step.round, new));
+        }
+        let run = runner.once(*step).with_context(|| {
+            format!("round {}, {} at {}/s", step.round, step.config.name, step.load_rps)
+        })?;
+        progress.run_done(&shown(plan, &run));
+        if let Some((_, writer)) = &mut writer {
+            writer.append(&Record::Run(Box::new(run)))?;
+        }
+    }
+    Ok(())
+}
+
+/// What the server is told of the service, and how that was found.
+fn service_flags(
+    plan: &Plan,
+    setting: &Setting,
+    progress: &Progress,
+) -> Result<(Vec<String>, String)> {
+    let flags = |pairs: &[(&str, String)]| -> Vec<String> {
+        pairs.iter().flat_map(|(flag, value)| [(*flag).to_owned(), value.clone()]).collect()
+    };
+    match &plan.service {
+        Service::Sleep { us } => {
+            let us = |class: Class| us.get(class.index()).map_or(1.0, |us| us * plan.scale);
+            Ok((
+                flags(&[
+                    ("--service", "sleep".to_owned()),
+                    ("--get-us", us(Class::GET).to_string()),
+                    ("--scan-us", us(Class::SCAN).to_string()),
+                ]),
+                String::new(),
+            ))
+        }
+        Service::RocksDb { get_us, scan_us } => {
+            progress.say("opening the database and calibrating");
+            let store = Store::open(&setting.db, setting.keys)?;
+            let cost = store.calibrate()?;
+            let work = cost.work_for(get_us * plan.scale, scan_us * plan.scale);
+            let calibration = format!(
+                "A RocksDB GET takes {:.1} us of CPU time here and a scanned key {:.3} us, so a \
+                 GET request is {} GETs ({}) and a SCAN request {} keys ({}).",
+                cost.get_ns / 1000.0,
+                cost.scan_key_ns / 1000.0,
+                work.gets,
+                latency(cost.service_us(work, Class::GET)),
+                work.scan_keys,
+                latency(cost.service_us(work, Class::SCAN)),
+            );
+            progress.say(&calibration);
+            Ok((
+                flags(&[
+                    ("--db", setting.db.display().to_string()),
+                    ("--keys", setting.keys.to_string()),
+                    ("--gets", work.gets.to_string()),
+                    ("--scan-keys", work.scan_keys.to_string()),
+                ]),
+                calibration,
+            ))
+        }
+    }
+}
+
+impl Runner<'_> {
+    /// Everything from nothing deployed to nothing running.
+    fn once(&self, step: Step<'_>) -> Result<Run> {
+        let Self { plan, setting, stack, cpus, service } = self;
+        let config = step.config;
+        stack.unload_all()?;
+        let _kernel = KernelSettings::put(&config.kernel)?;
+        let port = PORT.to_string();
+        let server_cpus = cpus.server_list();
+        for policy in &config.policies {
+            let mut more: Vec<&str> = Vec::new();
+            match (policy.hook, &server_cpus) {
+                ("scx-syrup", Some(list)) => more.extend(["--cpus", list]),
+                ("scx-syrup", None) => {}
+                _ => more.extend(["--port", &port]),
+            }
+            more.extend(policy.settings.iter().flat_map(|setting| ["--set", setting]));
+            stack.load(policy.hook, &policy.policy, APP, &more)?;
+        }
+        let mut flags = vec!["--port".to_owned(), port];
+        flags.extend(["--threads".to_owned(), plan.threads.to_string()]);
+        flags.extend(service.0.iter().chain(&plan.server).chain(&config.server).cloned());
+        flags.extend(server_cpus.iter().flat_map(|list| ["--cpus".to_owned(), list.clone()]));
+        if !config.policies.is_empty() {
+            flags.extend(["--app".to_owned(), APP.to_owned()]);
+        }
+        let accounting = plan.count_run_time.then(count_run_time).transpose()?;
+        let server = ServerProcess::start(&flags, Some(stack))?;
+        let _agents: Vec<Agent> = config
+            .agents
+            .iter()
+            .map(|arguments| Agent::start(arguments, stack))
+            .collect::<Result<_>>()?;
+
+        let load = plan.load(step.load_rps, step.round, setting.seed, PORT)?;
+        let load = load::Load { cpu: cpus.generator, ..load };
+        let app = App { name: APP.to_owned(), uid: 0, bpffs: stack.bpffs().to_owned() };
+        let syrup = plan.count_run_time
+            && config.policies.iter().any(|policy| policy.hook == "socket-select");
+        let before = syrup.then(|| run_time(&app)).transpose()?;
+        let summary = load::generate(&load)?;
+        let after = syrup.then(|| run_time(&app)).transpose()?;
+        // As they are while the server still runs.
+        let deployments = match config.policies.is_empty() {
+            true => Vec::new(),
+            false => stack.deployments()?,
+        };
+        let served = server.stop()?;
+        drop(accounting);
+        let packet_ns = match before.zip(after) {
+            Some((before, after)) => after.since(before).mean_ns(),
+            None => served.program_ns,
+        };
+        Ok(Run {
+            fingerprint: plan.fingerprint(config, setting)?,
+            config: config.name.to_owned(),
+            load_rps: step.load_rps,
+            round: step.round,
+            seed: load.seed,
+            ports_seed: load.ports_seed.unwrap_or(0),
+            load: summary,
+            server: served,
+            deployments,
+            packet_ns,
+            calibration: service.1.clone(),
+        })
+    }
+}
+
+/// A process beside the server; ended on drop.
+struct Agent(Child);
+
+impl Agent {
+    fn start(arguments: &[String], stack: &Stack) -> Result<Self> {
+        let mut agent = Command::new("/proc/self/exe");
+        agent.args(arguments).env("SYRUP_SOCKET", stack.socket());
+        agent.env("SYRUP_BPFFS", stack.bpffs()).stdin(Stdio::null()).stdout(Stdio::null());
+        let child = dies_with_us(&mut agent)
+            .spawn()
+            .with_context(|| format!("cannot start syrup-bench {}", arguments.join(" ")))?;
+        Ok(Self(child))
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        stop_child(&mut self.0, AGENT_LIMIT);
+    }
+}
+
+/// Settings of the kernel, put back on drop.
+struct KernelSettings(Vec<(PathBuf, String)>);
+
+impl KernelSettings {
+    fn put(settings: &[(String, String)]) -> Result<Self> {
+        let mut before = Self(Vec::new());
+        for (file, value) in settings {
+            let path = PathBuf::from(file);
+            ensure!(
+                path.starts_with("/sys") || path.starts_with("/proc/sys"),
+                "{file} is no setting of the kernel"
+            );
+            let text = std::fs::read_to_string(&path)
+                .with_context(|| format!("cannot read {}", path.display()))?;
+            let old = super::environment::selected(text.trim()).to_owned();
+            std::fs::write(&path, value)
+                .with_context(|| format!("cannot write {value} to {}", path.display()))?;
+            before.0.push((path, old));
+        }
+        Ok(before)
+    }
+}
+
+impl Drop for KernelSettings {
+    fn drop(&mut self) {
+        for (path, value) in self.0.iter().rev() {
+            if let Err(error) = std::fs::write(path, value) {
+                eprintln!("syrup-bench: cannot put back {value} in {}: {error}", path.display());
+            }
+        }
+    }
+}
+
+/// A run in a line.
+fn shown(plan: &Plan, run: &Run) -> String {
+    let classes: Vec<String> = run
+        .load
+        .classes
+        .iter()
+        .map(|class| format!("{} {}", class.class, latency(class.p99_us / plan.scale)))
+        .collect();
+    let kept = match run.load.kept_share < 1.0 {
+        true => format!(", {:.0} % kept", run.load.kept_share * 100.0),
+        false => String::new(),
+    };
+    let packet = run.packet_ns.map_or(String::new(), |ns| format!(", {ns:.0} ns per packet"));
+    format!(
+        "round {} {} at {}/s: p99 {}, {} drops{kept}{packet}",
+        run.round,
+        run.config,
+        results::thousands(run.load_rps),
+        classes.join(", "),
+        run.load.drops(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_generator_has_the_last_of_three_cpus_where_it_matters() {
+        let split = |cpus: &[usize], apart| Cpus::split(cpus.to_vec(), apart);
+        assert_eq!(split(&[0, 1, 5], true).generator, Some(5));
+        assert_eq!(split(&[0, 1, 5], true).server_list().as_deref(), Some("0,1"));
+        assert_eq!(split(&[0, 1], true).server_list(), None);
+        assert_eq!(split(&[0, 1, 5], false).server_list(), None);
+        let setting = Setting { cpus: 3, ..Setting::default() };
+        assert_eq!(setting.server_cpus(), 2);
+    }
+
+    #[test]
+    fn settings_outside_the_kernels_folders_are_refused() {
+        let outside = [("/tmp/file".to_owned(), "1".to_owned())];
+        assert!(KernelSettings::put(&outside).is_err());
+    }
+}

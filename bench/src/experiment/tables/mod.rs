@@ -1,0 +1,30 @@
+//! The experiments, a file each.
+
+mod cost;
+mod demo;
+mod figure_2;
+mod figure_6;
+mod native;
+
+use anyhow::{Result, bail};
+
+use super::plan::{Plan, Setting};
+
+/// All of them, in the order of the paper's.
+pub const NAMES: [&str; 4] = ["demo", "cost", "figure-2", "figure-6"];
+
+/// A table by name.
+pub fn plan(name: &str, setting: &Setting) -> Result<Plan> {
+    let mut plan = match name {
+        "cost" => cost::plan(setting),
+        "demo" => demo::plan(setting),
+        "figure-2" => figure_2::plan(setting),
+        "figure-6" => figure_6::plan(setting),
+        other => bail!("there is no experiment '{other}', but {}", NAMES.join(", ")),
+    };
+    if let Some(rounds) = setting.rounds {
+        plan.rounds = rounds;
+    }
+    plan.check()?;
+    Ok(plan)
+}

@@ -1,0 +1,146 @@
+//! Experiments from the command line: a short one for real, and one that is
+//! killed in the middle.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use syrup_tests::{Need, binary, require};
+
+fn bench(arguments: &[&str], out: &Path) -> Command {
+    let mut command = Command::new(binary("syrup-bench"));
+    command.args(arguments).arg("--out").arg(out).stdin(Stdio::null());
+    command
+}
+
+fn ended(mut command: Command) -> Output {
+    command.output().unwrap()
+}
+
+fn ok(command: Command) -> String {
+    let output = ended(command);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn refused(command: Command) -> String {
+    let output = ended(command);
+    assert!(!output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Runs that are written down, as configuration and load.
+fn runs(folder: &Path) -> Vec<(String, u64)> {
+    let text = std::fs::read_to_string(folder.join("runs-1.jsonl")).unwrap_or_default();
+    let whole = text.rfind('\n').map_or("", |last| &text[..last]);
+    whole
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .filter(|record| record["run"].is_object())
+        .map(|record| {
+            let run = &record["run"];
+            (run["config"].as_str().unwrap().to_owned(), run["load_rps"].as_f64().unwrap() as u64)
+        })
+        .collect()
+}
+
+/// Folders of pins that belong to experiments.
+fn pins() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir("/sys/fs/bpf").unwrap().flatten().map(|entry| entry.path());
+    entries.filter(|path| path.to_string_lossy().contains("/syrup-bench-")).collect()
+}
+
+/// Waits until `done`, or panics.
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn an_experiment_that_is_killed_goes_on_where_it_was_and_is_judged() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("figure-2-quick");
+    let arguments = ["run", "figure-2", "--quick"];
+    let child = bench(&arguments, out.path()).stderr(Stdio::null()).stdout(Stdio::null()).spawn();
+    let mut killed = Killed(child.unwrap());
+    let own_pins = PathBuf::from(format!("/sys/fs/bpf/syrup-bench-{}", killed.0.id()));
+    // One run is done, and the next has begun.
+    until("no run was written down", || runs(&folder).len() == 1);
+    until("no policy is deployed", || own_pins.exists());
+    assert!(killed.0.try_wait().unwrap().is_none(), "it is over already");
+    let before = std::fs::read(folder.join("runs-1.jsonl")).unwrap();
+    killed.0.kill().unwrap();
+    killed.0.wait().unwrap();
+    let error = refused(bench(&["check", folder.to_str().unwrap()], Path::new("/nowhere")));
+    assert!(error.contains("results.json"), "{error}");
+
+    ok(bench(&arguments, out.path()));
+    let after = std::fs::read(folder.join("runs-1.jsonl")).unwrap();
+    let whole = before.iter().rposition(|&byte| byte == b'\n').unwrap();
+    assert_eq!(after[..whole], before[..whole], "what was measured is kept");
+    let made = runs(&folder);
+    let mut distinct = made.clone();
+    distinct.sort();
+    distinct.dedup();
+    assert_eq!((made.len(), distinct.len()), (4, 4), "{made:?}");
+    assert!(!own_pins.exists(), "the killed one's pins are left");
+
+    // Judged by how it went; the numbers of a second say little.
+    let verdicts = ok(bench(&["check", folder.to_str().unwrap()], Path::new("/nowhere")));
+    for criterion in [
+        "rows that are missing: 0",
+        "points below saturation with drops: 0",
+        "policies that were not live to the end: 0",
+        "runs in which served is not answered: 0",
+    ] {
+        assert!(verdicts.contains(criterion), "{criterion}: {verdicts}");
+    }
+    let results: Value =
+        serde_json::from_slice(&std::fs::read(folder.join("results.json")).unwrap()).unwrap();
+    assert_eq!(results["rows"].as_array().unwrap().len(), 4);
+    assert!(results["policies"]["socket-select/round-robin"].is_string());
+    for row in results["rows"].as_array().unwrap() {
+        assert!(row["n"].as_u64().unwrap() > 100, "{row}");
+        assert!(row["simulated_p99_us"].is_number(), "{row}");
+    }
+
+    // Nothing is left to do, and another seed is another experiment.
+    let again = ended(bench(&arguments, out.path()));
+    assert!(String::from_utf8_lossy(&again.stderr).contains("nothing is left to run"));
+    assert_eq!(std::fs::read(folder.join("runs-1.jsonl")).unwrap(), after);
+    let error = refused(bench(&[&arguments[..], &["--seed", "7"]].concat(), out.path()));
+    assert!(error.contains("--fresh"), "{error}");
+    assert!(pins().iter().all(|path| *path != own_pins));
+}
+
+#[test]
+fn wrong_words_say_what_there_is() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let out = tempfile::tempdir().unwrap();
+    let error = refused(bench(&["run", "figure-9"], out.path()));
+    assert!(error.contains("figure-2"), "{error}");
+    let error = refused(bench(&["run", "figure-2", "--configs", "nobody"], out.path()));
+    assert!(error.contains("round-robin"), "{error}");
+    let error = refused(bench(&["run", "figure-2", "--loads", "3"], out.path()));
+    assert!(error.contains("200000"), "{error}");
+    let error = refused(bench(&["run", "figure-2", "--round", "99"], out.path()));
+    assert!(error.contains("1 to 20"), "{error}");
+}

@@ -339,7 +339,7 @@ void SEC("struct_ops/running") BPF_PROG(syrup_running_op, struct task_struct *p)
 {
 	struct syrup_scx_thread *t = thread_of(p);
 	struct syrup_running *on = running_on(scx_bpf_task_cpu(p));
-	u32 slot = slot_of(t);
+	u32 slot = slot_of(t), called;
 	struct syrup_scx_app *app = app_of(slot);
 	struct app_time *time = time_of(slot);
 
@@ -352,13 +352,21 @@ void SEC("struct_ops/running") BPF_PROG(syrup_running_op, struct task_struct *p)
 		on->rescued_at_ns = bpf_ktime_get_ns();
 	/* A rescue is short, and preempted at once it would be none. */
 	on->queue = t && slot && !on->rescued ? t->queue : 0;
-	on->claimed = 0;
 	on->active = 1;
+	called = on->called;
+	on->called = 0;
 	if (before(vtime_now, time->vtime_ns))
 		vtime_now = time->vtime_ns;
-	/* A thread that joins its app goes on where it ran, which may be outside the app's cores.
+	if (on->rescued)
+		return;
+	/*
+	 * This CPU chooses again when it runs another thread than the one that counts
+	 * on it, which still waits (see call_cpu()), and when the thread is outside
+	 * its app's cores: one that joins its app goes on where it ran.
 	 */
-	if (!on->rescued && !app_has_cpu(app, scx_bpf_task_cpu(p)))
+	if ((called && !(called_slot(called) == slot && on->queue <= called_queue(called)) &&
+	     scx_bpf_dsq_nr_queued(queue_id(called_slot(called), called_queue(called))) > 0) ||
+	    !app_has_cpu(app, scx_bpf_task_cpu(p)))
 		scx_bpf_kick_cpu(scx_bpf_task_cpu(p), ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
 }
 

@@ -54,7 +54,7 @@ struct syrup_running {
 	__u32 slot;
 	__u32 queue;
 	__u32 active;  /* a SCHED_EXT thread runs here */
-	__u32 claimed; /* a preemption is on its way: choose another victim */
+	__u32 called;  /* call_for() a thread that counts on this CPU; 0: none does */
 	__u32 rescue;  /* slot + 1 of an app with a starved thread for this CPU */
 	__u32 rescued; /* a rescued thread runs: the timer ends it */
 	__u32 _pad[4];
@@ -142,15 +142,38 @@ static __always_inline s32 take_idle_cpu(struct task_struct *p, const struct syr
 	return -1;
 }
 
+/* Never 0. */
+static __always_inline u32 call_for(u32 slot, u32 queue)
+{
+	return 1U << 31 | slot << 8 | queue;
+}
+
+static __always_inline u32 called_slot(u32 called)
+{
+	return called >> 8 & 0xff;
+}
+
+static __always_inline u32 called_queue(u32 called)
+{
+	return called & 0xff;
+}
+
 /*
  * Makes sure that a CPU comes for the thread that was just put into `queue`.
  * Kicks act after the run queue is unlocked, so the insertion, which the
  * kernel does when ops.enqueue returns, is visible to the CPU that comes.
+ *
+ * A CPU that is called may be choosing a thread at this moment and be past
+ * `queue`: a move from another CPU's run queue drops the lock, and what asks for
+ * a new choice then, a kick or the wake-up itself, is forgotten when the choice
+ * is made. So the call is noted, and whoever runs there next sees it
+ * (ops.running). If that was before the note, the kick finds it running.
  */
 static __always_inline void call_cpu(struct task_struct *p, const struct syrup_scx_app *app,
 				     u32 slot, u32 queue, bool preempt, bool has_cpu, u64 enq_flags)
 {
 	u32 cpu, victim = SYRUP_MAX_CPUS, worst = queue;
+	struct syrup_running *own;
 	s32 idle;
 
 	/*
@@ -162,12 +185,23 @@ static __always_inline void call_cpu(struct task_struct *p, const struct syrup_s
 		scx_bpf_kick_cpu(scx_bpf_task_cpu(p), 0);
 		return;
 	}
-	/* select_cpu found an idle CPU; the wake-up itself makes it look. */
-	if (has_cpu)
+	/*
+	 * select_cpu found an idle CPU; the wake-up itself makes it look. Unless it
+	 * has chosen another thread meanwhile: its run queue, locked here, tells.
+	 */
+	own = running_on(scx_bpf_task_cpu(p));
+	if (has_cpu && own && !own->active) {
+		own->called = call_for(slot, queue);
 		return;
+	}
 	idle = take_idle_cpu(p, app, scx_bpf_task_cpu(p));
 	if (idle >= 0) {
-		scx_bpf_kick_cpu(idle, ENUM(scx_kick_flags, SCX_KICK_IDLE));
+		struct syrup_running *on = running_on(idle);
+
+		if (on)
+			on->called = call_for(slot, queue);
+		scx_bpf_kick_cpu(idle, preempt ? ENUM(scx_kick_flags, SCX_KICK_PREEMPT)
+					       : ENUM(scx_kick_flags, SCX_KICK_IDLE));
 		return;
 	}
 	if (!preempt)
@@ -175,7 +209,7 @@ static __always_inline void call_cpu(struct task_struct *p, const struct syrup_s
 	bpf_for(cpu, 0, nr_cpus()) {
 		struct syrup_running *on = running_on(cpu);
 
-		if (!on || !on->active || on->claimed || on->slot != slot || on->queue <= worst)
+		if (!on || !on->active || on->called || on->slot != slot || on->queue <= worst)
 			continue;
 		if (!app_has_cpu(app, cpu) || !bpf_cpumask_test_cpu(cpu, p->cpus_ptr))
 			continue;
@@ -186,8 +220,11 @@ static __always_inline void call_cpu(struct task_struct *p, const struct syrup_s
 		struct syrup_running *on = running_on(victim);
 
 		if (on)
-			on->claimed = 1;
+			on->called = call_for(slot, queue);
 		scx_bpf_kick_cpu(victim, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
+	} else if (own && !own->active) {
+		/* Nobody to preempt, but this one may be choosing. */
+		own->called = call_for(slot, queue);
 	}
 }
 

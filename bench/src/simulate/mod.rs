@@ -93,7 +93,7 @@ pub enum Spread {
 #[command(after_help = "Examples:
   syrup-bench simulate --policy scan-avoid --rps 150000 --scan-fraction 0.005
   syrup-bench simulate --policy central-reserved --reserved 4 --rps 300000 --scan-fraction 0.005
-  syrup-bench simulate --policy token --tokens-per-s 350000 --be-flows 25 --rps 500000 --scan-fraction 0
+  syrup-bench simulate --policy token --tokens-per-s 350000 --be-share 0.5 --rps 500000 --scan-fraction 0
   syrup-bench simulate --policy scan-avoid --executors 12 --cores 2 --thread-policy get-priority \\
       --rps 20.5 --scan-fraction 0.5 --get-us 1600 --scan-us 96000 --slice-us 100000 --tick-us 4000")]
 pub struct Options {
@@ -168,10 +168,10 @@ pub struct Options {
     /// Time between refills of tokens.
     #[arg(long, default_value_t = 1000.0)]
     pub token_period_us: f64,
-    /// The last flows belong to best-effort users, who get the tokens that the
-    /// others did not spend in the period before (token).
-    #[arg(long, default_value_t = 0)]
-    pub be_flows: u32,
+    /// Share of the requests that best-effort users send. They get the tokens
+    /// that the others did not spend in the period before (token).
+    #[arg(long, default_value_t = 0.0)]
+    pub be_share: f64,
     /// Requests that count; a tenth of that before them does not.
     #[arg(long, default_value_t = 1_000_000)]
     pub requests: u64,
@@ -206,7 +206,7 @@ impl Default for Options {
             scan_executors: 1,
             tokens_per_s: 0.0,
             token_period_us: 1000.0,
-            be_flows: 0,
+            be_share: 0.0,
             requests: 1_000_000,
             seed: 1,
         }
@@ -241,10 +241,17 @@ pub fn simulate(options: &Options) -> Result<LoadSummary> {
     ensure!(options.requests > 0, "--requests must be at least 1");
     ensure!(options.rps > 0.0, "--rps must be above 0");
     ensure!((0.0..=1.0).contains(&options.scan_fraction), "--scan-fraction must be 0 to 1");
-    ensure!((0.0..=1.0).contains(&options.scan_fraction), "--scan-fraction must be 0 to 1");
+    ensure!((0.0..=1.0).contains(&options.be_share), "--be-share must be 0 to 1");
     let counted_ns = options.requests as f64 / options.rps * 1e9;
     let end_ns = (counted_ns * 1.1) as u64;
-    let streams = [Stream::gets_and_scans(options.rps, options.scan_fraction)];
+    let stream = |user, share| Stream {
+        user,
+        ..Stream::gets_and_scans(options.rps * share, options.scan_fraction)
+    };
+    let streams = match options.be_share {
+        0.0 => vec![stream(0, 1.0)],
+        be => vec![stream(0, 1.0 - be), stream(1, be)],
+    };
     let arrivals = poisson(&streams, end_ns, options.flows, options.seed)?;
     let cut = Cut {
         warmup_ns: end_ns - counted_ns as u64,
@@ -278,7 +285,8 @@ pub fn twin(
     Ok(LoadSummary { served_by: outcome.served_by, ..summary })
 }
 
-/// Serves given arrivals, in order of time.
+/// Serves given arrivals, in order of time. Those of the first stream are of
+/// latency-sensitive users, the others of best-effort ones.
 pub fn serve(options: &Options, arrivals: &[Arrival]) -> Result<Outcome> {
     check(options)?;
     ensure!(
@@ -329,7 +337,6 @@ fn check(options: &Options) -> Result<()> {
     if policy == Policy::Token {
         ensure!(options.tokens_per_s > 0.0, "token needs --tokens-per-s");
         ensure!(options.token_period_us >= 1.0, "--token-period-us must be at least 1");
-        ensure!(options.be_flows <= options.flows, "--be-flows must be at most --flows");
     }
     if let Some(slice_us) = options.slice_us {
         ensure!(slice_us >= 1.0, "--slice-us must be at least 1");
@@ -399,9 +406,9 @@ mod tests {
             window_ns: 300_000,
             exclude_late: false,
         };
-        let streams = [Stream::gets_and_scans(1.0, 0.5)];
         let arrivals = [get(0, 0), scan(60, 0), get(100, 0), get(110, 1)];
-        let summary = twin(&executors(2), &streams, &arrivals, cut).unwrap();
+        let summary =
+            twin(&executors(2), &[Stream::gets_and_scans(1.0, 0.5)], &arrivals, cut).unwrap();
         let get = summary.class(Class::GET);
         assert_eq!((get.requests, get.drops, get.mean_us), (2, 0, (70.0 + 10.0) / 2.0));
         assert_eq!(summary.class(Class::SCAN).mean_us, 100.0);
@@ -509,6 +516,21 @@ mod tests {
     }
 
     #[test]
+    fn best_effort_requests_are_a_stream_of_their_own() {
+        let options =
+            Options { be_share: 0.75, tokens_per_s: 50_000.0, ..options(Policy::Token, 1e5) };
+        let summary = simulate(&options).unwrap();
+        let [ls_gets, _, be_gets, _] = &summary.classes[..] else { panic!("{summary:?}") };
+        assert!((24_000..25_800).contains(&ls_gets.requests), "{}", ls_gets.requests);
+        assert!((73_500..76_000).contains(&be_gets.requests), "{}", be_gets.requests);
+        // Twice the tokens that they need; what they leave is a third of what
+        // the others need.
+        assert_eq!(ls_gets.drops, 0);
+        let kept = 1.0 - be_gets.drops as f64 / be_gets.requests as f64;
+        assert!((0.30..0.36).contains(&kept), "{kept}");
+    }
+
+    #[test]
     fn defaults_are_those_of_the_command_line() {
         #[derive(clap::Parser)]
         struct Cli {
@@ -536,7 +558,7 @@ mod tests {
             sita(5),
             Options { executors: 65_535, ..few(Policy::RoundRobin) },
             Options { reserved: 5, ..few(Policy::CentralReserved) },
-            Options { be_flows: 50, ..token() },
+            Options { be_share: 1.0, ..token() },
             Options { slice_us: Some(1.0), ..few(Policy::Vanilla) },
             Options { token_period_us: 1.0, ..token() },
             Options { executors: 1, ..few(Policy::Jsq) },
@@ -553,7 +575,7 @@ mod tests {
             Options { cores: Some(0), ..few(Policy::Vanilla) },
             Options { slice_us: Some(0.5), ..few(Policy::Vanilla) },
             Options { reserved: 6, ..few(Policy::CentralReserved) },
-            Options { be_flows: 51, ..token() },
+            Options { be_share: 1.1, ..token() },
             Options { token_period_us: 0.5, ..token() },
             few(Policy::Token),
             cores(Policy::CentralFifo),

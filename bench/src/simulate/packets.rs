@@ -73,8 +73,7 @@ impl<'a> Chooser<'a> {
             Policy::Jsq => least(executors, |executor| executor.outstanding() as u64),
             Policy::Oracle => least(executors, Executor::work_ns),
             Policy::Token => {
-                let best_effort = arrival.flow >= self.options.flows - self.options.be_flows;
-                return self.tokens.spend(arrival.at_ns, best_effort).then_some(default);
+                return self.tokens.spend(arrival.at_ns, arrival.stream > 0).then_some(default);
             }
             Policy::Vanilla
             | Policy::CentralFifo
@@ -334,12 +333,11 @@ mod tests {
     }
 
     #[test]
-    fn best_effort_flows_get_what_the_others_left() {
-        let options =
-            Options { flows: 3, be_flows: 1, tokens_per_s: 3000.0, ..with(Policy::Token, 1) };
-        // Flow 1 leaves one of three; flow 2 gets it in the period after.
-        let arrivals =
-            [get(1000, 1), get(1100, 1), get(1200, 2), get(2000, 2), get(2100, 2), get(3000, 1)];
+    fn best_effort_users_get_what_the_others_left() {
+        let options = Options { tokens_per_s: 3000.0, ..with(Policy::Token, 1) };
+        let be = |at_us| Arrival { stream: 1, ..get(at_us, 0) };
+        // The others leave one of three; it is there in the period after.
+        let arrivals = [get(1000, 0), get(1100, 0), be(1200), be(2000), be(2100), get(3000, 0)];
         let answered = answered_us(&options, &arrivals);
         let passed: Vec<_> = answered.iter().map(Option::is_some).collect();
         assert_eq!(passed, [true, true, false, true, false, true]);

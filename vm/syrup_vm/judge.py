@@ -9,6 +9,8 @@ writes there announces what a test is about to bring about:
     syrup-test: expect TEXT    the next complaint with TEXT is excused; it must come
     syrup-test: allow TEXT     the next complaint with TEXT, if any, is excused
 
+    syrup-test: begin TEST     what runs from here on, for people who read a complaint
+
 Each announcement is good for one complaint, made after it."""
 
 import re
@@ -18,6 +20,8 @@ START = "syrup-vm: the command starts"
 END = "syrup-vm: the command ended"
 
 _ANNOUNCEMENT = re.compile(r"syrup-test: (expect|allow) (.+)")
+
+_BEGIN = re.compile(r"syrup-test: begin (.+)")
 
 # What the kernel says when something is wrong with it. The first pattern that
 # a line meets names the complaint.
@@ -85,6 +89,8 @@ class Complaint:
     lines: list[str]
     sequence: int = 0
     announced: bool = False
+    # The test that ran, where somebody said so.
+    during: str = ""
 
     def head(self) -> str:
         return next((line for line in self.lines if _kind(line)), self.lines[0])
@@ -106,7 +112,7 @@ class Verdict:
         """The verdict for people: what the kernel said and what that means."""
         shown = []
         for complaint in self.unannounced():
-            shown.append(f"{complaint.kind}:")
+            shown.append(complaint.kind + (f", during {complaint.during}:" if complaint.during else ":"))
             shown += ["  " + line for line in complaint.lines[:_SHOWN_LINES]]
             if len(complaint.lines) > _SHOWN_LINES:
                 shown.append(f"  ({len(complaint.lines) - _SHOWN_LINES} more lines)")
@@ -157,6 +163,7 @@ def judge(messages: list[Message], taint: int | None, console: str = "", ended: 
         for kind, first, last in _reports([m.text for m in kernel])
     ]
     _excuse(verdict, messages, ended)
+    _place(verdict, messages)
 
     # The last words of a guest that died reach only the console.
     said = parse_console(console)
@@ -214,6 +221,15 @@ def _end(lines: list[str], head: int, traced: bool) -> int:
     ):  # fmt: skip
         last += 1
     return last
+
+
+def _place(verdict: Verdict, messages: list[Message]) -> None:
+    """Notes which test each complaint came in."""
+    begun = [(m.sequence, m.text) for m in messages if not m.from_kernel and _BEGIN.search(m.text)]
+    for complaint in verdict.complaints:
+        before = [text for sequence, text in begun if sequence < complaint.sequence]
+        if before:
+            complaint.during = _BEGIN.search(before[-1])[1]
 
 
 def _excuse(verdict: Verdict, messages: list[Message], ended: bool) -> None:

@@ -198,7 +198,8 @@ def _judge(guest: record.Record, taint: int | None, ended: bool, died: bool = Fa
     guest.note(
         taint=taint,
         complaints=[
-            {"kind": c.kind, "announced": c.announced, "line": c.head()} for c in verdict.complaints
+            {"kind": c.kind, "announced": c.announced, "line": c.head(), "during": c.during}
+            for c in verdict.complaints
         ],
         faults=verdict.faults,
     )

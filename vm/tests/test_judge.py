@@ -119,6 +119,14 @@ class Complaints(unittest.TestCase):
         self.assertIn("  WARNING: lib/refcount.c:28 at refcount_warn_saturate+0xba/0x110, "
                       "CPU#1: insmod/321", lines)  # fmt: skip
 
+    def test_are_laid_at_the_door_of_the_test_that_ran(self):
+        verdict = judge.judge(
+            log(OOPS, said("begin a::b"), EJECTION, said("begin c"), "fine", WARNING, said("begin d")),
+            1 << 7 | 1 << 9,
+        )
+        self.assertEqual([complaint.during for complaint in verdict.complaints], ["", "a::b", "c"])
+        self.assertIn("ejected scheduler, during a::b:", verdict.lines())
+
 
 class Announcements(unittest.TestCase):
     def verdict(self, *texts, taint=0, **more):

@@ -48,6 +48,9 @@ class Record:
         new.write_text(text, encoding="utf-8")
         new.rename(self.folder / _RESULT)
 
+    def knows(self, fact: str) -> bool:
+        return fact in self._facts
+
     def path(self) -> str:
         """For messages."""
         return os.path.relpath(self.folder, REPOSITORY)

@@ -51,7 +51,8 @@ def make(what: str, modules: Path, folder: Path) -> Path:
         ask = lambda *command: subprocess.run(
             [*command, donor.name], stdout=subprocess.PIPE, check=True, text=True).stdout
         facts = {
-            "vermagic": ask("/sbin/modinfo", "-F", "vermagic").strip(),
+            # It ends with a blank.
+            "vermagic": ask("/sbin/modinfo", "-F", "vermagic").rstrip("\n"),
             "size": "0x" + re.search(
                 r" \.gnu\.linkonce\.this_module +PROGBITS +\w+ +\w+ +(\w+)", ask("readelf", "-SW"))[1],
             "init": "0x" + re.search(

@@ -179,6 +179,13 @@ class Run:
             if not any(selects(guest, test) for guest in self.guests):
                 self.extra.append(Outcome(test.id, "nowhere", "failed",
                                           "no line of tests/runner/plan.py selects it"))
+        if not self.selective():
+            for guest in self.guests:
+                for spec in guest.tests:
+                    if not any(matches(spec, test) for test in for_guests):
+                        self.extra.append(Outcome(
+                            spec, guest.name, "failed",
+                            "tests/runner/plan.py names it, and there is no such test"))
         found += self.machines(for_guests)
         return [job for job in found if self.wanted(job.name)]
 
@@ -267,8 +274,12 @@ class Run:
         return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
 
 
+def matches(spec: str, test: Test) -> bool:
+    return test.id.startswith(spec if "::" in spec else f"{spec}::")
+
+
 def selects(guest: plan.Guest, test: Test) -> bool:
-    return any(test.id.startswith(spec if "::" in spec else f"{spec}::") for spec in guest.tests)
+    return any(matches(spec, test) for spec in guest.tests)
 
 
 def plan_limit(guest: plan.Guest) -> float:

@@ -80,7 +80,7 @@ class Fakes(unittest.TestCase):
         self.skip_list.write_text("")
         self.binaries = []
         self.root = True
-        self.guests = (plan.Guest("guest", "newest", ("fake/guest",), limit_s=30, test_limit_s=20),)
+        self.guests = ()
         (self.folder / "vm").mkdir()
         program(self.folder / "vm/kernel", "#!/bin/sh\necho /kernel\n")
         self.vm("sys.exit(run())")
@@ -261,6 +261,7 @@ class Skips(Fakes):
             self.make()
 
     def test_in_a_guest_fail_the_run_too(self):
+        self.guests = (plan.Guest("guest", "newest", ("fake/guest",)),)
         self.binary("fake/guest", self.TESTS)
         self.assert_run(1, "1 passed, 1 failed, 0 skipped")
         self.assertIn("fake/guest::a (guest): skipped", self.said)
@@ -281,6 +282,7 @@ class Skips(Fakes):
 class Selection(Fakes):
     def setUp(self):
         super().setUp()
+        self.guests = (plan.Guest("guest", "newest", ("fake/guest",), limit_s=30, test_limit_s=20),)
         self.binary("fake/one", "def test_a(): pass\ndef test_b(): pass")
         self.binary("fake/guest", "def test_c(): pass")
 
@@ -299,9 +301,14 @@ class Selection(Fakes):
         self.assertIn("--filter nonsense (nowhere): no such test", self.said)
         self.assert_run(1, "0 passed, 1 failed, 0 skipped", "--job", "nonsense")
 
+    def test_that_the_plan_makes_of_nothing_fails_the_run(self):
+        self.guests += (plan.Guest("other", "newest", ("fake/gone",)),)
+        self.assert_run(1, "3 passed, 1 failed, 0 skipped")
+        self.assertIn("fake/gone (other): tests/runner/plan.py names it", self.said)
+
     def test_that_no_line_of_the_plan_makes_fails_the_run(self):
         self.guests = (plan.Guest("guest", "newest", ("fake/guest::other",)),)
-        self.assert_run(1, "2 passed, 1 failed, 0 skipped")
+        self.assert_run(1, "2 passed, 2 failed, 0 skipped")
         self.assertIn("fake/guest::c (nowhere): no line of tests/runner/plan.py", self.said)
 
     def test_of_native_tests_counts_the_others_as_skipped(self):
@@ -312,6 +319,7 @@ class Selection(Fakes):
 class Guests(Fakes):
     def setUp(self):
         super().setUp()
+        self.guests = (plan.Guest("guest", "newest", ("fake/guest",), limit_s=30, test_limit_s=20),)
         self.binary("fake/guest", "def test_a(): pass\ndef test_b(): pass\ndef test_c(): pass")
 
     def test_get_what_the_plan_says(self):

@@ -1,5 +1,6 @@
 """All defects: build each, run what can see it, and tell who noticed."""
 
+import fcntl
 import json
 import queue
 import shutil
@@ -38,6 +39,17 @@ class Variant:
     @property
     def name(self):
         return self.patch.name if self.patch else BASELINE
+
+
+def claim():
+    """The place that a run builds in is one run's: keep what this returns."""
+    PLACE.mkdir(parents=True, exist_ok=True)
+    lock = (PLACE / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise Error(f"another run uses {PLACE}: let it end first") from None
+    return lock
 
 
 class Campaign:

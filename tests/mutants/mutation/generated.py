@@ -47,8 +47,9 @@ def install(place: Path) -> Path:
     return own
 
 
-def sample(place: Path, most: int, seed: int, only: list[str]) -> list[Patch]:
-    """At most `most` of them, drawn by `seed`: the same ones for the same tree."""
+def sample(place: Path, folder: Path, most: int, seed: int, only: list[str]) -> list[Patch]:
+    """At most `most` of them, written to `folder`. Which is drawn by `seed`: the
+    same ones for the same tree."""
     listed = subprocess.run(
         [install(place), "mutants", "--list", "--json", "--diff"], cwd=ROOT,
         env={**os.environ, "NO_COLOR": "1"}, stdout=subprocess.PIPE, text=True)
@@ -58,9 +59,6 @@ def sample(place: Path, most: int, seed: int, only: list[str]) -> list[Patch]:
     if only:
         mutants = [m for m in mutants if any(text in m["name"] for text in only)]
     mutants.sort(key=lambda m: hashlib.sha256(f"{seed} {m['name']}".encode()).digest())
-    folder = place / "generated"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     return [_patch(folder / f"generated-{n:03}.patch", m) for n, m in enumerate(mutants[:most])]
 
 

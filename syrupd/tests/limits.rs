@@ -1,0 +1,192 @@
+//! Where the daemon's patience and room end, to the number.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use support::{Lab, MAPS, OTHER, OWNER, as_user, load, object};
+use syrup_abi::protocol::{MAX_FDS, MAX_MESSAGE_BYTES, MAX_OBJECT_BYTES};
+use syrup_tests::{Need, require, wait_for};
+use syrupd::{Arbiter as _, PolicySource};
+
+const LIST: &[u8] = b"{\"method\":\"org.syrup.Arbiter1.List\"}\0";
+
+fn raw(lab: &Lab) -> UnixStream {
+    let stream = UnixStream::connect(lab.socket()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    stream
+}
+
+/// Reads one reply; empty at the end of the connection.
+fn reply(stream: &mut UnixStream) -> String {
+    let mut bytes = Vec::new();
+    let mut byte = [0];
+    while matches!(stream.read(&mut byte), Ok(1)) && byte[0] != 0 {
+        bytes.push(byte[0]);
+    }
+    String::from_utf8(bytes).unwrap()
+}
+
+fn answers(stream: &mut UnixStream) -> bool {
+    stream.write_all(LIST).is_ok() && reply(stream).contains("\"deployments\"")
+}
+
+#[test]
+fn a_user_has_128_connections_and_root_as_many_as_it_likes() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let connect = |uid: u32| as_user(uid, || raw(&lab));
+    let mut held: Vec<UnixStream> = (0..128).map(|_| connect(OWNER)).collect();
+    for stream in &mut held {
+        assert!(answers(stream));
+    }
+    for _ in 0..2 {
+        // Refused before it asks, and told why.
+        let said = reply(&mut connect(OWNER));
+        assert!(said.contains("user 65534 has 128 connections"), "{said}");
+        assert!(said.contains("\"code\":\"conflict\"") && said.contains("close some"), "{said}");
+    }
+    assert!(answers(&mut connect(OTHER)), "others have their own 128");
+    let mut roots: Vec<UnixStream> = (0..130).map(|_| connect(0)).collect();
+    assert!(roots.iter_mut().all(answers));
+    // One that closes makes room for one.
+    drop(held.pop());
+    let mut next = wait_for("the place of the closed one", Duration::from_secs(10), || {
+        let mut stream = connect(OWNER);
+        answers(&mut stream).then_some(stream)
+    });
+    assert!(reply(&mut connect(OWNER)).contains("128 connections"));
+    assert!(answers(&mut next));
+}
+
+#[test]
+fn the_longest_message_is_answered_and_one_byte_more_is_not() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    // With the NUL byte that ends it. What is read at a time may lie beyond.
+    let message = |len: usize| {
+        let mut bytes = LIST[..LIST.len() - 1].to_vec();
+        bytes.resize(len - 1, b' ');
+        bytes.push(0);
+        bytes
+    };
+    let mut stream = raw(&lab);
+    stream.write_all(&message(MAX_MESSAGE_BYTES)).unwrap();
+    assert!(reply(&mut stream).contains("\"deployments\""));
+    assert!(answers(&mut stream), "the connection goes on");
+    let mut stream = raw(&lab);
+    // It may close before it has read everything.
+    let _ = stream.write_all(&message(MAX_MESSAGE_BYTES + (64 << 10) + 1));
+    let said = reply(&mut stream);
+    assert!(said.contains(&format!("more than {MAX_MESSAGE_BYTES} bytes")), "{said}");
+}
+
+#[test]
+fn a_message_carries_eight_descriptors_at_most() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let register =
+        b"{\"method\":\"org.syrup.Arbiter1.RegisterSocket\",\"parameters\":{\"app\":\"a\"}}\0";
+    let ask = |nr: usize| {
+        let mut stream = raw(&lab);
+        let own = stream.as_fd().try_clone_to_owned().unwrap();
+        let fds: Vec<BorrowedFd<'_>> = vec![own.as_fd(); nr];
+        let mut space = [MaybeUninit::uninit(); 256];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+        let bytes = [std::io::IoSlice::new(register)];
+        rustix::net::sendmsg(&stream, &bytes, &mut control, SendFlags::empty()).unwrap();
+        let said = reply(&mut stream);
+        (said, answers(&mut stream))
+    };
+    // Taken, and refused for what it means: the connection goes on.
+    let (said, goes_on) = ask(MAX_FDS);
+    assert!(said.contains("RegisterSocket carries one descriptor") && goes_on, "{said}");
+    let (said, goes_on) = ask(MAX_FDS + 1);
+    assert!(said.contains("more than 8 descriptors") && !goes_on, "{said}");
+    assert_eq!(MAX_FDS, 8);
+}
+
+#[test]
+fn a_policy_has_a_longest_object_and_a_longest_source() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let image = |len| PolicySource::Object { file_name: "p.o".to_owned(), image: vec![0; len] };
+    let text = |len: usize| PolicySource::Source {
+        file_name: "p.c".to_owned(),
+        text: MAPS.to_owned() + &" ".repeat(len - MAPS.len()),
+    };
+    let said = |policy| lab.client().load(&load("mine", policy)).unwrap_err().message;
+    assert!(said(image(MAX_OBJECT_BYTES)).contains("is not a BPF object"));
+    assert!(said(image(MAX_OBJECT_BYTES + 1)).contains("4194305 bytes, the limit is 4194304"));
+    assert!(said(text((1 << 20) + 1)).contains("1048577 bytes, the limit is 1048576"));
+    lab.client().load(&load("mine", text(1 << 20))).unwrap();
+}
+
+/// Both at once: each takes the ten seconds that a peer is given.
+#[test]
+fn a_peer_that_stops_within_a_message_or_reads_no_reply_is_left() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let big = support::source("SYRUP_MAP(big, 65536);", "syrup_map_lookup(&big, 0) ? 0 : 1");
+    lab.client().load(&load("mine", object(&big))).unwrap();
+    let started = Instant::now();
+    let mut half = raw(&lab);
+    half.write_all(&LIST[..10]).unwrap();
+    let mut deaf = raw(&lab);
+    deaf.write_all(
+        b"{\"method\":\"org.syrup.Arbiter1.MapDump\",\
+          \"parameters\":{\"app\":\"mine\",\"map\":\"big\"}}\0",
+    )
+    .unwrap();
+    // Silent without having begun: for as long as it likes.
+    let mut silent = raw(&lab);
+
+    let said = reply(&mut half);
+    assert!(said.contains("the rest of the message did not come"), "{said}");
+    assert_eq!(half.read(&mut [0]).unwrap(), 0, "and closed");
+    let after = started.elapsed();
+    assert!((9..20).contains(&after.as_secs()), "{after:?}");
+
+    // It stopped writing to the deaf one: what comes out ends without its NUL.
+    wait_for("the end of the unread reply", Duration::from_secs(20), || {
+        // Only a closed peer polls as hung up.
+        let mut fds = [rustix::event::PollFd::new(&deaf, rustix::event::PollFlags::empty())];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut fds, Some(&now)).unwrap();
+        fds[0].revents().contains(rustix::event::PollFlags::HUP).then_some(())
+    });
+    let mut rest = Vec::new();
+    if let Err(error) = deaf.read_to_end(&mut rest) {
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
+    assert!(!rest.is_empty() && rest.last() != Some(&0), "{} bytes", rest.len());
+    assert!(answers(&mut silent));
+}
+
+#[test]
+fn everybody_may_ask_and_only_root_may_replace_the_socket() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let mode = std::fs::metadata(lab.socket()).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o666);
+}

@@ -32,7 +32,9 @@ fn lab() -> (Mount, PathBuf) {
         libc::mount(c"bpf".as_ptr(), target.as_ptr(), c"bpf".as_ptr(), 0, std::ptr::null())
     };
     assert_eq!(err, 0, "mount bpffs: {}", std::io::Error::last_os_error());
-    let path = dir.path().to_owned();
+    // Not the mount itself: some kernels put files of their own there.
+    let path = dir.path().join("pins");
+    fs::create_dir(&path).unwrap();
     (Mount(dir), path)
 }
 

@@ -130,6 +130,31 @@ fn an_experiment_that_is_killed_goes_on_where_it_was_and_is_judged() {
 }
 
 #[test]
+fn the_cost_of_a_policy_is_measured_beside_that_of_a_bare_program() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let out = tempfile::tempdir().unwrap();
+    ok(bench(&["run", "cost", "--quick"], out.path()));
+    let folder = out.path().join("cost-quick");
+    let results: Value =
+        serde_json::from_slice(&std::fs::read(folder.join("results.json")).unwrap()).unwrap();
+    let rows = results["rows"].as_array().unwrap();
+    for policy in ["round-robin", "scan-avoid", "sita"] {
+        for config in [policy.to_owned(), format!("{policy}-bare")] {
+            let row = rows.iter().find(|row| row["config"] == *config).unwrap();
+            let ns = row["packet_ns"].as_f64().unwrap();
+            assert!((5.0..100_000.0).contains(&ns), "{config}: {ns} ns");
+            // The bare programs choose as the policies do.
+            let spread = row["max_over_mean"].as_f64().unwrap();
+            let even = if policy == "scan-avoid" { 1.5 } else { 1.3 };
+            assert!((1.0..even).contains(&spread), "{config}: {spread}");
+        }
+    }
+    ok(bench(&["check", folder.to_str().unwrap()], Path::new("/nowhere")));
+}
+
+#[test]
 fn wrong_words_say_what_there_is() {
     if !require(&[Need::Root]) {
         return;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use super::distribution::Distribution;
 use super::journal::{Measured, Run};
 use super::plan::{Config, Plan};
-use super::twin::twin;
+use super::twin::{Simulated, twin};
 use crate::load::LoadSummary;
 use crate::work::median;
 
@@ -43,7 +43,7 @@ pub struct Twin {
     pub latencies: Vec<Distribution>,
     /// Share of the requests of each class that were answered before the end.
     pub answered: Vec<f64>,
-    /// Requests that found a full buffer, by class.
+    /// Requests that a fuller buffer would lose, by class.
     pub drops: Vec<u64>,
 }
 
@@ -135,18 +135,25 @@ impl Points {
 impl Round {
     fn of(plan: &Plan, config: &Config, run: &Run, socket_holds: u32) -> Result<Self> {
         let latencies = distributions(&run.load, plan.scale)?;
-        let twin = twin(plan, config, run, socket_holds)?.map(|summary| {
+        let twin = twin(plan, config, run, socket_holds)?.map(|simulated| {
+            let Simulated { summaries, drops } = simulated;
+            let each: Vec<Vec<Distribution>> = summaries
+                .iter()
+                .map(|summary| distributions(summary, plan.scale))
+                .collect::<Result<_>>()?;
+            let merged = |class: usize| Distribution::merged(each.iter().map(|one| &one[class]));
+            let share = |class: usize| {
+                let shares = summaries.iter().map(|summary| match &summary.classes[class] {
+                    none if none.requests == 0 => 1.0,
+                    some => some.throughput_rps * plan.seconds / some.requests as f64,
+                });
+                shares.sum::<f64>() / summaries.len() as f64
+            };
+            let classes = 0..drops.len();
             anyhow::Ok(Twin {
-                latencies: distributions(&summary, plan.scale)?,
-                answered: summary
-                    .classes
-                    .iter()
-                    .map(|class| match class.requests {
-                        0 => 1.0,
-                        all => class.throughput_rps * plan.seconds / all as f64,
-                    })
-                    .collect(),
-                drops: summary.classes.iter().map(|class| class.drops).collect(),
+                latencies: classes.clone().map(merged).collect(),
+                answered: classes.map(share).collect(),
+                drops,
             })
         });
         Ok(Self { run: run.clone(), latencies, twin: twin.transpose()? })

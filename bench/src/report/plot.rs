@@ -38,7 +38,7 @@ pub struct Curve {
 pub struct Bar {
     /// Its name.
     pub name: String,
-    /// The load.
+    /// The load; 0 if even the smallest was too much.
     pub load: f64,
     /// Whether it is known: else it is at least this.
     pub crossed: bool,
@@ -174,7 +174,11 @@ fn draw_max_loads(svg: &mut String, bars: &[Bar]) -> Drawn {
             |size, at: VPos| (FONT, size).into_font().color(&TEXT).pos(Pos::new(HPos::Center, at));
         let top = bar.load.max(bar.high);
         chart.draw_series([EmptyElement::at((middle, top))
-            + Text::new(per_second(bar.load), (0, -5), font(15, VPos::Bottom))])?;
+            + Text::new(
+                if bar.load > 0.0 { per_second(bar.load) } else { "none".to_owned() },
+                (0, -5),
+                font(15, VPos::Bottom),
+            )])?;
         for (line, text) in name_lines(&bar.name).into_iter().enumerate() {
             chart.draw_series([EmptyElement::at((middle, 0.0))
                 + Text::new(text, (0, 6 + 17 * line as i32), font(16, VPos::Top))])?;

@@ -47,6 +47,8 @@ pub enum Criterion {
     },
     /// Latency over that of the simulated twin, for each load below saturation.
     Twin {
+        /// Which configurations; none: all that have a twin.
+        configs: Vec<&'static str>,
         /// Name of the class.
         class: &'static str,
         /// Which quantile.
@@ -191,8 +193,8 @@ impl Criterion {
             Self::MaxLoad { above, below, slo, over, bound } => {
                 vec![max_loads(points, above, below, slo, *over, *bound)]
             }
-            Self::Twin { class, quantile, low, high, exceptions } => {
-                twins(points, class, *quantile, Bound::Within(*low, *high), exceptions)
+            Self::Twin { configs, class, quantile, low, high, exceptions } => {
+                twins(points, configs, class, *quantile, Bound::Within(*low, *high), exceptions)
             }
             Self::NoDrops => vec![no_drops(points)],
             Self::Kept(least) => vec![kept(points, *least)],
@@ -332,6 +334,7 @@ fn range(values: impl Iterator<Item = f64>, number: Number) -> String {
 
 fn twins(
     points: &Points,
+    only: &[&str],
     class_name: &str,
     quantile: f64,
     bound: Bound,
@@ -339,6 +342,7 @@ fn twins(
 ) -> Vec<Verdict> {
     let mut configs: Vec<&str> = points.all.iter().map(|point| point.config).collect();
     configs.dedup();
+    configs.retain(|config| only.is_empty() || only.contains(config));
     let judged = configs.into_iter().filter_map(|config| {
         let own = points.of_config(config);
         own.iter().any(|point| point.rounds.values().any(|round| round.twin.is_some())).then(|| {

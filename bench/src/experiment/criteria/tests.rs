@@ -118,6 +118,7 @@ fn a_twin_that_differs_falls_short_unless_saturated_or_let_off() {
         points(&plan(&["a"], &[100.0]), vec![made])
     };
     let criterion = |exceptions| Criterion::Twin {
+        configs: Vec::new(),
         class: "GET",
         quantile: 0.99,
         low: 0.85,

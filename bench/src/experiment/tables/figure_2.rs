@@ -43,7 +43,7 @@ pub fn plan(setting: &Setting) -> Plan {
                 over: Over::Mean,
                 bound: Bound::AtLeast(1.6),
             },
-            native::twins("GET", Vec::new()),
+            native::twins("GET", &[], &[("round-robin", 200e3), ("round-robin", 250e3)]),
             spread("round-robin", Over::Largest, Bound::AtMost(1.02)),
             spread("vanilla", Over::Median, Bound::AtLeast(1.2)),
             Criterion::NoDrops,

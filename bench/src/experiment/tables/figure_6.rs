@@ -51,8 +51,10 @@ pub fn plan(setting: &Setting) -> Plan {
                 bound: Bound::AtMost(1.0),
                 low_end: None,
             },
-            native::twins("GET", Vec::new()),
-            native::twins("SCAN", Vec::new()),
+            native::twins("GET", &[], &[("scan-avoid", 50e3), ("sita", 50e3), ("sita", 150e3)]),
+            // The others choose at random, otherwise than their twins, and a run has
+            // but 200 SCANs.
+            native::twins("SCAN", &["vanilla", "round-robin", "sita"], &[]),
             spread("round-robin", Over::Largest, Bound::AtMost(1.02)),
             spread("vanilla", Over::Median, Bound::AtLeast(1.2)),
             Criterion::NoDrops,

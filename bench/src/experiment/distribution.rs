@@ -83,22 +83,21 @@ impl Distribution {
         // P(K <= k) for K ~ Binomial(samples, above), k = 0, 1, ...
         let mut log = all as f64 * (-above).ln_1p();
         let mut below = 0.0;
-        let mut interval = Interval { low: None, high: None };
+        let (mut low, mut high) = (None, None);
         for k in 0..=all {
             let until = below + log.exp();
             if until <= 0.025 {
-                interval.high = self.ranked(all - k);
+                high = Some(all - k);
             }
             if until >= 0.975 {
-                if k < all {
-                    interval.low = self.ranked(all - k);
-                }
+                low = (k < all).then_some(all - k);
                 break;
             }
             below = until;
             log += ((all - k) as f64 / (k + 1) as f64 * above / quantile).ln();
         }
-        interval
+        let sample = |rank: Option<u64>| rank.and_then(|rank| self.ranked(rank));
+        Interval { low: sample(low), high: sample(high) }
     }
 
     /// Points of the curve of what is longer: value, and share of the samples

@@ -34,6 +34,7 @@ GUESTS = (
     Guest("thread-newest", "newest", THREAD_HOOK, expected_s=150),
     Guest("thread-oldest", "oldest", THREAD_HOOK, expected_s=150),
     Guest("thread-time", "newest", ("syrup-scx/thread_time",), icount=True, expected_s=120),
+    Guest("cross-layer", "newest", ("syrup-tests/cross_layer",), expected_s=90),
     Guest("no-scx", "no-scx", ("syrup-tests/kernels::no_scx",)),
     Guest("malformed-btf", "malformed-btf", ("syrup-tests/kernels::malformed_btf",)),
 )

@@ -50,17 +50,23 @@ class Tree:
         self.path = path
         self.workspace = workspace
         self.touched: set[str] = set()
+        # The repository as it was at the start: people go on working in it.
+        self.content: dict[str, bytes] = {}
 
     def prepare(self, seed: Path) -> None:
         """Makes the copy what the repository is now, committed or not. A new
         one starts with what `seed` holds of compiled code."""
         new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
-        wanted = set(tracked())
-        for name in wanted:
-            self._write(name, keep_time=new)
+        for name in tracked():
+            if not (ROOT / name).is_symlink():
+                self.content[name] = pristine(name)
+                self._write(name)
+                # Older than what was built from it, as in the repository.
+                if new and name not in RELAXED:
+                    shutil.copystat(ROOT / name, self.path / name)
         for path in list(walk(self.path)):
-            if path not in wanted:
+            if path not in self.content:
                 (self.path / path).unlink()
         if new and seed.is_dir():
             (self.path / "target").mkdir()
@@ -100,8 +106,8 @@ class Tree:
     def restore(self) -> None:
         """Takes the defects out again."""
         for name in self.touched:
-            if (ROOT / name).is_file():
-                self._write(name, keep_time=False)
+            if name in self.content:
+                self._write(name)
             else:
                 (self.path / name).unlink(missing_ok=True)
         self.touched.clear()
@@ -138,15 +144,19 @@ class Tree:
         return sorted(binaries, key=lambda b: targets.index(b.target))
 
     def _selection(self, targets: list[Target]) -> list[str]:
-        names = {t.name for t in targets if t.kind == "test"}
-        if any(t.kind == "test" and t.package in STARTS for t in targets):
-            # The whole workspace, so that features are the same for all defects.
-            packages = ["--workspace"]
-            names |= {*WITH_PROGRAMS, *WITH_BENCH}
-        else:
-            packages = [f"--package={name}" for name in sorted({t.package for t in targets})]
+        tests = {t.name for t in targets if t.kind == "test"}
         units = ["--lib", "--bins"] if any(t.kind == "unit" for t in targets) else []
-        return [*packages, *units, *(f"--test={name}" for name in sorted(names))]
+        starting = any(t.kind == "test" and t.package in STARTS for t in targets)
+        if units and not starting:
+            # --workspace would build the unit tests of all users too. All
+            # features: code that is left out has no tests.
+            packages = ["--all-features",
+                        *(f"--package={name}" for name in sorted({t.package for t in targets}))]
+        else:
+            # With the features that it has for all others, and so is built already.
+            packages = ["--workspace"]
+            tests |= {*WITH_PROGRAMS, *WITH_BENCH} if starting else set()
+        return [*packages, *units, *(f"--test={name}" for name in sorted(tests))]
 
     def keep(self, binaries: list[Binary], folder: Path) -> list[Binary]:
         """Copies binaries to where the next build does not overwrite them, laid
@@ -162,25 +172,17 @@ class Tree:
             kept.append(Binary(binary.target, path))
         return kept
 
-    def _write(self, name: str, keep_time: bool) -> None:
-        """What the repository holds, relaxed; rewritten only if it differs, for
-        Cargo judges by time."""
-        source, path = ROOT / name, self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_symlink():
-            path.unlink(missing_ok=True)
-            path.symlink_to(source.readlink())
-        elif self._differs(name):
-            path.write_bytes(pristine(name))
-            path.chmod(source.stat().st_mode)
-            if keep_time and name not in RELAXED:
-                shutil.copystat(source, path)
+    def _write(self, name: str) -> None:
+        """What the repository held; only if it differs, for Cargo judges by time."""
+        path = self.path / name
+        if self._differs(name):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self.content[name])
+            path.chmod((ROOT / name).stat().st_mode if (ROOT / name).exists() else 0o644)
 
     def _differs(self, name: str) -> bool:
-        source, path = ROOT / name, self.path / name
-        if not source.is_file() or not path.is_file():
-            return source.is_file() != path.is_file()
-        return pristine(name) != path.read_bytes()
+        path = self.path / name
+        return (path.read_bytes() if path.is_file() else None) != self.content.get(name)
 
 
 def pristine(name: str) -> bytes:

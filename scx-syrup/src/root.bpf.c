@@ -376,12 +376,15 @@ void SEC("struct_ops/stopping") BPF_PROG(syrup_stopping, struct task_struct *p, 
 	struct syrup_running *on = running_on(scx_bpf_task_cpu(p));
 	struct syrup_scx_app *app;
 	struct app_time *time;
-	u64 ran;
+	u64 ran, now = bpf_ktime_get_ns();
+	bool cut_short;
 
 	if (!on || !on->active)
 		return;
 	ran = p->se.sum_exec_runtime - on->exec_start;
 	on->active = 0;
+	/* By the clock: a rescued thread can be charged from the CPU's last tick on. */
+	cut_short = on->rescued && before(now, on->rescued_at_ns + RESCUE_SLICE_NS / 2);
 	on->rescued = 0;
 	app = app_of(on->slot);
 	time = time_of(on->slot);
@@ -393,8 +396,8 @@ void SEC("struct_ops/stopping") BPF_PROG(syrup_stopping, struct task_struct *p, 
 	t->ran_ns += ran;
 	t->used_ns += ran;
 	/* A rescue that something cut short is none: the thread is still overdue. */
-	if (!(t->state & SYRUP_SCX_RESCUE) || ran >= RESCUE_SLICE_NS / 2)
-		t->waits_since_ns = bpf_ktime_get_ns();
+	if (!cut_short)
+		t->waits_since_ns = now;
 	if (!runnable) {
 		t->state = 0;
 		return;

@@ -37,10 +37,7 @@ pub(crate) fn deploy(app: &App, policy: &Linked, target: &Target) -> Result<()> 
     }
     let cpus = cpus::checked(&target.cpus, nr_cpus()?)?;
     let settings = settings(&policy.thread)?;
-    let weight = target.weight.unwrap_or(100);
-    if !(1..=10_000).contains(&weight) {
-        return Err(Error::Usage(format!("a weight is 1 to 10000, not {weight}")));
-    }
+    let weight = weight(target)?;
     let tids = match target.pid {
         Some(pid) => process::threads(pid)?,
         None => Vec::new(),
@@ -369,6 +366,14 @@ struct Settings {
     rescue_ns: u64,
 }
 
+/// An app's share against others.
+fn weight(target: &Target) -> Result<u32> {
+    match target.weight.unwrap_or(100) {
+        weight @ 1..=10_000 => Ok(weight),
+        weight => Err(Error::Usage(format!("a weight is 1 to 10000, not {weight}"))),
+    }
+}
+
 fn settings(policy: &syrup_thread_policy) -> Result<Settings> {
     let cores = policy.executors == abi::SYRUP_CORES;
     if policy.queues > abi::SYRUP_MAX_QUEUES {
@@ -568,11 +573,34 @@ mod tests {
         for (bad, word) in [
             (policy(9, 0, 0, 0), ".queues = 9"),
             (policy(0, 1, abi::SYRUP_CORES, 0), ".preempt"),
-            (policy(1, 0, 0, 5), ".rescue_ms = 5"),
-            (policy(1, 0, 0, 60_000), ".rescue_ms = 60000"),
+            (policy(1, 0, 0, 19), ".rescue_ms = 19"),
+            (policy(1, 0, 0, 2001), ".rescue_ms = 2001"),
         ] {
             let error = settings(&bad).unwrap_err();
             assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_a_policy_asks_for_is_what_it_gets_up_to_the_limits() {
+        let least = settings(&policy(1, 0, 0, 20)).unwrap();
+        let expected = Settings { queues: 1, preempt: false, cores: false, rescue_ns: 20_000_000 };
+        assert_eq!(least, expected);
+        let most = settings(&policy(8, 1, 0, 2000)).unwrap();
+        let expected =
+            Settings { queues: 8, preempt: true, cores: false, rescue_ns: 2_000_000_000 };
+        assert_eq!(most, expected);
+        assert_eq!(most.nr_executors(&[1, 2]).unwrap(), 8, "queues, whatever the cores");
+    }
+
+    #[test]
+    fn a_weight_is_100_unless_said_and_has_limits() {
+        let of = |weight| super::weight(&Target { weight, ..Default::default() });
+        assert_eq!(of(None).unwrap(), 100);
+        assert_eq!((of(Some(1)).unwrap(), of(Some(10_000)).unwrap()), (1, 10_000));
+        for bad in [0, 10_001] {
+            let refused = of(Some(bad)).unwrap_err();
+            assert!(matches!(&refused, Error::Usage(why) if why.contains(&bad.to_string())));
         }
     }
 

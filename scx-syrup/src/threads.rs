@@ -213,6 +213,7 @@ mod tests {
         assert_eq!(free_index(&with_indices(&[0, 1, 2])), 3);
         assert_eq!(free_index(&with_indices(&[2, 0])), 1);
         assert_eq!(free_index(&with_indices(&[1])), 0);
+        assert_eq!(free_index(&with_indices(&[0, 0, 1, 3])), 2);
     }
 
     #[test]
@@ -220,6 +221,22 @@ mod tests {
         let none = abi::SYRUP_INDEX_NONE;
         assert_eq!(free_index(&with_indices(&[none, none])), 0);
         assert_eq!(free_index(&with_indices(&[none, 0, none, 1])), 2);
+    }
+
+    #[test]
+    fn the_affinity_of_a_thread_is_what_the_kernel_says() {
+        let tid = std::process::id() as i32;
+        let status = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap();
+        let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+        let said: Vec<u32> = list
+            .trim()
+            .split(',')
+            .flat_map(|range| {
+                let (first, last) = range.split_once('-').unwrap_or((range, range));
+                first.parse().unwrap()..=last.parse().unwrap()
+            })
+            .collect();
+        assert_eq!(affinity(tid).unwrap(), said);
     }
 
     #[test]

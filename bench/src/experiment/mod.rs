@@ -10,6 +10,7 @@ pub mod environment;
 pub mod journal;
 pub mod plan;
 pub mod points;
+pub mod policies;
 mod progress;
 pub mod results;
 pub mod runner;

@@ -36,6 +36,10 @@ pub struct Setting {
     /// Keys in it.
     #[arg(long, default_value_t = 200_000)]
     pub keys: u64,
+    /// The demo: how many times longer than real ones its requests take; as little
+    /// as the machine allows [default: 45, for emulated CPUs].
+    #[arg(long)]
+    pub dilation: Option<f64>,
     /// CPUs of the machine that ran it.
     #[arg(skip)]
     pub cpus: u32,

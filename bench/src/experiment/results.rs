@@ -380,6 +380,9 @@ fn table(outcome: &Outcome) -> String {
     lines.push(format!(
         "Latencies of all rounds together; p99.9 where there are at least {LEAST_FOR_P999} samples."
     ));
+    for config in outcome.plan.configs.iter().filter(|config| !config.what.is_empty()) {
+        lines.push(format!("{:<22} {}", config.name, config.what));
+    }
     for (name, values) in &outcome.points.probed {
         let spread = Spread::of(values.clone());
         let (Some(spread), count) = (spread, values.len()) else { continue };

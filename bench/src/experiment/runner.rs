@@ -18,7 +18,7 @@ use super::plan::{Config, Plan, Service, Setting, mixed};
 use super::progress::Progress;
 use super::server_process::ServerProcess;
 use super::stack::{Programs, Stack, dies_with_us, stop_child};
-use super::{latency, results, tables};
+use super::{latency, policies, results, tables};
 use crate::load;
 use crate::priority;
 use crate::wire::Class;
@@ -202,6 +202,8 @@ struct Runner<'a> {
     setting: &'a Setting,
     stack: Stack,
     cpus: Cpus,
+    /// For files of policies.
+    folder: tempfile::TempDir,
     /// Flags of the server, and what they were calibrated from.
     service: (Vec<String>, String),
 }
@@ -228,7 +230,8 @@ fn make(
         priority::set_cpus(&[generator])?;
     }
     let stack = Stack::start(&options.programs)?;
-    let runner = Runner { plan, setting, stack, cpus, service };
+    let folder = tempfile::tempdir()?;
+    let runner = Runner { plan, setting, stack, cpus, folder, service };
     let mut writer = None;
     for step in todo {
         if writer.as_ref().is_none_or(|(round, _)| *round != step.round) {
@@ -311,7 +314,7 @@ fn service_flags(
 impl Runner<'_> {
     /// Everything from nothing deployed to nothing running.
     fn once(&self, step: Step<'_>) -> Result<Run> {
-        let Self { plan, setting, stack, cpus, service } = self;
+        let Self { plan, setting, stack, cpus, folder, service } = self;
         let config = step.config;
         stack.unload_all()?;
         let _kernel = KernelSettings::put(&config.kernel)?;
@@ -325,7 +328,8 @@ impl Runner<'_> {
                 _ => more.extend(["--port", &port]),
             }
             more.extend(policy.settings.iter().flat_map(|setting| ["--set", setting]));
-            stack.load(policy.hook, &policy.policy, APP, &more)?;
+            let name = policies::argument(&policy.policy, folder.path())?;
+            stack.load(policy.hook, &name, APP, &more)?;
         }
         let mut flags = vec!["--port".to_owned(), port];
         flags.extend(["--threads".to_owned(), plan.threads.to_string()]);

@@ -1,7 +1,9 @@
 //! Compiles the root scheduler, the trusted half of policies, and the policies
-//! that ship with the hook the same way the engine compiles a user's policy.
+//! that ship with the hook and those of its tests the same way the engine
+//! compiles a user's policy.
 
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
@@ -14,6 +16,7 @@ const PROGRAMS: &[&str] = &["root", "policy"];
 fn main() -> Result<()> {
     println!("cargo::rerun-if-changed=src");
     println!("cargo::rerun-if-changed=policies");
+    println!("cargo::rerun-if-changed=tests/policies");
     println!("cargo::rerun-if-env-changed=BPF_CLANG");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let compiler = Compiler::find()?;
@@ -51,7 +54,13 @@ fn main() -> Result<()> {
             .with_context(|| format!("src/{name}.bpf.c"))?;
     }
     layout(&out, include)?;
-    syrup_abi::build::policies(&compiler, Path::new("policies"), &out).map_err(|e| anyhow!("{e}"))
+    syrup_abi::build::policies(&compiler, Path::new("policies"), &out)
+        .map_err(|e| anyhow!("{e}"))?;
+    // Here rather than by the tests: these run in guests, where clang takes seconds.
+    let tests = out.join("tests");
+    fs::create_dir_all(&tests)?;
+    syrup_abi::build::policies(&compiler, Path::new("tests/policies"), &tests)
+        .map_err(|e| anyhow!("{e}"))
 }
 
 /// The Rust view of `layout.h`.

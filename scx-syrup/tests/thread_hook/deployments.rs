@@ -2,21 +2,22 @@
 
 use std::fs;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::SystemTime;
 
-use syrup_abi::abi;
-use syrup_hook::{App, Error, Executor, Health, Hook as _, HookId, Target};
+use syrup_abi::abi::{self, syrup_thread_policy};
+use syrup_hook::sys::Map;
+use syrup_hook::{App, Counters, Error, Executor, Health, Hook as _, HookId, Linked, Target};
 use syrup_scx::ScxSyrup;
 
-use crate::fixture::{Fixture, TestMap, compile, link, sysfs};
-use crate::workers::{Crew, eventually};
+use crate::support::fixture::{Fixture, on_cpus, register, slot, sysfs};
+use crate::support::policy::{Scripted, at, cores, policy, queues};
+use crate::support::workers::{Crew, eventually};
 
 #[test]
 fn the_policy_decides_every_input_and_unload_leaves_nothing() {
     let Some(fixture) = Fixture::new() else { return };
     let app = fixture.app("one");
-    ScxSyrup.deploy(&app, &fixture.builtin("fifo"), &Target::default()).unwrap();
+    ScxSyrup.deploy(&app, &policy("fifo"), &Target::default()).unwrap();
     let crew = Crew::spinning(6);
     for (index, tid) in crew.tids().into_iter().enumerate() {
         let given = ScxSyrup.register(&app, Executor::Thread { tid }, None).unwrap();
@@ -44,41 +45,36 @@ fn the_policy_decides_every_input_and_unload_leaves_nothing() {
 
 #[test]
 fn replacing_under_load_leaves_no_input_to_the_default() {
-    let Some(fixture) = Fixture::new() else { return };
+    let Some(fixture) = Fixture::resident() else { return };
     let app = fixture.app("one");
     let crew = Crew::spinning(5);
-    let place = TestMap::new("queue_of", 64);
-    for index in 0..5 {
-        place.set(index, u64::from(index % 2));
-    }
-    let two_queues = compile(
-        "#include <syrup/thread.h>\n\
-         SYRUP_MAP(queue_of, 64);\n\
-         SYRUP_THREAD_POLICY(.queues = 2);\n\
-         __s32 schedule(struct syrup_thread *t)\n{\n\
-         \t__u64 *queue = syrup_map_lookup(&queue_of, t->index);\n\
-         \tt->slice_us = 1000;\n\
-         \treturn queue ? *queue : SYRUP_PASS;\n}\n",
-    );
-    let two_queues = link("two-queues", &two_queues, &[("queue_of", &place)]);
-    ScxSyrup.deploy(&app, &two_queues, &Target { cpus: vec![1], ..Default::default() }).unwrap();
+    let script = Scripted::new();
+    (0..5).for_each(|index| script.place(index, at(index as i32 % 2).slice_us(1000)));
+    // So late that no rescue hides a thread that was forgotten.
+    let late = |policy: Linked| {
+        let thread = syrup_thread_policy { rescue_ms: 2000, ..policy.thread };
+        Linked { thread, ..policy }
+    };
+    let two_queues = late(script.policy(queues(2)));
+    ScxSyrup.deploy(&app, &two_queues, &on_cpus(&[1])).unwrap();
     for tid in crew.tids() {
         ScxSyrup.register(&app, Executor::Thread { tid }, None).unwrap();
     }
     for round in 0..5 {
         // Threads that wait in queue 1 must not be forgotten by a policy with one queue.
-        ScxSyrup.replace(&app, &fixture.builtin("fifo")).unwrap();
+        ScxSyrup.replace(&app, &late(policy("fifo"))).unwrap();
         crew.wait_for_progress();
         ScxSyrup.replace(&app, &two_queues).unwrap();
         let seen = ScxSyrup.read(&app).unwrap().unwrap();
         assert_eq!(seen.generation, 2 * (round + 1));
-        assert_eq!(seen.policy, "two-queues");
+        assert_eq!(seen.policy, "scripted");
     }
     crew.wait_for_progress();
     let seen = ScxSyrup.read(&app).unwrap().unwrap();
     assert_eq!(seen.counters.get(abi::SYRUP_NO_POLICY), 0);
     assert_eq!(seen.counters.get(abi::SYRUP_OUT_OF_RANGE), 0);
     assert_eq!(seen.counters.get(abi::SYRUP_PASSED), 0);
+    assert_eq!(seen.counters.get(abi::SYRUP_RESCUED), 0);
     assert!(seen.counters.get(abi::SYRUP_CHOSEN) > 100, "{:?}", seen.counters);
 }
 
@@ -101,7 +97,7 @@ fn a_deployment_outlives_its_loader() {
         let seen = ScxSyrup.read(&app).unwrap().unwrap();
         (seen.counters.get(abi::SYRUP_CHOSEN) > 0).then_some(())
     });
-    ScxSyrup.replace(&app, &fixture.builtin("vruntime")).unwrap();
+    ScxSyrup.replace(&app, &policy("vruntime")).unwrap();
     ScxSyrup.remove(&app).unwrap();
     fixture.assert_clean();
 }
@@ -111,8 +107,7 @@ fn a_deployment_outlives_its_loader() {
 fn child_deploys_and_dies() {
     let Some(bpffs) = std::env::var_os("SYRUP_TEST_BPFFS") else { return };
     let app = App { name: "one".to_owned(), uid: 0, bpffs: bpffs.into() };
-    let policy = Fixture::linked("fifo");
-    ScxSyrup.deploy(&app, &policy, &Target::default()).unwrap();
+    ScxSyrup.deploy(&app, &policy("fifo"), &Target::default()).unwrap();
     // SAFETY: a plain system call on numbers.
     unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
 }
@@ -123,7 +118,7 @@ fn what_an_interrupted_load_leaves_is_cleared_by_the_next_call() {
     let app = fixture.app("one");
     let crew = Crew::spinning(2);
     let deploy = || {
-        ScxSyrup.deploy(&app, &fixture.builtin("fifo"), &Target::default()).unwrap();
+        ScxSyrup.deploy(&app, &policy("fifo"), &Target::default()).unwrap();
         ScxSyrup.register(&app, Executor::Thread { tid: crew.tids()[0] }, None).unwrap();
     };
     // Killed before the record was in place: the slot is in use and nobody's.
@@ -152,7 +147,7 @@ fn what_an_interrupted_load_leaves_is_cleared_by_the_next_call() {
 fn an_ejection_is_seen_with_its_reason_and_unload_recovers() {
     let Some(fixture) = Fixture::new() else { return };
     let (one, two) = (fixture.app("one"), fixture.app("two"));
-    ScxSyrup.deploy(&one, &fixture.builtin("fifo"), &Target::default()).unwrap();
+    ScxSyrup.deploy(&one, &policy("fifo"), &Target::default()).unwrap();
     let crew = Crew::spinning(3);
     for tid in crew.tids() {
         ScxSyrup.register(&one, Executor::Thread { tid }, None).unwrap();
@@ -168,15 +163,24 @@ fn an_ejection_is_seen_with_its_reason_and_unload_recovers() {
     assert!(why.to_lowercase().contains("sysrq"), "{why}");
     crew.wait_for_progress();
 
-    let refused = ScxSyrup.deploy(&two, &fixture.builtin("fifo"), &Target::default()).unwrap_err();
+    let refused = ScxSyrup.deploy(&two, &policy("fifo"), &Target::default()).unwrap_err();
     assert!(
         matches!(&refused, Error::Conflict { what, .. } if what.contains("ended")),
         "{refused}"
     );
+    // A scheduler of the same name that runs since is not this one.
+    let elsewhere = App { bpffs: fixture.bpffs().join("three/root"), ..one.clone() };
+    fs::create_dir_all(elsewhere.dir()).unwrap();
+    ScxSyrup.deploy(&elsewhere, &policy("fifo"), &Target::default()).unwrap();
+    let health = ScxSyrup.read(&one).unwrap().unwrap().health;
+    assert!(matches!(health, Health::Ejected(_)), "{health:?}");
     ScxSyrup.remove(&one).unwrap();
+    assert_eq!(ScxSyrup.read(&elsewhere).unwrap().unwrap().health, Health::Live);
+    ScxSyrup.remove(&elsewhere).unwrap();
+    fs::remove_dir_all(fixture.bpffs().join("three")).unwrap();
     fixture.assert_clean();
     assert_eq!(crew.policies(), [0, 0, 0]);
-    ScxSyrup.deploy(&two, &fixture.builtin("fifo"), &Target::default()).unwrap();
+    ScxSyrup.deploy(&two, &policy("fifo"), &Target::default()).unwrap();
     assert_eq!(ScxSyrup.read(&two).unwrap().unwrap().health, Health::Live);
     ScxSyrup.remove(&two).unwrap();
     fixture.assert_clean();
@@ -185,11 +189,11 @@ fn an_ejection_is_seen_with_its_reason_and_unload_recovers() {
 #[test]
 fn a_second_scheduler_is_refused_by_name() {
     let Some(fixture) = Fixture::new() else { return };
-    ScxSyrup.deploy(&fixture.app("one"), &fixture.builtin("fifo"), &Target::default()).unwrap();
+    ScxSyrup.deploy(&fixture.app("one"), &policy("fifo"), &Target::default()).unwrap();
     let elsewhere = fixture.bpffs().join("two").join("root");
     let app = App { name: "one".to_owned(), uid: 0, bpffs: elsewhere };
     fs::create_dir_all(app.dir()).unwrap();
-    let refused = ScxSyrup.deploy(&app, &fixture.builtin("fifo"), &Target::default()).unwrap_err();
+    let refused = ScxSyrup.deploy(&app, &policy("fifo"), &Target::default()).unwrap_err();
     assert!(
         matches!(&refused, Error::Conflict { what, .. } if what.contains("'syrup'")),
         "{refused}"
@@ -199,13 +203,13 @@ fn a_second_scheduler_is_refused_by_name() {
 
 #[test]
 fn loading_adopts_the_threads_of_a_process() {
-    let Some(fixture) = Fixture::new() else { return };
+    let Some(fixture) = Fixture::resident() else { return };
     let app = fixture.app("one");
     // A process of its own: this one has the test's own threads.
     let mut child = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
     let pid = child.id() as i32;
     let target = Target { pid: Some(pid), ..Default::default() };
-    ScxSyrup.deploy(&app, &fixture.builtin("fifo"), &target).unwrap();
+    ScxSyrup.deploy(&app, &policy("fifo"), &target).unwrap();
     let seen = eventually("inputs", || {
         let seen = ScxSyrup.read(&app).unwrap().unwrap();
         (seen.counters.get(abi::SYRUP_CHOSEN) > 0).then_some(seen)
@@ -217,56 +221,19 @@ fn loading_adopts_the_threads_of_a_process() {
 }
 
 #[test]
-fn a_thread_that_a_registered_thread_starts_belongs_to_the_app() {
-    let Some(fixture) = Fixture::new() else { return };
-    let app = fixture.app("one");
-    ScxSyrup.deploy(&app, &fixture.builtin("fifo"), &Target::default()).unwrap();
-    let go = Arc::new(AtomicBool::new(false));
-    let gate = go.clone();
-    let parent = Crew::of(1, move |worker, stop| {
-        while !gate.load(SeqCst) && !stop.load(SeqCst) {
-            std::thread::yield_now();
-        }
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !stop.load(SeqCst) {
-                    worker.turn();
-                }
-            });
-        });
-    });
-    ScxSyrup.register(&app, Executor::Thread { tid: parent.tids()[0] }, None).unwrap();
-    go.store(true, SeqCst);
-    parent.wait_for_progress();
-    let seen = ScxSyrup.read(&app).unwrap().unwrap();
-    assert_eq!(seen.nr_threads, Some(2));
-    // It has no index: the next one to register gets the first free one.
-    let other = Crew::spinning(1);
-    let tid = other.tids()[0];
-    assert_eq!(ScxSyrup.register(&app, Executor::Thread { tid }, None).unwrap(), 1);
-    ScxSyrup.remove(&app).unwrap();
-    parent.wait_for_progress();
-}
-
-#[test]
 fn bad_requests_are_refused_and_change_nothing() {
     let Some(fixture) = Fixture::new() else { return };
     let app = fixture.app("one");
-    let out_of_bounds = compile(
-        "#include <syrup/thread.h>\n\
-         __s32 schedule(struct syrup_thread *t)\n{\n\
-         \treturn ((__u32 *)t)[16];\n}\n",
-    );
-    let out_of_bounds = link("out-of-bounds", &out_of_bounds, &[]);
+    let out_of_bounds = policy("out-of-bounds");
     let refused = ScxSyrup.verify(&out_of_bounds).unwrap_err();
     assert!(
-        matches!(&refused, Error::Verifier { log, .. } if log.contains("test.c:4")),
+        matches!(&refused, Error::Verifier { log, .. } if log.contains("out-of-bounds.c:9")),
         "{refused:?}"
     );
     let refused = ScxSyrup.deploy(&app, &out_of_bounds, &Target::default()).unwrap_err();
     assert!(matches!(refused, Error::Verifier { .. }), "{refused:?}");
     let cpus = Target { cpus: vec![500], ..Default::default() };
-    let refused = ScxSyrup.deploy(&app, &fixture.builtin("fifo"), &cpus).unwrap_err();
+    let refused = ScxSyrup.deploy(&app, &policy("fifo"), &cpus).unwrap_err();
     assert!(matches!(refused, Error::Usage(_)), "{refused:?}");
     fixture.assert_clean();
 
@@ -274,7 +241,7 @@ fn bad_requests_are_refused_and_change_nothing() {
     let refused = ScxSyrup.register(&app, Executor::Thread { tid }, None).unwrap_err();
     assert!(matches!(refused, Error::NotFound { .. }), "{refused:?}");
     let cpus = Target { cpus: vec![1], ..Default::default() };
-    ScxSyrup.deploy(&app, &fixture.builtin("fifo"), &cpus).unwrap();
+    ScxSyrup.deploy(&app, &policy("fifo"), &cpus).unwrap();
     let refused = ScxSyrup.register(&app, Executor::Thread { tid: i32::MAX }, None).unwrap_err();
     assert!(matches!(refused, Error::NotFound { .. }), "{refused:?}");
     let crew = Crew::spinning(1);
@@ -289,13 +256,11 @@ fn bad_requests_are_refused_and_change_nothing() {
 
 #[test]
 fn a_policy_that_names_no_queue_is_degraded_and_its_threads_run() {
-    let Some(fixture) = Fixture::new() else { return };
+    let Some(fixture) = Fixture::resident() else { return };
     let app = fixture.app("one");
-    let policy = compile(
-        "#include <syrup/thread.h>\n\
-         __s32 schedule(struct syrup_thread *t)\n{\n\t(void)t;\n\treturn 8;\n}\n",
-    );
-    ScxSyrup.deploy(&app, &link("nowhere", &policy, &[]), &Target::default()).unwrap();
+    let script = Scripted::new();
+    (0..2).for_each(|index| script.place(index, at(8)));
+    ScxSyrup.deploy(&app, &script.policy(queues(1)), &Target::default()).unwrap();
     let crew = Crew::spinning(2);
     for tid in crew.tids() {
         ScxSyrup.register(&app, Executor::Thread { tid }, None).unwrap();
@@ -308,7 +273,7 @@ fn a_policy_that_names_no_queue_is_degraded_and_its_threads_run() {
     assert!(matches!(&health, Health::Degraded(why) if why.contains("out of range")), "{health:?}");
 
     // A replacement starts with a clean slate, though the counters go on.
-    ScxSyrup.replace(&app, &fixture.builtin("fifo")).unwrap();
+    ScxSyrup.replace(&app, &policy("fifo")).unwrap();
     crew.wait_for_progress();
     let seen = eventually("verdicts", || {
         let seen = ScxSyrup.read(&app).unwrap().unwrap();
@@ -316,4 +281,161 @@ fn a_policy_that_names_no_queue_is_degraded_and_its_threads_run() {
     });
     assert_eq!(seen.health, Health::Live);
     assert!(seen.counters.get(abi::SYRUP_OUT_OF_RANGE) > 0);
+}
+
+#[test]
+fn a_deployment_reads_back_as_what_was_deployed() {
+    let Some(fixture) = Fixture::resident() else { return };
+    let app = App { uid: 1234, ..fixture.app("one") };
+    let script = Scripted::new();
+    let before = SystemTime::now();
+    let deployed = Linked { sha256: [3; 32], ..script.policy(queues(3)) };
+    ScxSyrup.deploy(&app, &deployed, &on_cpus(&[3, 1, 3])).unwrap();
+    let first = ScxSyrup.read(&app).unwrap().unwrap();
+    assert_eq!((first.app.as_str(), first.uid, first.hook), ("one", 1234, HookId::ScxSyrup));
+    assert_eq!((first.policy.as_str(), first.sha256), ("scripted", [3; 32]));
+    assert_eq!((first.generation, first.nr_executors, first.nr_threads), (0, 3, Some(0)));
+    assert_eq!((first.port, first.pid, &first.cpus[..]), (None, None, &[1, 3][..]));
+    assert_eq!((&first.counters, &first.verdicts[..]), (&Counters::default(), &[0, 0, 0][..]));
+    assert!((before..=SystemTime::now()).contains(&first.deployed_at), "{first:?}");
+    assert_eq!(first.health, Health::Live);
+    let refused = ScxSyrup.deploy(&app, &policy("fifo"), &on_cpus(&[64])).unwrap_err();
+    assert!(matches!(refused, Error::Usage(_)), "{refused:?}");
+
+    ScxSyrup.replace(&app, &policy("get-priority")).unwrap();
+    let second = ScxSyrup.read(&app).unwrap().unwrap();
+    assert_eq!((second.policy.as_str(), second.sha256), ("get-priority", [7; 32]));
+    assert_eq!((second.generation, second.nr_executors), (1, 2));
+    assert_eq!((second.uid, &second.cpus[..]), (1234, &[1, 3][..]), "what was not replaced stays");
+    assert!(second.deployed_at > first.deployed_at);
+    assert_ne!(second.program_id, first.program_id);
+
+    let nobody = fixture.app("two");
+    for refused in [
+        ScxSyrup.replace(&nobody, &policy("fifo")).unwrap_err(),
+        ScxSyrup.register(&nobody, Executor::Thread { tid: 1 }, None).unwrap_err(),
+    ] {
+        assert!(matches!(&refused, Error::NotFound { what, .. } if what.contains("'two'")));
+    }
+}
+
+/// The slots that the root scheduler serves, a bit each.
+fn served(fixture: &Fixture) -> u64 {
+    let root = Map::open(&fixture.bpffs().join("_scx/syrup_root")).unwrap();
+    let bytes = root.lookup(&0u32.to_ne_bytes()).unwrap().unwrap();
+    u64::from_ne_bytes(*bytes.first_chunk().unwrap())
+}
+
+#[test]
+fn an_app_that_leaves_takes_nothing_from_others_and_leaves_nothing_to_the_next() {
+    let Some(fixture) = Fixture::resident() else { return };
+    let (one, two) = (fixture.app("one"), fixture.app("two"));
+    let script = Scripted::new();
+    // Cores first: the queues of cores stay, and the next app of the slot may want them too.
+    ScxSyrup.deploy(&one, &script.policy(cores()), &on_cpus(&[1, 2])).unwrap();
+    ScxSyrup.deploy(&two, &policy("fifo"), &Target::default()).unwrap();
+    let (ones, twos) = (Crew::parked(2), Crew::parked(2));
+    for (app, crew) in [(&one, &ones), (&two, &twos)] {
+        register(app, crew, 0);
+        (0..2).for_each(|number| crew.wake(number));
+    }
+    let before = ScxSyrup.read(&two).unwrap().unwrap();
+    assert_eq!(before.nr_threads, Some(2));
+    let slot = slot(&one);
+    ScxSyrup.remove(&one).unwrap();
+    let programs = Map::open(&fixture.bpffs().join("_scx/syrup_enqueue")).unwrap();
+    assert_eq!(programs.lookup(&slot.to_ne_bytes()).unwrap(), None, "its program is gone");
+    assert_eq!(served(&fixture) >> slot & 1, 0, "its queues are served no longer");
+    assert_eq!((ones.policies(), twos.policies()), (vec![0, 0], vec![7, 7]));
+    (0..2).for_each(|number| twos.wake(number));
+    let after = ScxSyrup.read(&two).unwrap().unwrap();
+    assert_eq!((&after.health, after.nr_threads), (&Health::Live, Some(2)));
+    assert!(after.counters.get(abi::SYRUP_CHOSEN) >= before.counters.get(abi::SYRUP_CHOSEN) + 2);
+
+    // The same slot: what was counted, and who was registered, is forgotten.
+    ones.become_ext();
+    ScxSyrup.deploy(&one, &script.policy(cores()), &on_cpus(&[1, 2])).unwrap();
+    (0..2).for_each(|number| ones.wake(number));
+    let fresh = ScxSyrup.read(&one).unwrap().unwrap();
+    assert_eq!((fresh.nr_threads, fresh.counters), (Some(0), Counters::default()));
+    assert_eq!((&fresh.verdicts[..], &fresh.health), (&[0, 0][..], &Health::Live));
+    ones.become_other();
+    register(&one, &ones, 0);
+    (0..2).for_each(|number| ones.wake(number));
+    let fresh = ScxSyrup.read(&one).unwrap().unwrap();
+    assert!(fresh.counters.get(abi::SYRUP_CHOSEN) >= 2, "{:?}", fresh.counters);
+    assert_eq!(fresh.counters.get(abi::SYRUP_RESCUED), 0);
+}
+
+#[test]
+fn an_index_belongs_to_one_thread_at_a_time() {
+    let Some(fixture) = Fixture::resident() else { return };
+    let app = fixture.app("one");
+    let script = Scripted::new();
+    ScxSyrup.deploy(&app, &script.policy(queues(1)), &Target::default()).unwrap();
+    let crew = Crew::parked(4);
+    let tids = crew.tids();
+    let give = |number: usize, index: Option<u32>| {
+        ScxSyrup.register(&app, Executor::Thread { tid: tids[number] }, index)
+    };
+    // The policy hears who it is.
+    let told_as = |number: usize| {
+        let calls = script.calls();
+        crew.wake(number);
+        let thread = script.told_since(calls)[0].thread;
+        assert_eq!(thread.tid as i32, tids[number]);
+        thread.index
+    };
+    assert_eq!(give(0, None).unwrap(), 0);
+    assert_eq!(give(1, Some(2)).unwrap(), 2);
+    assert_eq!(give(2, None).unwrap(), 1, "the first that is free");
+    assert_eq!(give(3, None).unwrap(), 3);
+    assert_eq!([0, 1, 2, 3].map(told_as), [0, 2, 1, 3]);
+    // Taken over: its former owner goes on without one.
+    assert_eq!(give(3, Some(0)).unwrap(), 0);
+    assert_eq!([3, 0].map(told_as), [0, abi::SYRUP_INDEX_NONE]);
+    assert_eq!(ScxSyrup.read(&app).unwrap().unwrap().nr_threads, Some(4));
+    // Once more: it keeps what it has, or takes the first that nobody else has.
+    assert_eq!(give(1, Some(2)).unwrap(), 2);
+    assert_eq!(give(1, None).unwrap(), 2);
+    assert_eq!(told_as(1), 2);
+    let refused = give(0, Some(abi::SYRUP_INDEX_NONE)).unwrap_err();
+    assert!(matches!(refused, Error::Usage(_)), "{refused:?}");
+    assert_eq!(told_as(0), abi::SYRUP_INDEX_NONE);
+    // A thread that ends gives its index back.
+    drop(crew);
+    eventually("the threads to be gone", || {
+        (ScxSyrup.read(&app).unwrap().unwrap().nr_threads == Some(0)).then_some(())
+    });
+    let other = Crew::parked(1);
+    let tid = other.tids()[0];
+    assert_eq!(ScxSyrup.register(&app, Executor::Thread { tid }, None).unwrap(), 0);
+}
+
+#[test]
+fn the_root_of_another_version_is_refused_and_left_alone() {
+    let Some(fixture) = Fixture::resident() else { return };
+    let (one, two) = (fixture.app("one"), fixture.app("two"));
+    ScxSyrup.deploy(&one, &policy("fifo"), &Target::default()).unwrap();
+    let root = Map::open(&fixture.bpffs().join("_scx/syrup_root")).unwrap();
+    let key = 0u32.to_ne_bytes();
+    let ours = root.lookup(&key).unwrap().unwrap();
+    // struct syrup_scx_root: two words, then the version.
+    let mut theirs = ours.clone();
+    theirs[16..20].copy_from_slice(&77u32.to_ne_bytes());
+    root.update(&key, &theirs).unwrap();
+    let fifo = policy("fifo");
+    let refusals = [
+        ScxSyrup.deploy(&two, &fifo, &Target::default()),
+        ScxSyrup.replace(&one, &fifo),
+        ScxSyrup.remove(&one),
+        ScxSyrup.read(&one).map(drop),
+    ];
+    root.update(&key, &ours).unwrap();
+    for refused in refusals {
+        let refused = refused.unwrap_err();
+        let said = matches!(&refused, Error::Pin { reason, .. } if reason.contains("version 77"));
+        assert!(said, "{refused:?}");
+    }
+    assert_eq!(ScxSyrup.read(&one).unwrap().unwrap().health, Health::Live);
 }

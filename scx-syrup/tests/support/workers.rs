@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// Polls until there is an answer; fails after ten seconds.
+/// Polls until there is an answer; fails after thirty seconds.
 pub fn eventually<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
@@ -17,20 +17,36 @@ pub fn eventually<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Measures until a round is as it should be, four times at most: a busy host
-/// takes cores away from a virtual machine now and then, a defect spoils each round.
-pub fn in_some_round(mut measure: impl FnMut() -> Result<(), String>) {
-    let missed: Vec<String> = (0..4).map_while(|_| measure().err()).collect();
-    for miss in &missed {
-        println!("missed: {miss}");
-    }
-    assert!(missed.len() < 4, "every round missed: {missed:?}");
-}
-
 /// The one in the middle.
 pub fn median<T: Ord + Copy>(mut values: Vec<T>) -> T {
     values.sort_unstable();
     values[values.len() / 2]
+}
+
+/// Does guest time count instructions, or is it the processor's own?
+pub fn time_is_exact() -> bool {
+    matches!(std::env::var("SYRUP_VM").as_deref(), Ok("icount" | "kvm"))
+}
+
+/// CLOCK_MONOTONIC, as `syrup_now_ns()` reads it.
+pub fn now_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is writable.
+    assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) }, 0);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Sets the cores on which a thread may run; 0 is the caller.
+pub fn allow(tid: i32, cpus: impl IntoIterator<Item = usize>) {
+    // SAFETY: an empty set is all zeros.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    for cpu in cpus {
+        // SAFETY: CPU_SET ignores a number behind the set's end.
+        unsafe { libc::CPU_SET(cpu, &mut set) };
+    }
+    // SAFETY: the set lives for the call.
+    let err = unsafe { libc::sched_setaffinity(tid, size_of_val(&set), &raw const set) };
+    assert_eq!(err, 0, "{}", std::io::Error::last_os_error());
 }
 
 /// What one thread shares with the test.
@@ -41,6 +57,8 @@ pub struct Worker {
     turns: AtomicU64,
     /// Longest time between two turns, in nanoseconds.
     gap_ns: AtomicU64,
+    /// Sum of the times between two turns that were too short to be waits.
+    active_ns: AtomicU64,
     /// Bit per CPU on which it was seen.
     cpus: AtomicU64,
 }
@@ -61,12 +79,27 @@ impl Worker {
     }
 
     /// Remembers the longest.
-    pub fn saw_gap(&self, gap: Duration) {
-        self.gap_ns.fetch_max(gap.as_nanos() as u64, Relaxed);
+    fn saw_gap(&self, gap: Duration) {
+        let gap_ns = gap.as_nanos() as u64;
+        self.gap_ns.fetch_max(gap_ns, Relaxed);
+        if gap < Duration::from_micros(100) {
+            self.active_ns.fetch_add(gap_ns, Relaxed);
+        }
+    }
+
+    /// For how long it ran, by the clock. The kernel's own sums take a turn's
+    /// start from the last tick now and then.
+    pub fn active(&self) -> Duration {
+        Duration::from_nanos(self.active_ns.load(Relaxed))
     }
 
     pub fn turns(&self) -> u64 {
         self.turns.load(Relaxed)
+    }
+
+    pub fn wait_for_turn(&self) {
+        let turns = self.turns();
+        eventually("the thread to take a turn", || (self.turns() > turns).then_some(()));
     }
 
     pub fn gap(&self) -> Duration {
@@ -117,7 +150,11 @@ pub struct Crew {
 impl Crew {
     /// Threads that burn CPU.
     pub fn spinning(count: usize) -> Self {
-        Self::of(count, |worker, stop| {
+        // At a pause an emulator leaves the virtual core: with one thread for all
+        // of them that is how they take turns, and with a thread each it costs
+        // a rescue's time.
+        let pause = time_is_exact();
+        Self::of(count, move |worker, stop| {
             let mut last = Instant::now();
             while !stop.load(Relaxed) {
                 let now = Instant::now();
@@ -127,13 +164,37 @@ impl Crew {
                 let cpu = unsafe { libc::sched_getcpu() };
                 worker.cpus.fetch_or(1 << (cpu as u64 & 63), Relaxed);
                 worker.turn();
-                // Short, as a rescue is; and no pause instruction, at each of which an
-                // emulator leaves the virtual core.
+                // Short, as a rescue is.
                 for n in 0..50 {
                     std::hint::black_box(n);
                 }
+                if pause {
+                    std::hint::spin_loop();
+                }
             }
         })
+    }
+
+    /// Threads that sleep until they are woken, and then take one turn.
+    pub fn parked(count: usize) -> Self {
+        let crew = Self::of(count, |worker, stop| {
+            while !stop.load(Relaxed) {
+                thread::park();
+                worker.turn();
+            }
+        });
+        crew.wait_to_sleep();
+        crew
+    }
+
+    /// Wakes a thread and waits until it sleeps again.
+    pub fn wake(&self, number: usize) {
+        let worker = &self.workers[number];
+        let turns = worker.turns();
+        self.unpark_one(number);
+        eventually("the thread to take its turn", || {
+            (worker.turns() > turns && worker.state() == 'S').then_some(())
+        });
     }
 
     pub fn of(count: usize, body: impl Fn(&Worker, &AtomicBool) + Send + Sync + 'static) -> Self {
@@ -145,6 +206,8 @@ impl Crew {
             let worker = Arc::new(Worker { number, ..Default::default() });
             let (shared, stop, body) = (worker.clone(), stop.clone(), body.clone());
             handles.push(thread::spawn(move || {
+                // The test's own thread may be confined.
+                allow(0, 0..libc::CPU_SETSIZE as usize);
                 // SAFETY: no arguments, no memory.
                 shared.tid.store(unsafe { libc::gettid() }, Relaxed);
                 body(&shared, &stop);
@@ -167,6 +230,16 @@ impl Crew {
         });
     }
 
+    /// All run on these cores (a bit each) and nowhere else.
+    pub fn wait_to_be_on(&self, cpus: u64) {
+        eventually("the threads to come to their cores", || {
+            self.wait_for_progress();
+            self.forget();
+            self.wait_for_progress();
+            (self.cpus() & !cpus == 0).then_some(())
+        });
+    }
+
     /// Their scheduling policies.
     pub fn policies(&self) -> Vec<i32> {
         // SAFETY: a plain system call on numbers.
@@ -180,12 +253,16 @@ impl Crew {
         });
     }
 
-    pub fn sleeping(&self) -> bool {
-        self.workers.iter().all(|w| w.state() == 'S')
+    pub fn wait_to_sleep(&self) {
+        eventually("the threads to sleep", || {
+            self.workers.iter().all(|w| w.state() == 'S').then_some(())
+        });
     }
 
-    pub fn runnable(&self) -> bool {
-        self.workers.iter().all(|w| w.state() == 'R')
+    pub fn wait_to_be_runnable(&self) {
+        eventually("the threads to wait", || {
+            self.workers.iter().all(|w| w.state() == 'R').then_some(())
+        });
     }
 
     /// Wakes threads that `std::thread::park()`.
@@ -195,9 +272,18 @@ impl Crew {
         }
     }
 
+    pub fn unpark_one(&self, number: usize) {
+        self.handles[number].thread().unpark();
+    }
+
     /// CPU time of all so far.
     pub fn cpu_time(&self) -> Duration {
         self.workers.iter().map(|w| w.cpu_time()).sum()
+    }
+
+    /// For how long they ran, by the clock.
+    pub fn active(&self) -> Duration {
+        self.workers.iter().map(|w| w.active()).sum()
     }
 
     /// Bit per CPU on which one of them was seen.
@@ -210,15 +296,11 @@ impl Crew {
     }
 
     pub fn pin_to(&self, cpu: usize) {
-        for tid in self.tids() {
-            // SAFETY: the set is initialised and lives for the call.
-            let err = unsafe {
-                let mut set: libc::cpu_set_t = std::mem::zeroed();
-                libc::CPU_SET(cpu, &mut set);
-                libc::sched_setaffinity(tid, size_of_val(&set), &raw const set)
-            };
-            assert_eq!(err, 0);
-        }
+        self.tids().into_iter().for_each(|tid| allow(tid, [cpu]));
+    }
+
+    pub fn pin_to_all(&self) {
+        self.tids().into_iter().for_each(|tid| allow(tid, 0..libc::CPU_SETSIZE as usize));
     }
 
     pub fn renice(&self, number: usize, nice: i32) {

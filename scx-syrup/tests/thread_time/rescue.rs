@@ -1,0 +1,117 @@
+//! A thread that its policy starves.
+
+use std::time::Duration;
+
+use syrup_abi::abi::{self, SYRUP_THREAD_PREEMPTED, SYRUP_THREAD_WAKEUP, syrup_thread_policy};
+use syrup_hook::Hook as _;
+use syrup_scx::ScxSyrup;
+
+use crate::support::fixture::{on_cpus, register};
+use crate::support::policy::{Scripted, at, cores, preempting, queues};
+use crate::support::workers::Crew;
+use crate::{CORE, fixture};
+
+#[test]
+fn a_starved_thread_runs_every_200_ms_and_costs_little() {
+    let Some(fixture) = fixture() else { return };
+    let app = fixture.app("one");
+    let script = Scripted::new();
+    (4..8).for_each(|index| script.place(index, at(1)));
+    ScxSyrup.deploy(&app, &script.policy(preempting(2)), &on_cpus(&[CORE])).unwrap();
+    let favoured = Crew::spinning(4);
+    register(&app, &favoured, 0);
+    let starved = Crew::spinning(4);
+    register(&app, &starved, 4);
+    starved.wait_for_progress();
+    let rescued = || ScxSyrup.read(&app).unwrap().unwrap().counters.get(abi::SYRUP_RESCUED);
+    for round in 0..3 {
+        let slices = |crew: &Crew| crew.workers.iter().map(|w| w.nr_slices()).sum::<u64>();
+        let before = (favoured.active(), starved.active(), slices(&starved), rescued());
+        starved.forget();
+        std::thread::sleep(Duration::from_millis(2000)); // the time that is measured
+        let rescues = rescued() - before.3;
+        let slices = slices(&starved) - before.2;
+        let starved_ran = starved.active() - before.1;
+        let favoured_ran = favoured.active() - before.0;
+        let gaps: Vec<Duration> = starved.workers.iter().map(|w| w.gap()).collect();
+        println!(
+            "round {round}: gaps {gaps:?}; {rescues} rescues, {slices} slices; queue 0 ran \
+             {favoured_ran:?}, the starved {starved_ran:?}"
+        );
+        let (soon, late) = (Duration::from_millis(190), Duration::from_millis(250));
+        assert!(gaps.iter().all(|gap| (soon..late).contains(gap)), "{gaps:?}");
+        // Each time a starved thread ran it was a rescue; one may be under way.
+        assert!(rescues.abs_diff(slices) <= 1, "{rescues} rescues, {slices} slices");
+        // Each thread ten times, and again where an interrupt took the rescue's time.
+        assert!((36..=52).contains(&rescues), "four threads for 2 s: {rescues} rescues");
+        // Half a millisecond each, which the next look of the timer ends.
+        let each = starved_ran / rescues as u32;
+        let half = Duration::from_micros(350)..Duration::from_micros(1100);
+        assert!(half.contains(&each), "a rescue lasts {each:?}");
+        assert!(starved_ran * 20 < favoured_ran, "{starved_ran:?} of {favoured_ran:?}");
+        assert!(starved_ran + favoured_ran > Duration::from_millis(1900), "the core idled");
+    }
+    // The end of a rescue is not that of a slice: a starved thread keeps its place.
+    for index in 4..8 {
+        let told = script.told_since(0).into_iter().filter(|told| told.thread.index == index);
+        let places: Vec<_> =
+            told.map(|told| (told.thread.flags, told.thread.runnable_at_ns)).collect();
+        for pair in places.windows(2) {
+            let ((_, before), (flags, now)) = (pair[0], pair[1]);
+            let woke = flags == SYRUP_THREAD_WAKEUP; // after a page fault
+            assert!(woke || flags == SYRUP_THREAD_PREEMPTED && now == before, "{places:?}");
+        }
+    }
+}
+
+/// The longest gap of a thread in a stretch of `time`.
+fn gap_in(crew: &Crew, time: Duration) -> Duration {
+    crew.wait_for_progress();
+    crew.forget();
+    std::thread::sleep(time);
+    crew.workers[0].gap()
+}
+
+#[test]
+fn a_thread_that_starves_in_the_queue_of_a_core_is_run_at_the_policys_deadline() {
+    let Some(fixture) = fixture() else { return };
+    let (app, other) = (fixture.app("one"), fixture.app("two"));
+    let script = Scripted::new();
+    // The same core, and rank decides for ever.
+    script.place(0, at(0).rank(1));
+    script.place(1, at(0).rank(2));
+    let attributes = syrup_thread_policy { rescue_ms: 50, ..cores() };
+    ScxSyrup.deploy(&app, &script.policy(attributes), &on_cpus(&[CORE])).unwrap();
+    ScxSyrup.deploy(&other, &script.policy(queues(1)), &on_cpus(&[0])).unwrap();
+    let (favoured, starved) = (Crew::spinning(1), Crew::spinning(1));
+    register(&app, &favoured, 0);
+    register(&app, &starved, 1);
+    let gap = gap_in(&starved, Duration::from_millis(500));
+    println!("with a deadline of 50 ms: {gap:?}");
+    assert!((Duration::from_millis(45)..Duration::from_millis(70)).contains(&gap), "{gap:?}");
+    let rescued = |app| ScxSyrup.read(app).unwrap().unwrap().counters.get(abi::SYRUP_RESCUED);
+    assert!(rescued(&app) >= 8, "{}", rescued(&app));
+    assert_eq!(rescued(&other), 0);
+    drop(favoured);
+}
+
+#[test]
+fn a_thread_that_was_pinned_outside_its_apps_cores_is_run_there() {
+    let Some(fixture) = fixture() else { return };
+    let app = fixture.app("one");
+    ScxSyrup.deploy(&app, &Scripted::new().policy(queues(1)), &on_cpus(&[CORE])).unwrap();
+    let crew = Crew::spinning(1);
+    register(&app, &crew, 0);
+    crew.wait_to_be_on(1 << CORE);
+    crew.pin_to(0);
+    let gap = gap_in(&crew, Duration::from_millis(700));
+    println!("outside its app's cores: {gap:?}");
+    let deadline = Duration::from_millis(190)..Duration::from_millis(250);
+    assert!(deadline.contains(&gap), "{gap:?}");
+    assert_eq!(crew.cpus(), 1 << 0);
+    // Back, it is an ordinary thread of the app again.
+    crew.pin_to(CORE as usize);
+    crew.wait_to_be_on(1 << CORE);
+    let gap = gap_in(&crew, Duration::from_millis(100));
+    assert!(gap < Duration::from_millis(10), "{gap:?}");
+}

@@ -1,0 +1,209 @@
+//! Who gets how much of a core.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use syrup_abi::abi::{self, SYRUP_THREAD_EXPIRED};
+use syrup_hook::{Health, Hook as _, Target};
+use syrup_scx::ScxSyrup;
+
+use crate::support::fixture::{on_cpus, register};
+use crate::support::policy::{Scripted, at, policy, queues};
+use crate::support::workers::{Crew, eventually};
+use crate::{CORE, fixture};
+
+/// CPU time of each thread in a stretch of `time`, in seconds.
+fn seconds_run(crews: &[&Crew], time: Duration) -> Vec<Vec<f64>> {
+    let ran = |crew: &Crew| -> Vec<f64> {
+        crew.workers.iter().map(|w| w.cpu_time().as_secs_f64()).collect()
+    };
+    let before: Vec<_> = crews.iter().map(|crew| ran(crew)).collect();
+    std::thread::sleep(time);
+    let since = |crew: &Crew, before: &Vec<f64>| -> Vec<f64> {
+        ran(crew).into_iter().zip(before).map(|(now, then)| now - then).collect()
+    };
+    crews.iter().zip(&before).map(|(crew, before)| since(crew, before)).collect()
+}
+
+#[test]
+fn apps_share_cores_by_weight() {
+    let Some(fixture) = fixture() else { return };
+    let (light, heavy) = (fixture.app("one"), fixture.app("two"));
+    let script = Scripted::new();
+    // Short turns: a measurement that ends amid one is off by little.
+    (0..6).for_each(|index| script.place(index, at(0).slice_us(4000)));
+    for (app, weight) in [(&light, 100), (&heavy, 300)] {
+        let target = Target { weight: Some(weight), ..on_cpus(&[0, 1]) };
+        ScxSyrup.deploy(app, &script.policy(queues(1)), &target).unwrap();
+    }
+    // More threads must not mean more time.
+    let (many, few) = (Crew::spinning(6), Crew::spinning(3));
+    register(&light, &many, 0);
+    register(&heavy, &few, 0);
+    few.wait_for_progress();
+    many.wait_for_progress();
+    for _ in 0..3 {
+        let ran = seconds_run(&[&many, &few], Duration::from_secs(2));
+        let (many, few): (f64, f64) = (ran[0].iter().sum(), ran[1].iter().sum());
+        println!("weight 300 ran {few:.3} s, weight 100 {many:.3} s: {:.3}", few / many);
+        assert!((2.9..3.1).contains(&(few / many)), "{ran:.3?}");
+        assert!(few + many > 3.9, "a core idled: {ran:.3?}");
+    }
+}
+
+#[test]
+fn vruntime_shares_a_core_by_nice_values() {
+    let Some(fixture) = fixture() else { return };
+    let app = fixture.app("one");
+    ScxSyrup.deploy(&app, &policy("vruntime"), &on_cpus(&[CORE])).unwrap();
+    let crew = Crew::spinning(3);
+    crew.renice(2, 5);
+    register(&app, &crew, 0);
+    crew.wait_for_progress();
+    for _ in 0..3 {
+        let ran = seconds_run(&[&crew], Duration::from_millis(1500)).remove(0);
+        println!("nice 0, 0, 5 ran {ran:.3?} s");
+        assert!((0.97..1.03).contains(&(ran[0] / ran[1])), "{ran:.3?}");
+        // The kernel's weights: 100 at nice 0, 33 at nice 5.
+        assert!((2.9..3.2).contains(&(ran[0] / ran[2])), "{ran:.3?}");
+        assert!(ran.iter().sum::<f64>() > 1.45, "the core idled: {ran:.3?}");
+    }
+    let seen = ScxSyrup.read(&app).unwrap().unwrap();
+    assert_eq!(seen.health, Health::Live);
+    assert_eq!(seen.counters.get(abi::SYRUP_PASSED), 0);
+}
+
+#[test]
+fn a_slice_is_as_long_as_the_policy_says_within_limits() {
+    let Some(fixture) = fixture() else { return };
+    let app = fixture.app("one");
+    let script = Scripted::new();
+    ScxSyrup.deploy(&app, &script.policy(queues(1)), &on_cpus(&[CORE])).unwrap();
+    let crew = Crew::spinning(2);
+    register(&app, &crew, 0);
+    crew.wait_to_be_on(1 << CORE);
+    let default = 0;
+    for (asked_us, least_ms, count) in
+        [(12_000, 12, 8), (default, 20, 6), (u32::MAX, 100, 4), (5_000, 5, 8)]
+    {
+        (0..2).for_each(|index| script.place(index, at(0).slice_us(asked_us)));
+        // Slices that were granted before end first.
+        let granted_before = script.calls() + 3;
+        let calls = eventually("slices", || Some(script.calls()).filter(|&n| n >= granted_before));
+        std::thread::sleep(Duration::from_millis((least_ms + 4) * (count + 2)));
+        let told = script.told_since(calls);
+        // The two take turns: from end to end is the other's slice, unless the kernel's
+        // own threads interrupted it.
+        let slices_us: Vec<u64> = told
+            .windows(2)
+            .filter(|pair| pair.iter().all(|told| told.thread.flags == SYRUP_THREAD_EXPIRED))
+            .map(|pair| (pair[1].now_ns - pair[0].now_ns) / 1000)
+            .collect();
+        println!("asked for {asked_us} us, {least_ms} ms is granted: {slices_us:?}");
+        assert!(slices_us.len() as u64 >= count / 2, "{slices_us:?}");
+        // The kernel looks at its tick, every 4 ms.
+        let granted = least_ms * 1000 - 300..least_ms * 1000 + 4700;
+        assert!(slices_us.iter().all(|us| granted.contains(us)), "{slices_us:?}");
+    }
+}
+
+#[test]
+fn an_app_that_slept_has_saved_up_one_slice_and_no_more() {
+    let Some(fixture) = fixture() else { return };
+    let (busy, idle) = (fixture.app("one"), fixture.app("two"));
+    let script = Scripted::new();
+    (0..2).for_each(|index| script.place(index, at(0).slice_us(4000)));
+    for app in [&busy, &idle] {
+        ScxSyrup.deploy(app, &script.policy(queues(1)), &on_cpus(&[CORE])).unwrap();
+    }
+    let hog = Crew::spinning(1);
+    register(&busy, &hog, 0);
+    let ran_us = Arc::new(AtomicU64::new(0));
+    let shared = ran_us.clone();
+    let napper = Crew::of(1, move |worker, stop| {
+        while !stop.load(SeqCst) {
+            std::thread::sleep(Duration::from_millis(300));
+            let (start, mut ran) = (Instant::now(), Duration::ZERO);
+            let mut last = start;
+            while last - start < Duration::from_millis(100) {
+                let now = Instant::now();
+                if now - last < Duration::from_micros(100) {
+                    ran += now - last;
+                }
+                last = now;
+                std::hint::spin_loop();
+            }
+            shared.store(ran.as_micros() as u64, SeqCst);
+            worker.turn();
+        }
+    });
+    register(&idle, &napper, 1);
+    napper.workers[0].wait_for_turn();
+    for _ in 0..3 {
+        napper.workers[0].wait_for_turn();
+        let ran_us = ran_us.load(SeqCst);
+        println!("of its first 100 ms it had {ran_us} us");
+        // Half of them, and half of the 20 ms that it is ahead.
+        assert!((54_000..68_000).contains(&ran_us), "{ran_us}");
+    }
+}
+
+#[test]
+fn equal_apps_take_turns() {
+    let Some(fixture) = fixture() else { return };
+    let script = Scripted::new();
+    (0..2).for_each(|index| script.place(index, at(0).slice_us(4000)));
+    let crews: Vec<Crew> = ["one", "two"]
+        .into_iter()
+        .zip(0..)
+        .map(|(name, index)| {
+            let app = fixture.app(name);
+            ScxSyrup.deploy(&app, &script.policy(queues(1)), &on_cpus(&[CORE])).unwrap();
+            let crew = Crew::spinning(1);
+            register(&app, &crew, index);
+            crew
+        })
+        .collect();
+    crews.iter().for_each(|crew| crew.wait_for_progress());
+    let calls = script.calls();
+    std::thread::sleep(Duration::from_millis(400));
+    let turns: Vec<u32> = script
+        .told_since(calls)
+        .iter()
+        .filter(|told| told.thread.flags == SYRUP_THREAD_EXPIRED)
+        .map(|told| told.thread.index)
+        .collect();
+    // The one that has just run has had more, what is not yet charged included.
+    let twice = turns.windows(2).filter(|pair| pair[0] == pair[1]).count();
+    println!("{turns:?}");
+    assert!(turns.len() >= 40, "{turns:?}");
+    // A turn that began between two ticks is short, and is made up for.
+    assert!(twice <= turns.len() / 4, "{twice} of {} turns in a row", turns.len());
+}
+
+#[test]
+fn an_app_whose_threads_may_not_use_a_core_leaves_it_to_the_others() {
+    let Some(fixture) = fixture() else { return };
+    let (pinned, other) = (fixture.app("one"), fixture.app("two"));
+    let script = Scripted::new();
+    ScxSyrup.deploy(&pinned, &script.policy(queues(1)), &on_cpus(&[0, 1])).unwrap();
+    ScxSyrup.deploy(&other, &script.policy(queues(1)), &on_cpus(&[1])).unwrap();
+    // Half a core each, so their app has always had less than the other; one waits.
+    let two = Crew::spinning(2);
+    two.pin_to(0);
+    let hogs = Crew::spinning(2);
+    register(&pinned, &two, 0);
+    register(&other, &hogs, 0);
+    hogs.wait_to_be_on(1 << CORE);
+    two.wait_for_progress();
+    let rescued = || ScxSyrup.read(&other).unwrap().unwrap().counters.get(abi::SYRUP_RESCUED);
+    let rescued_before = rescued();
+    let ran = seconds_run(&[&two, &hogs], Duration::from_millis(500));
+    println!("{ran:.3?}");
+    for crew in &ran {
+        assert!(crew.iter().sum::<f64>() > 0.47, "a core idled: {ran:.3?}");
+    }
+    assert_eq!(two.cpus() & !1, 0);
+    assert_eq!(rescued(), rescued_before);
+}

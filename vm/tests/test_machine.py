@@ -46,6 +46,7 @@ class Run(unittest.TestCase):
         # Downloads what is missing, which vm/run tells of on stderr.
         subprocess.run([RUN, "--print-accel"], stdout=subprocess.DEVNULL, check=True)
         cls.kernel = kernels.find("newest")
+        record.RUNS.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(dir=record.RUNS)
         cls.addClassCleanup(folder.cleanup)
         cls.folder = Path(folder.name)

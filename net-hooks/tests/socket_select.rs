@@ -494,6 +494,10 @@ fn a_restarted_app_registers_again() {
     drop(sockets);
     assert_eq!(lab.read().nr_executors, 0);
     assert_eq!(lab.read().health, Health::Live);
+    // Its process runs: it is no garbage, nor in the way of a second deployment.
+    assert!(lab.hook.collect_garbage(&lab.bpffs.path()).unwrap().is_empty());
+    let again = lab.hook.deploy(&lab.app, &builtin("hash"), &Lab::target());
+    assert!(matches!(again, Err(Error::Conflict { .. })), "{again:?}");
     let sockets = udp_sockets(2);
     for (index, socket) in (0..).zip(&sockets) {
         assert_eq!(lab.register(socket, None).unwrap(), index);

@@ -19,7 +19,7 @@ use syrup_tests::{Need, own_network, require};
 /// The non-zero counters, by number.
 fn counted(lab: &Lab) -> Vec<(u32, u64)> {
     let counters = lab.read().counters;
-    (0..SYRUP_NR_COUNTERS as u32).map(|c| (c, counters.get(c))).filter(|(_, n)| *n > 0).collect()
+    (0..SYRUP_NR_COUNTERS).map(|c| (c, counters.get(c))).filter(|(_, n)| *n > 0).collect()
 }
 
 fn expected(counts: &[(u32, u64)]) -> Vec<(u32, u64)> {
@@ -267,7 +267,7 @@ fn groups_that_differ_in_anything_are_other_groups() {
         own_network();
         v6(true, "[::]:9000")
     });
-    let Err(Error::Usage(_)) = lab.register(&far.join().unwrap(), None) else { panic!("a netns") };
+    let Err(Error::Usage(_)) = lab.register(far.join().unwrap(), None) else { panic!("a netns") };
     assert_eq!(lab.read().nr_executors, 1);
     assert_eq!(lab.register(v6(true, "[::]:9000"), Some(0)).unwrap(), 0);
 }

@@ -214,13 +214,16 @@ pub enum Service {
     },
 }
 
+/// What a [`Probe`] measured: names and numbers.
+pub type Readings = Vec<(String, f64)>;
+
 /// Something that is measured once per round, with nothing deployed before.
 #[derive(Debug, Clone)]
 pub struct Probe {
     /// Its name.
     pub name: &'static str,
     /// Measures: names and numbers.
-    pub measure: fn(&Stack) -> Result<Vec<(String, f64)>>,
+    pub measure: fn(&Stack) -> Result<Readings>,
 }
 
 impl Config {

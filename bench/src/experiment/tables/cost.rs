@@ -12,7 +12,7 @@ use super::native;
 use crate::clock::now_ns;
 use crate::experiment::Stack;
 use crate::experiment::criteria::{Bound, Cell, Criterion, Number, Over};
-use crate::experiment::plan::{Config, Plan, Probe, Service, Setting, Stream};
+use crate::experiment::plan::{Config, Plan, Probe, Readings, Service, Setting, Stream};
 use crate::server::app::REQUEST_TYPE;
 use crate::work::median;
 
@@ -100,7 +100,7 @@ pub fn plan(setting: &Setting) -> Plan {
 
 /// Load, store and lookup of the Map that scan-avoid and the server share,
 /// through the application library, and of plain memory.
-fn map_access(stack: &Stack) -> Result<Vec<(String, f64)>> {
+fn map_access(stack: &Stack) -> Result<Readings> {
     const ENTRIES: usize = 64;
     const APP: &str = "cost";
     stack.unload_all()?;

@@ -19,11 +19,14 @@ def run(command, limit_s: float | None = None, **options) -> int | None:
     did not end in time. Ended either way."""
     child = start(command, **options)
     try:
-        return child.wait(limit_s)
+        status = child.wait(limit_s)
     except subprocess.TimeoutExpired:
-        return None
+        status = None
     finally:
         end(child)
+    if _stopped:
+        raise Interrupted  # its end says nothing
+    return status
 
 
 def start(command, **options) -> subprocess.Popen:

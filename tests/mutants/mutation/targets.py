@@ -38,11 +38,17 @@ class Target:
     @property
     def guests(self) -> list[tuple[plan.Guest, str]]:
         """The guests that it runs in, and how the names of the tests start that
-        each of them is for. None: it runs natively."""
+        each of them is for: one guest for the same tests, whatever kernels
+        there are. None: it runs natively."""
         if self.kind != "test":
             return []
-        return [(guest, spec.partition("::")[2]) for guest in plan.GUESTS for spec in guest.tests
-                if spec.partition("::")[0] == f"{self.package}/{self.name}"]
+        found = {}
+        for guest in plan.GUESTS:
+            for spec in guest.tests:
+                name, _, start = spec.partition("::")
+                if name == f"{self.package}/{self.name}":
+                    found.setdefault(start, guest)
+        return [(guest, start) for start, guest in found.items()]
 
 
 class Workspace:

@@ -23,6 +23,7 @@ static RESIDENT: Mutex<Option<PathBuf>> = Mutex::new(None);
 /// A pin root of its own, removed with everything in it.
 pub struct Fixture {
     bpffs: PathBuf,
+    resident: bool,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -35,7 +36,7 @@ impl Fixture {
         let bpffs = PathBuf::from(format!("/sys/fs/bpf/syrup-test-{}", std::process::id()));
         let _ = fs::remove_dir_all(&bpffs);
         fs::create_dir(&bpffs).unwrap();
-        Some(Self { bpffs, _turn: turn })
+        Some(Self { bpffs, resident: false, _turn: turn })
     }
 
     /// The scheduler is loaded, by an app 'keeper' that has no threads, and stays
@@ -46,7 +47,7 @@ impl Fixture {
         if let Some(bpffs) = resident.clone() {
             let kept = ScxSyrup.read(&keeper(&bpffs)).ok().flatten();
             if kept.is_some_and(|kept| kept.health == Health::Live) {
-                return Some(Self { bpffs, _turn: turn });
+                return Some(Self { bpffs, resident: true, _turn: turn });
             }
             let _ = ScxSyrup.remove(&keeper(&bpffs));
         }
@@ -58,7 +59,7 @@ impl Fixture {
             // SAFETY: a function that lives as long as the process and does not unwind.
             assert_eq!(unsafe { libc::atexit(dismiss) }, 0);
         }
-        Some(Self { bpffs, _turn: turn })
+        Some(Self { bpffs, resident: true, _turn: turn })
     }
 
     pub fn app(&self, name: &str) -> App {
@@ -109,8 +110,9 @@ impl Drop for Fixture {
             let _ = ScxSyrup.remove(&app);
         }
         for entry in fs::read_dir(&self.bpffs).into_iter().flatten().flatten() {
-            // Empty by now, or the test has failed and said so.
-            let _ = fs::remove_dir(entry.path());
+            let path = entry.path();
+            // Of what is resident only folders that are empty by now go.
+            let _ = if self.resident { fs::remove_dir(path) } else { fs::remove_dir_all(path) };
         }
         let _ = fs::remove_dir(&self.bpffs);
     }

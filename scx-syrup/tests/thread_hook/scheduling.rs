@@ -77,6 +77,9 @@ fn queues_are_served_in_order_and_each_by_rank() {
     assert_eq!(order.seen(), [0; 0], "a thread of a later queue ran before queue 0 was empty");
     take_program_away(&app);
     defaulted.into_iter().for_each(|number| waiters.unpark_one(number));
+    waiters.wait_to_be_runnable();
+    // They keep their places under a policy that knows the first queue only.
+    ScxSyrup.replace(&app, &script.policy(attributes(1))).unwrap();
     drop(blocker);
     waiters.wait_for_turns();
     assert_eq!(order.seen(), [4, 1, 7, 8, 2, 3, 5, 6, 9, 0, 10, 11]);

@@ -45,6 +45,9 @@ _KERNEL_OPTIONS = (
     "oops=panic", "softlockup_panic=1", "sysctl.kernel.panic_on_rcu_stall=1",
     # The log is judged: it must not overflow, and announcements in it not be dropped.
     "log_buf_len=2M", "printk.devkmsg=on",
+    # Who panics says all of it again on the console: what led there was said
+    # more softly, and no process lives to record it.
+    "panic_print=0x20",
 )  # fmt: skip
 _PATIENT = ("watchdog_thresh=30", "rcupdate.rcu_cpu_stall_timeout=63")
 
@@ -192,7 +195,8 @@ def _died(process, guest: record.Record, machine: Machine):
 
 
 def _judge(guest: record.Record, taint: int | None, ended: bool, died: bool = False) -> None:
-    """Raises a KernelComplaint unless the kernel is content, or died anyway."""
+    """Shows what the kernel complained of, and raises a KernelComplaint for it
+    unless the guest died of it anyway."""
     messages = judge.parse(_read(guest.folder / "kmsg"))
     verdict = judge.judge(messages, taint, _read(guest.folder / "console"), ended)
     guest.note(
@@ -203,11 +207,13 @@ def _judge(guest: record.Record, taint: int | None, ended: bool, died: bool = Fa
         ],
         faults=verdict.faults,
     )
-    if verdict.good() or died:
+    if verdict.good():
         return
     _say("the guest's kernel complained:")
     for line in verdict.lines():
         print(f"  {line}", file=sys.stderr)
+    if died:
+        return
     raise KernelComplaint(
         f"its whole log is {guest.path()}/dmesg. This fails the run, whatever the command says. "
         "A test that means to bring it about announces it first (vm/README.md)"

@@ -51,7 +51,7 @@ pub fn plan(setting: &Setting) -> Plan {
                 bound: Bound::AtMost(1.0),
                 low_end: None,
             },
-            native::twins("GET", &[], &[("scan-avoid", 50e3), ("sita", 50e3), ("sita", 150e3)]),
+            native::twins("GET", &[], &[("sita", 50e3), ("sita", 150e3), ("sita", 225e3)]),
             // The others choose at random, otherwise than their twins, and a run has
             // but 200 SCANs.
             native::twins("SCAN", &["vanilla", "round-robin", "sita"], &[]),

@@ -167,5 +167,5 @@ fn wrong_words_say_what_there_is() {
     let error = refused(bench(&["run", "figure-2", "--loads", "3"], out.path()));
     assert!(error.contains("200000"), "{error}");
     let error = refused(bench(&["run", "figure-2", "--round", "99"], out.path()));
-    assert!(error.contains("1 to 20"), "{error}");
+    assert!(error.contains("1 to 26"), "{error}");
 }

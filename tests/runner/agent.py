@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
-"""Runs tests of libtest binaries, natively or in a guest: one at a time, each in
-a process of its own, so that one that hangs or crashes is known by its name and
-the next ones run.
+"""Runs tests of libtest binaries, natively or in a guest, one after another. One
+that hangs or crashes is known by its name, and the next ones run in a new process.
 
 usage: agent.py PLAN
 
@@ -12,6 +11,7 @@ PLAN is a JSON file: {"limit_s": N, "binaries": [{"path": ..., "folder": ...,
 a test failed.
 """
 
+import codecs
 import ctypes
 import json
 import os
@@ -25,8 +25,13 @@ import time
 
 MARK = "@test "
 # Of a test's output: more would be read by nobody.
-KEPT_BYTES = 1 << 16
-PASSED = re.compile(r"test result: ok\. 1 passed; 0 failed; 0 ignored;.*\s*\Z")
+KEPT_CHARACTERS = 1 << 16
+BEGINS = re.compile(r"^test (\S+) \.\.\. ", re.MULTILINE)
+VERDICT = re.compile(r"(ok|FAILED)\s*\Z")
+# What follows the last test, with the names of those that failed.
+SUMMARY = re.compile(
+    r"(?:\n\nfailures:\n\nfailures:\n(?:    \S+\n)+)?\n?\n"
+    r"test result: \w+\. (\d+) passed; (\d+) failed; .*\s*\Z")
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -36,7 +41,12 @@ def prctl(option, value):
     ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
+failures = []
+
+
 def say(**event):
+    if event.get("status") == "failed":
+        failures.append(event["end"])
     print(MARK + json.dumps(event), flush=True)
 
 
@@ -129,57 +139,162 @@ def announce(test):
             pass
 
 
-def wait(child, limit_s):
-    """The exit status, at once, where Popen.wait(limit) looks every 50 ms."""
-    pidfd = os.pidfd_open(child.pid)
-    try:
-        ended, _, _ = select.select([pidfd], [], [], limit_s)
-    finally:
-        os.close(pidfd)
-    return child.wait() if ended else None
+class Skips:
+    """What tests note when they skip: lines `NAME: needs WHAT` in a file."""
+
+    def __init__(self):
+        self.file = tempfile.NamedTemporaryFile("r", prefix="syrup-skips-")
+        # Tests may run as another user.
+        os.chmod(self.file.name, 0o666)
+
+    def of(self, name):
+        """Why the test that has just ended skipped, or nothing."""
+        why = ""
+        for line in self.file:
+            who, _, what = line.strip().partition(": ")
+            # A thread of the test has another name than the test.
+            if who == name or not why:
+                why = what or line.strip()
+        return why
 
 
-def run(binary, test, limit_s, skips):
-    """(status, why, output) of one test."""
-    skips.truncate(0)
-    # A file, not a pipe: who inherits it cannot keep us from reading it.
-    with tempfile.TemporaryFile() as output:
-        child = subprocess.Popen(
-            [binary["path"], test["name"], "--exact", "--nocapture", "--test-threads=1"],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+class Process:
+    """One process of a test binary, which runs tests in the order given to it.
+    Its output tells which one runs: libtest prints `test NAME ... ` before it and
+    the verdict after it."""
+
+    def __init__(self, binary, tests, limit_s, skips):
+        self.tests = {test["name"]: test for test in tests}
+        self.limit_s = limit_s
+        self.skips = skips
+        self.ended = []
+        self.current = None
+        self.text = ""
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.child = subprocess.Popen(
+            [binary["path"], "--exact", "--nocapture", "--test-threads=1", *self.tests],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             cwd=binary["folder"], start_new_session=True,
-            env={**os.environ, "SYRUP_TEST_SKIPS": skips.name,
+            env={**os.environ, "SYRUP_TEST_SKIPS": skips.file.name,
                  "CARGO_MANIFEST_DIR": binary["folder"]})
-        why, note = "", ""
-        status = wait(child, limit_s)
-        if status is None:
-            why = f"hangs: it did not end within {limit_s:g} s"
-            note = where_it_hangs(child.pid)
-        elif left := left_behind(2):
-            why = f"left processes behind: {', '.join(left)}"
+        os.set_blocking(self.child.stdout.fileno(), False)
+
+    def run(self):
+        """Names of the tests that it dealt with."""
+        self.deadline = time.monotonic() + self.limit_s
+        output = self.child.stdout.fileno()
+        pidfd = os.pidfd_open(self.child.pid)
+        watched = [output, pidfd]
+        try:
+            while True:
+                left_s = self.deadline - time.monotonic()
+                ready, _, _ = select.select(watched, [], [], max(0, left_s))
+                if not self.read(output):
+                    watched = [pidfd]
+                if pidfd in ready:
+                    self.read(output)
+                    self.finish(self.child.wait())
+                    break
+                if not ready and left_s <= 0:
+                    self.hangs()
+                    break
+        finally:
+            os.close(pidfd)
+            self.child.stdout.close()
+        return self.ended
+
+    def read(self, output):
+        """Takes what there is; false at its end. Whoever inherited the pipe may
+        keep it open: the process's own end counts, not the pipe's."""
+        while True:
+            try:
+                data = os.read(output, 1 << 16)
+            except BlockingIOError:
+                return True
+            if not data:
+                return False
+            self.text += self.decoder.decode(data)
+            self.parse()
+            self.text = self.text[-KEPT_CHARACTERS:]
+
+    def parse(self):
+        at = 0
+        while match := BEGINS.search(self.text, at):
+            name = match[1]
+            # A test may run a test binary of its own, and print what it prints.
+            if name not in self.tests or name in self.ended or name == self.current:
+                at = match.end()
+                continue
+            before, self.text, at = self.text[:match.start()], self.text[match.end():], 0
+            if self.current:
+                self.judge(before)
+            self.current = name
+            self.deadline = time.monotonic() + self.limit_s
+            announce(self.tests[name]["id"])
+            say(begin=self.tests[name]["id"])
+
+    def judge(self, output):
+        """The test that ran has ended, and its verdict is the last word."""
+        verdict = VERDICT.search(output)
+        skipped = self.skips.of(self.current)
+        if not verdict:
+            self.end("failed", "its verdict is lost in its output", output)
+        elif verdict[1] == "FAILED":
+            self.end("failed", "failed", output)
+        elif skipped:
+            self.end("skipped", skipped, output)
+        else:
+            self.end("passed", "", output)
+
+    def end(self, status, why, output):
+        say(end=self.tests[self.current]["id"], status=status, why=why,
+            output=output if status == "failed" else "")
+        self.ended.append(self.current)
+        self.current = None
+
+    def finish(self, status):
+        """The process has ended: after its last test, or in one."""
+        # The last words may be those of a child, so they must count our tests.
+        summary = SUMMARY.search(self.text)
+        if summary and (status not in (0, 101)
+                        or int(summary[1]) + int(summary[2]) != len(self.tests)):
+            summary = None
+        left = left_behind(2)
+        end_all()
+        if self.current and summary and not (left and status == 0):
+            self.judge(self.text[:summary.start()])
+        elif self.current and summary:
+            self.end("failed", "this test or one before it in its binary left processes "
+                     f"behind: {', '.join(left)}", self.text)
+        elif self.current:
+            self.end("failed", how_it_ended(status), self.text)
+        if len(self.ended) < len(self.tests) and (summary or not self.ended):
+            # Of no use to start it again.
+            why = f"the test binary did not run it, {how_it_ended(status)}"
+            for name in self.tests:
+                if name not in self.ended:
+                    self.current = name
+                    self.end("failed", why, self.text)
+
+    def hangs(self):
+        why = f"hangs: it did not end within {self.limit_s:g} s"
+        where = where_it_hangs(self.child.pid)
         if stuck := end_all():
             why += f"; cannot be killed: {', '.join(stuck)}"
-        size = output.seek(0, os.SEEK_END)
-        output.seek(max(0, size - KEPT_BYTES))
-        text = output.read().decode("utf-8", "replace")
-    skips.seek(0)
-    skipped = skips.read().strip()
-    if status is not None and status < 0:
+        self.read(self.child.stdout.fileno())
+        if self.current is None:
+            # Before its first test: the first one stands for it.
+            self.current = next(iter(self.tests))
+        self.end("failed", why, f"{where}\n{self.text}")
+
+
+def how_it_ended(status):
+    if status < 0:
         try:
-            name = signal.Signals(-status).name
+            return f"killed by {signal.Signals(-status).name}"
         except ValueError:
-            name = f"signal {-status}"
-        why = f"killed by {name}"
-    elif status:
-        # libtest's own exit status for a failed test.
-        why = why or ("failed" if status == 101 else f"exit status {status}")
-    elif status == 0 and not PASSED.search(text):
-        why = "ended without a result, with exit status 0"
-    if why:
-        return "failed", why, (note and note + "\n") + text
-    if skipped:
-        return "skipped", skipped.splitlines()[0].partition(": ")[2] or skipped, text
-    return "passed", "", text
+            return f"killed by signal {-status}"
+    return f"ended without a result, with exit status {status}"
 
 
 def main(path):
@@ -190,27 +305,19 @@ def main(path):
         # Who started us may be killed outright: a test must not stay.
         prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     say(kernel=os.uname().release)
-    failed = False
-    with (tempfile.TemporaryDirectory(prefix="syrup-agent-") as programs,
-          tempfile.NamedTemporaryFile("r+", prefix="syrup-skips-") as skips):
+    with tempfile.TemporaryDirectory(prefix="syrup-agent-") as programs:
         # The tests' python3 is this one, not a shim that starts it: see jobs.py.
         os.chmod(programs, 0o755)
         os.symlink(sys.executable, os.path.join(programs, "python3"))
         os.environ["PATH"] = f"{programs}:{os.environ['PATH']}"
-        # Tests may run as another user.
-        os.chmod(skips.name, 0o666)
+        skips = Skips()
         for binary in plan["binaries"]:
-            for test in binary["tests"]:
-                announce(test["id"])
-                say(begin=test["id"])
-                started = time.monotonic()
-                status, why, output = run(binary, test, plan["limit_s"], skips)
-                failed |= status == "failed"
-                say(end=test["id"], status=status, why=why,
-                    seconds=round(time.monotonic() - started, 3),
-                    output=output if status == "failed" else "")
+            waiting = binary["tests"]
+            while waiting:
+                ended = Process(binary, waiting, plan["limit_s"], skips).run()
+                waiting = [test for test in waiting if test["name"] not in ended]
     say(done=True)
-    return 1 if failed else 0
+    return 1 if failures else 0
 
 
 def terminated(number, _frame):

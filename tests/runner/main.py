@@ -1,5 +1,5 @@
 """Builds and runs every test: natively, and in virtual machines where it needs a
-kernel that this machine does not have. Each test runs in a process of its own.
+kernel that this machine does not have.
 
 A test that skips fails the run unless tests/skips names it; so does a selection
 without a test, and a kernel that cannot be downloaded (SYRUP_ALLOW_OFFLINE=1 lets

@@ -34,16 +34,19 @@ if "--list" in sys.argv:
     for name in ignored if "--ignored" in sys.argv else tests:
         print(f"{{name}}: test")
     sys.exit(0)
-assert sys.argv[2:] == ["--exact", "--nocapture", "--test-threads=1"], sys.argv
-name = sys.argv[1]
-say(f"\\nrunning 1 test\\ntest {{name}} ... ")
-status = tests[name]()
-if status is None:
-    say("ok\\n\\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 3 filtered out; "
-        "finished in 0.00s\\n\\n")
-else:
-    say("FAILED\\n\\ntest result: FAILED. 0 passed; 1 failed; 0 ignored\\n\\n")
-sys.exit(status or 0)
+assert sys.argv[1:4] == ["--exact", "--nocapture", "--test-threads=1"], sys.argv
+say(f"\\nrunning {{len(sys.argv) - 4}} tests\\n")
+failed = []
+for name in sorted(sys.argv[4:]):
+    say(f"test {{name}} ... ")
+    if tests[name]() is not None:
+        failed.append(name)
+    say("FAILED\\n" if name in failed else "ok\\n")
+if failed:
+    say("\\nfailures:\\n\\nfailures:\\n" + "".join(f"    {{name}}\\n" for name in failed))
+say(f"\\ntest result: {{'FAILED' if failed else 'ok'}}. {{len(sys.argv) - 4 - len(failed)}} passed; "
+    f"{{len(failed)}} failed; 0 ignored; 0 measured; 3 filtered out; finished in 0.00s\\n\\n")
+sys.exit(101 if failed else 0)
 """
 
 # Takes vm/run's arguments and runs the command here.
@@ -194,6 +197,24 @@ class Native(Fakes):
             """)
         self.assert_run(1, "1 passed, 1 failed, 0 skipped")
         self.assertRegex(self.said, r"left processes behind: sleep \(\d+")
+
+    def test_a_childs_last_words_are_not_the_tests(self):
+        self.binary("fake/one", """
+            SUMMARY = "ok\\n\\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured\\n\\n"
+            def test_a():
+                say("\\nrunning 1 test\\ntest child ... " + SUMMARY)
+                os.kill(os.getpid(), signal.SIGKILL)
+            def test_b(): say("\\nrunning 1 test\\ntest child ... " + SUMMARY)
+            """)
+        self.assert_run(1, "1 passed, 1 failed, 0 skipped")
+        self.assertIn("fake/one::a (native): killed by SIGKILL", self.said)
+
+    def test_tests_of_a_binary_share_its_process(self):
+        self.binary("fake/one", """
+            def test_a(): os.environ["SEEN"] = "1"
+            def test_b(): return None if "SEEN" in os.environ else 1
+            """)
+        self.assert_run(0, "2 passed, 0 failed, 0 skipped")
 
     def test_binaries_run_side_by_side_the_longest_first(self):
         order = self.folder / "order"

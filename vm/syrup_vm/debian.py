@@ -126,7 +126,7 @@ def mirror() -> str:
     known = "no Debian mirror" if targets.strip() else "no source whose lists are here (`apt-get update`?)"
     raise Error(
         f"this machine's apt has {known}: set SYRUP_DEBIAN_MIRROR to the address of a Debian "
-        "mirror, such as http://deb.debian.org/debian"
+        "mirror, such as http://HOST/debian"
     )
 
 

@@ -8,17 +8,17 @@ from syrup_vm import Error, Unavailable, debian, network
 
 # $(ORIGIN)|$(LABEL)|$(COMPONENT)|$(REPO_URI), as apt prints it.
 DEBIAN_13 = """\
-Brave Software|Brave Browser|main|https://brave-browser-apt-release.s3.brave.com/
-1Password|1Password|main|https://downloads.1password.com/linux/debian/amd64/
+Brave Software|Brave Browser|main|https://browser.example/
+1Password|1Password|main|https://passwords.example/debian/
 Debian Backports|Debian Backports|main|http://mirror.example/debian/
 Debian|Debian-Security|main|http://mirror.example/debian-security/
 Debian|Debian|contrib|http://mirror.example/contrib/
 Debian|Debian|main|http://mirror.example/debian/
 """
 UBUNTU = """\
-Ubuntu|Ubuntu|main|http://archive.ubuntu.com/ubuntu/
-Ubuntu|Ubuntu|universe|http://archive.ubuntu.com/ubuntu/
-Docker|Docker CE|stable|https://download.docker.com/linux/ubuntu/
+Ubuntu|Ubuntu|main|http://ubuntu.example/ubuntu/
+Ubuntu|Ubuntu|universe|http://ubuntu.example/ubuntu/
+Docker|Docker CE|stable|https://containers.example/ubuntu/
 """
 
 
@@ -54,11 +54,11 @@ class Mirror(unittest.TestCase):
 class Failures(unittest.TestCase):
     def test_of_network_and_archive_may_be_waited_out(self):
         for said in (
-            "Err:1 http://deb.debian.org/debian sid InRelease\n"
-            "  Temporary failure resolving 'deb.debian.org'",
+            "Err:1 http://mirror.example/debian sid InRelease\n"
+            "  Temporary failure resolving 'mirror.example'",
             "E: Failed to fetch http://127.0.0.1:9/debian/pool/x.deb  Could not connect to "
             "127.0.0.1:9 (127.0.0.1). - connect (111: Connection refused)",
-            "E: Failed to fetch http://deb.debian.org/debian/pool/x.deb  404  Not Found [IP: ::1 80]",
+            "E: Failed to fetch http://mirror.example/debian/pool/x.deb  404  Not Found [IP: ::1 80]",
             "Could not resolve 'nowhere.invalid'",
             "WARNING: Retrying (Retry(total=4)) after connection broken by 'NewConnectionError("
             "'<pip._vendor.urllib3...>: Failed to establish a new connection: [Errno 111] "
@@ -69,7 +69,7 @@ class Failures(unittest.TestCase):
 
     def test_of_our_own_making_may_not(self):
         for said in (
-            "E: Syntax error /root/.cache/syrup/apt/sid/apt.conf:4: Extra junk after value",
+            "E: Syntax error /home/user/.cache/syrup/apt/sid/apt.conf:4: Extra junk after value",
             "E: The repository 'http://x sid InRelease' is not signed.",
             "Error: ensurepip is not available",
             "E: Hash Sum mismatch",

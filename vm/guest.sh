@@ -19,9 +19,16 @@ mountpoint -q /sys/fs/cgroup || mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ip link set lo up
 
 # Layers over the host's files need the module overlay, which not every kernel
-# brings.
+# brings. A repository below such a folder must not be hidden.
+repository=$(cd "$(dirname "$0")/.." && pwd)
 for place in /tmp /run /var/tmp; do
-	[ -w "$place" ] || mount -t tmpfs -o mode=1777 tmpfs "$place"
+	[ ! -w "$place" ] || continue
+	mount --bind "$repository" /mnt
+	mount -t tmpfs -o mode=1777 tmpfs "$place"
+	case $repository in
+	"$place"/*) mkdir -p "$repository" && mount --bind /mnt "$repository" ;;
+	esac
+	umount /mnt
 done
 
 # Where time is measured: khugepaged is an ordinary thread, so it outranks

@@ -13,7 +13,7 @@ from pathlib import Path
 from . import cache, record
 
 # The functions in which it was seen.
-SEEN_IN = ("sched_tick",)
+SEEN_IN = ("sched_tick", "update_rq_clock")
 
 # Seen once in some thirty runs of the thread hook's tests.
 AT_MOST = 3

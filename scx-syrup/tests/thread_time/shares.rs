@@ -197,6 +197,8 @@ fn an_app_whose_threads_may_not_use_a_core_leaves_it_to_the_others() {
     register(&other, &hogs, 0);
     hogs.wait_to_be_on(1 << CORE);
     two.wait_for_progress();
+    // Who waited long before both apps were complete has been rescued by then.
+    seconds_run(&[&two, &hogs], Duration::from_millis(300));
     let rescued = || ScxSyrup.read(&other).unwrap().unwrap().counters.get(abi::SYRUP_RESCUED);
     let rescued_before = rescued();
     let ran = seconds_run(&[&two, &hogs], Duration::from_millis(500));

@@ -141,14 +141,24 @@ fn the_cost_of_a_policy_is_measured_beside_that_of_a_bare_program() {
         serde_json::from_slice(&std::fs::read(folder.join("results.json")).unwrap()).unwrap();
     let rows = results["rows"].as_array().unwrap();
     for policy in ["round-robin", "scan-avoid", "sita"] {
-        for config in [policy.to_owned(), format!("{policy}-bare")] {
+        let spread = [policy.to_owned(), format!("{policy}-bare")].map(|config| {
             let row = rows.iter().find(|row| row["config"] == *config).unwrap();
             let ns = row["packet_ns"].as_f64().unwrap();
             assert!((5.0..100_000.0).contains(&ns), "{config}: {ns} ns");
-            // The bare programs choose as the policies do.
-            let spread = row["max_over_mean"].as_f64().unwrap();
-            let even = if policy == "scan-avoid" { 1.5 } else { 1.3 };
-            assert!((1.0..even).contains(&spread), "{config}: {spread}");
+            row["max_over_mean"].as_f64().unwrap()
+        });
+        // The bare programs choose as the policies do; what sita has for its SCANs is
+        // the draw of the round, the same for both.
+        println!("{policy}: requests per executor, max/mean {spread:?}");
+        let [through_syrup, bare] = spread;
+        match policy {
+            "round-robin" => {
+                assert!(spread.iter().all(|one| (1.0..1.3).contains(one)), "{spread:?}")
+            }
+            "scan-avoid" => {
+                assert!(spread.iter().all(|one| (1.0..1.5).contains(one)), "{spread:?}")
+            }
+            _ => assert!((through_syrup / bare - 1.0).abs() < 0.15, "{spread:?}"),
         }
     }
     ok(bench(&["check", folder.to_str().unwrap()], Path::new("/nowhere")));

@@ -65,9 +65,10 @@ class Job:
     environment: dict[str, str] = field(default_factory=dict)
     # Standard error goes straight to the terminal: cargo shows its progress there.
     shows_progress: bool = False
+    # Not fields: a kind of job has them.
     kind = "check"
     # Others depend on it: if it fails, nothing else is run.
-    vital: bool = False
+    vital = False
 
     def __post_init__(self):
         self.log: list[str] = []

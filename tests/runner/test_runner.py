@@ -474,6 +474,10 @@ class Checks(unittest.TestCase):
         self.assertIn("vm", self.judged(
             jobs.PythonTests("vm", [], 9), "test_a (t.R.test_a) ... ok", "Ran 2 tests in 0.1s"))
 
+    def test_after_a_build_that_failed_nothing_runs_and_after_a_check_all_does(self):
+        self.assertTrue(jobs.Build("build", ["false"], 1).vital)
+        self.assertFalse(jobs.Job("a check", ["false"], 1).vital)
+
     def test_cargos_messages_name_binaries_by_package_and_target(self):
         build = jobs.Build("build", [], 9)
         def message(package, kind, name, test=True):

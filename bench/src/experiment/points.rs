@@ -378,7 +378,9 @@ pub(crate) mod tests {
         let mut points = Points::of(plan, &measured).unwrap();
         for made in made {
             let Some(us) = made.twin_us else { continue };
-            let point = points.all.iter_mut().find(|point| point.config == made.config).unwrap();
+            let own =
+                |point: &&mut Point| point.config == made.config && point.load_rps == made.load_rps;
+            let point = points.all.iter_mut().find(own).unwrap();
             point.rounds.get_mut(&made.round).unwrap().twin = Some(Twin {
                 latencies: vec![Distribution::from(vec![(us as f64, 1)])],
                 answered: vec![1.0],

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 mod max_load;
 mod ratio;
+mod twin;
 mod verdict;
 
 use super::latency;
@@ -14,6 +15,7 @@ use crate::work::median;
 use max_load::max_loads;
 pub use max_load::{max_load, max_load_of};
 use ratio::ratio;
+pub use twin::{Exception, TwinCriterion};
 pub use verdict::{Bound, Verdict, number, percentile};
 
 /// Something that has to come out.
@@ -46,20 +48,7 @@ pub enum Criterion {
         bound: Bound,
     },
     /// Latency over that of the simulated twin, for each load below saturation.
-    Twin {
-        /// Which configurations; none: all that have a twin.
-        configs: Vec<&'static str>,
-        /// Name of the class.
-        class: &'static str,
-        /// Which quantile.
-        quantile: f64,
-        /// Smallest ratio.
-        low: f64,
-        /// Largest.
-        high: f64,
-        /// Points that are let off, each with its reason.
-        exceptions: Vec<Exception>,
-    },
+    Twin(TwinCriterion),
     /// No request is lost where the load is below saturation.
     NoDrops,
     /// At least this share of the requests counts at each point.
@@ -68,17 +57,6 @@ pub enum Criterion {
     Live,
     /// What the server served is what the load generator saw answered.
     AddsUp,
-}
-
-/// A point that a criterion lets off.
-#[derive(Debug, Clone)]
-pub struct Exception {
-    /// Configuration.
-    pub config: &'static str,
-    /// Load.
-    pub load_rps: f64,
-    /// Why.
-    pub reason: &'static str,
 }
 
 /// A number of a point.
@@ -193,9 +171,7 @@ impl Criterion {
             Self::MaxLoad { above, below, slo, over, bound } => {
                 vec![max_loads(points, above, below, slo, *over, *bound)]
             }
-            Self::Twin { configs, class, quantile, low, high, exceptions } => {
-                twins(points, configs, class, *quantile, Bound::Within(*low, *high), exceptions)
-            }
+            Self::Twin(criterion) => criterion.judge(points),
             Self::NoDrops => vec![no_drops(points)],
             Self::Kept(least) => vec![kept(points, *least)],
             Self::Live => {
@@ -330,62 +306,6 @@ fn range(values: impl Iterator<Item = f64>, number: Number) -> String {
         0 => String::new(),
         _ => format!("{}..{} in {count} rounds", number.show(low), number.show(high)),
     }
-}
-
-fn twins(
-    points: &Points,
-    only: &[&str],
-    class_name: &str,
-    quantile: f64,
-    bound: Bound,
-    exceptions: &[Exception],
-) -> Vec<Verdict> {
-    let mut configs: Vec<&str> = points.all.iter().map(|point| point.config).collect();
-    configs.dedup();
-    configs.retain(|config| only.is_empty() || only.contains(config));
-    let judged = configs.into_iter().filter_map(|config| {
-        let own = points.of_config(config);
-        own.iter().any(|point| point.rounds.values().any(|round| round.twin.is_some())).then(|| {
-            let mut worst: Option<f64> = None;
-            let mut shown = Vec::new();
-            for point in own {
-                let Some(class) = points.class(class_name) else { continue };
-                let load = thousands(point.load_rps);
-                let judged = point.below_saturation(class);
-                if judged.rounds.is_empty() {
-                    if !point.rounds.is_empty() {
-                        shown.push(format!("{load}: saturated"));
-                    }
-                    continue;
-                }
-                let ratio = judged
-                    .pooled(class)
-                    .quantile(quantile)
-                    .zip(judged.pooled_twin(class).and_then(|twin| twin.quantile(quantile)));
-                let Some(ratio) = ratio.map(|(measured, twin)| measured / twin) else { continue };
-                let ratio_text = match point.rounds.len() - judged.rounds.len() {
-                    0 => format!("{ratio:.2}"),
-                    full => format!("{ratio:.2} ({full} rounds saturated)"),
-                };
-                let let_off = exceptions.iter().find(|one| {
-                    one.config == config && (one.load_rps - point.load_rps).abs() < 1e-6
-                });
-                if let Some(exception) = let_off {
-                    shown.push(format!("{load}: {ratio_text}, let off: {}", exception.reason));
-                } else {
-                    let farther = |worst: f64| ratio.ln().abs() > worst.ln().abs();
-                    if worst.is_none_or(farther) {
-                        worst = Some(ratio);
-                    }
-                    shown.push(format!("{load}: {ratio_text}"));
-                }
-            }
-            let p = percentile(quantile);
-            let text = format!("{class_name} {p} over its simulated twin's, worst, {config}");
-            Verdict::new(text, worst, bound, shown.join(", "))
-        })
-    });
-    judged.collect()
 }
 
 fn no_drops(points: &Points) -> Verdict {

@@ -111,31 +111,58 @@ fn a_value_can_fall_short() {
     assert!(!only(Criterion::Value(cell, Bound::AtMost(29.0)), &points).holds());
 }
 
+fn twin(exceptions: Vec<Exception>) -> Criterion {
+    let ratio = Bound::Within(0.85, 1.2);
+    Criterion::Twin(TwinCriterion { class: "GET", quantile: 0.99, ratio, exceptions })
+}
+
+fn with_twin(measured_us: u64, twin_us: u64, twin_drops: u64) -> Points {
+    let made = Made { twin_us: Some(twin_us), twin_drops, ..made("a", 100.0, &[measured_us]) };
+    points(&plan(&["a"], &[100.0]), vec![made])
+}
+
 #[test]
-fn a_twin_that_differs_falls_short_unless_saturated_or_let_off() {
-    let at = |twin_us: u64, twin_drops| {
-        let made = Made { twin_us: Some(twin_us), twin_drops, ..made("a", 100.0, &[100]) };
-        points(&plan(&["a"], &[100.0]), vec![made])
-    };
-    let criterion = |exceptions| Criterion::Twin {
-        configs: Vec::new(),
-        class: "GET",
-        quantile: 0.99,
-        low: 0.85,
-        high: 1.2,
-        exceptions,
-    };
-    assert!(only(criterion(Vec::new()), &at(100, 0)).holds());
-    assert!(!only(criterion(Vec::new()), &at(80, 0)).holds());
-    assert!(!only(criterion(Vec::new()), &at(120, 0)).holds());
+fn a_twin_that_differs_falls_short_and_one_that_is_saturated_is_none() {
+    assert!(only(twin(Vec::new()), &with_twin(100, 100, 0)).holds());
+    assert!(!only(twin(Vec::new()), &with_twin(100, 80, 0)).holds());
+    assert!(!only(twin(Vec::new()), &with_twin(100, 120, 0)).holds());
     // Nothing is left to judge: that is no success either.
-    let verdict = only(criterion(Vec::new()), &at(80, 5));
+    let verdict = only(twin(Vec::new()), &with_twin(100, 80, 5));
     assert!(!verdict.holds() && verdict.detail.contains("saturated"), "{}", verdict.line());
-    let off = Exception { config: "a", load_rps: 100.0, reason: "because" };
-    let verdict = only(criterion(vec![off]), &at(80, 0));
-    assert!(!verdict.holds() && verdict.detail.contains("because"), "{}", verdict.line());
     // Without a twin there is no such verdict.
-    assert!(criterion(Vec::new()).judge(&two(&[1], &[1])).is_empty());
+    assert!(twin(Vec::new()).judge(&two(&[1], &[1])).is_empty());
+}
+
+#[test]
+fn the_point_that_is_shown_is_the_one_farthest_outside_its_bound() {
+    // 1.195 is farther from 1 than 0.84, and within the bound.
+    let at = |load_rps, us| Made { twin_us: Some(1000), ..made("a", load_rps, &[us]) };
+    let points = points(&plan(&["a"], &[100.0, 200.0]), vec![at(100.0, 840), at(200.0, 1195)]);
+    let verdict = only(twin(Vec::new()), &points);
+    assert!(!verdict.holds() && verdict.measured == Some(0.84), "{}", verdict.line());
+    assert!(verdict.detail.contains("200: 1.2"), "{}", verdict.detail);
+}
+
+#[test]
+fn an_exception_is_judged_by_the_difference_or_said_not_to_be_judged() {
+    let except = |excess_us, loads: &[f64]| Exception {
+        config: "a",
+        loads: loads.to_vec(),
+        excess_us,
+        reason: "because",
+    };
+    let within = Bound::Within(-5.0, 5.0);
+    let judged =
+        |measured_us| only(twin(vec![except(within, &[100.0])]), &with_twin(measured_us, 10, 0));
+    assert!(judged(15).holds() && judged(5).holds());
+    assert!(!judged(16).holds() && !judged(4).holds());
+    assert!(judged(16).line().contains("because"), "{}", judged(16).line());
+    let shown = only(twin(vec![except(Bound::Shown, &[])]), &with_twin(99, 10, 0));
+    assert!(shown.holds() && shown.line().contains("not judged"), "{}", shown.line());
+    assert_eq!((shown.measured, shown.mark().trim()), (Some(89.0), "-"));
+    // Other loads are judged as ever.
+    let other = twin(vec![except(within, &[300.0])]).judge(&with_twin(99, 10, 0));
+    assert!(!other[0].holds() && other[0].text.contains("over its simulated"), "{other:?}");
 }
 
 #[test]

@@ -14,6 +14,8 @@ pub enum Bound {
     AtMost(f64),
     /// Not outside these.
     Within(f64, f64),
+    /// Anywhere: it is shown, and not judged.
+    Shown,
 }
 
 /// A criterion and what was measured.
@@ -44,6 +46,18 @@ impl Bound {
             Self::AtLeast(bound) => number >= bound,
             Self::AtMost(bound) => number <= bound,
             Self::Within(low, high) => (low..=high).contains(&number),
+            Self::Shown => true,
+        }
+    }
+
+    /// How far beyond it a number is; negative inside.
+    #[must_use]
+    pub fn beyond(self, number: f64) -> f64 {
+        match self {
+            Self::AtLeast(bound) => bound - number,
+            Self::AtMost(bound) => number - bound,
+            Self::Within(low, high) => (low - number).max(number - high),
+            Self::Shown => number.abs(),
         }
     }
 
@@ -54,6 +68,7 @@ impl Bound {
             Self::AtLeast(bound) => format!("at least {bound}"),
             Self::AtMost(bound) => format!("at most {bound}"),
             Self::Within(low, high) => format!("{low} to {high}"),
+            Self::Shown => "not judged".to_owned(),
         }
     }
 }
@@ -77,9 +92,12 @@ impl Verdict {
         Self { structural: true, ..Self::new(text, measured, Bound::AtMost(0.0), detail) }
     }
 
-    /// Whether it holds; a number that is missing does not.
+    /// Whether it holds; a number that is missing does not, where one is judged.
     #[must_use]
     pub fn holds(&self) -> bool {
+        if self.bound == Bound::Shown {
+            return true;
+        }
         let interval = match (self.low_end, self.interval) {
             (None, _) => true,
             (Some(least), Some((low, _))) => low >= least,
@@ -106,10 +124,14 @@ impl Verdict {
         )
     }
 
-    /// "ok" or "short".
+    /// "ok", "short", or "-" of what is not judged.
     #[must_use]
     pub fn mark(&self) -> &'static str {
-        if self.holds() { "ok   " } else { "short" }
+        match self.holds() {
+            _ if self.bound == Bound::Shown => "-    ",
+            true => "ok   ",
+            false => "short",
+        }
     }
 }
 

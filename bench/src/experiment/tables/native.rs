@@ -2,7 +2,7 @@
 //! than executors: a service is a sleep to an absolute deadline, in dilated
 //! time; packets, UDP stack, BPF programs and Maps are the real ones.
 
-use crate::experiment::criteria::{Criterion, Exception};
+use crate::experiment::criteria::{Bound, Criterion, Exception, TwinCriterion};
 use crate::experiment::plan::{Plan, Service, Setting};
 
 /// The smallest faithful one: at 20 the host's wake-ups already show in p99.
@@ -72,17 +72,19 @@ pub fn plan(name: &'static str, setting: &Setting) -> Plan {
     }
 }
 
-/// The criterion on simulated twins, of these configurations (none: all).
-/// `floor` are points whose p99 is little more than one service.
-pub fn twins(
-    class: &'static str,
-    configs: &[&'static str],
-    floor: &[(&'static str, f64)],
-) -> Criterion {
-    let reason = "p99 is little more than one service, and a wake-up of the host is not queueing: \
-                  100 us or more, 2 us undilated";
-    let exceptions =
-        floor.iter().map(|&(config, load_rps)| Exception { config, load_rps, reason }).collect();
-    let configs = configs.to_vec();
-    Criterion::Twin { configs, class, quantile: 0.99, low: 0.85, high: 1.2, exceptions }
+/// The criterion on simulated twins.
+pub fn twins(class: &'static str, exceptions: Vec<Exception>) -> Criterion {
+    let ratio = Bound::Within(0.85, 1.2);
+    Criterion::Twin(TwinCriterion { class, quantile: 0.99, ratio, exceptions })
+}
+
+/// Points whose p99 is little more than one service: what the host adds is judged
+/// by itself there, not as a share of it.
+pub fn few_services(config: &'static str, loads: &[f64]) -> Exception {
+    Exception {
+        config,
+        loads: loads.to_vec(),
+        excess_us: Bound::Within(-5.0, 5.0),
+        reason: "p99 is little more than one service, to which sleeping and waking add some us",
+    }
 }

@@ -1,0 +1,110 @@
+//! What was measured beside its simulated twin.
+
+use super::verdict::{Bound, Verdict, percentile};
+use crate::experiment::points::{Point, Points};
+use crate::experiment::results::thousands;
+
+/// Each point's latency over that of its twin.
+#[derive(Debug, Clone)]
+pub struct TwinCriterion {
+    /// Name of the class.
+    pub class: &'static str,
+    /// Which quantile.
+    pub quantile: f64,
+    /// Where each ratio must lie.
+    pub ratio: Bound,
+    /// Points of which something else is asked.
+    pub exceptions: Vec<Exception>,
+}
+
+/// Points that are not judged by the ratio.
+#[derive(Debug, Clone)]
+pub struct Exception {
+    /// Configuration.
+    pub config: &'static str,
+    /// Loads; none: all.
+    pub loads: Vec<f64>,
+    /// Where what was measured less the twin's must lie, in us.
+    pub excess_us: Bound,
+    /// Why.
+    pub reason: &'static str,
+}
+
+impl Exception {
+    fn covers(&self, point: &Point) -> bool {
+        let load = |load: &f64| (load - point.load_rps).abs() < 1e-6;
+        self.config == point.config && (self.loads.is_empty() || self.loads.iter().any(load))
+    }
+}
+
+impl TwinCriterion {
+    /// A verdict for each configuration with a twin, and for each exception.
+    pub fn judge(&self, points: &Points) -> Vec<Verdict> {
+        let mut configs: Vec<&str> = points.all.iter().map(|point| point.config).collect();
+        configs.dedup();
+        let Some(class) = points.class(self.class) else { return Vec::new() };
+        let name = format!("{} {}", self.class, percentile(self.quantile));
+        let mut verdicts = Vec::new();
+        for config in configs {
+            let own = points.of_config(config);
+            if !own.iter().any(|p| p.rounds.values().any(|round| round.twin.is_some())) {
+                continue;
+            }
+            let plain: Vec<&Point> = own
+                .iter()
+                .filter(|point| !self.exceptions.iter().any(|one| one.covers(point)))
+                .copied()
+                .collect();
+            if !plain.is_empty() {
+                let text = format!("{name} over its simulated twin's, worst, {config}");
+                let ratio = |measured: f64, twin: f64| measured / twin;
+                verdicts.push(self.worst(text, &plain, class, self.ratio, &ratio));
+            }
+            for one in self.exceptions.iter().filter(|one| one.config == config) {
+                let covered: Vec<&Point> =
+                    own.iter().filter(|point| one.covers(point)).copied().collect();
+                let text = format!(
+                    "{name} less its simulated twin's in us, worst, {config} ({})",
+                    one.reason
+                );
+                let excess = |measured: f64, twin: f64| measured - twin;
+                verdicts.push(self.worst(text, &covered, class, one.excess_us, &excess));
+            }
+        }
+        verdicts
+    }
+
+    /// The point that is farthest outside the bound, or nearest to its ends.
+    fn worst(
+        &self,
+        text: String,
+        points: &[&Point],
+        class: usize,
+        bound: Bound,
+        compare: &dyn Fn(f64, f64) -> f64,
+    ) -> Verdict {
+        let (mut found, mut shown) = (Vec::new(), Vec::new());
+        for point in points {
+            let load = thousands(point.load_rps);
+            let judged = point.below_saturation(class);
+            let full = point.rounds.len() - judged.rounds.len();
+            let terms = judged
+                .pooled(class)
+                .quantile(self.quantile)
+                .zip(judged.pooled_twin(class).and_then(|twin| twin.quantile(self.quantile)));
+            match terms.map(|(measured, twin)| compare(measured, twin)) {
+                Some(number) if full == 0 => shown.push(format!("{load}: {number:.2}")),
+                Some(number) => {
+                    shown.push(format!("{load}: {number:.2} ({full} rounds saturated)"))
+                }
+                None if full > 0 => shown.push(format!("{load}: saturated")),
+                None => {}
+            }
+            found.extend(terms.map(|(measured, twin)| compare(measured, twin)));
+        }
+        let worst = found
+            .into_iter()
+            .max_by(|one, other| bound.beyond(*one).total_cmp(&bound.beyond(*other)));
+        Verdict::new(text, worst, bound, shown.join(", "))
+    }
+}

@@ -158,6 +158,7 @@ mod tests {
                         load_rps,
                         round,
                         gets_us: vec![600],
+                        deployed: (!config.policies.is_empty()).then_some(("live", 1)),
                         ..Made::default()
                     };
                     let fingerprint = plan.fingerprint(config, &setting).unwrap();

@@ -34,6 +34,8 @@ pub struct Round {
     pub latencies: Vec<Distribution>,
     /// Latencies of the simulated twin by class.
     pub twin: Option<Twin>,
+    /// Hooks of the configuration's policies, each of which has to be live.
+    pub hooks: Vec<&'static str>,
 }
 
 /// What the simulator gives for a run.
@@ -156,7 +158,8 @@ impl Round {
                 drops,
             })
         });
-        Ok(Self { run: run.clone(), latencies, twin: twin.transpose()? })
+        let hooks = config.policies.iter().map(|policy| policy.hook).collect();
+        Ok(Self { run: run.clone(), latencies, twin: twin.transpose()?, hooks })
     }
 
     /// Requests of the executor that got most, over those of the mean one.
@@ -189,25 +192,23 @@ impl Round {
             && load.unexpected == 0
     }
 
-    /// Policies that were not live at the end, or never chose: in words.
+    /// Policies that were gone or not live at the end, or never chose: in words.
     #[must_use]
     pub fn not_live(&self) -> Vec<String> {
-        self.run
-            .deployments
-            .iter()
-            .filter_map(|one| {
-                let chosen = one.counters.get("chosen").copied().unwrap_or(0);
-                let why = match (&*one.state, chosen) {
-                    ("live", 0) => "never chose".to_owned(),
-                    ("live", _) => return None,
-                    (state, _) => {
-                        format!("{state}: {}", one.reason.as_deref().unwrap_or("no reason"))
-                    }
-                };
-                let round = self.run.round;
-                Some(format!("{} at {} in round {round} ({why})", one.policy, one.hook))
-            })
-            .collect()
+        let Run { deployments, config, round, .. } = &self.run;
+        let of_hook = |hook: &&'static str| {
+            let Some(one) = deployments.iter().find(|one| one.hook == *hook) else {
+                return Some(format!("{config} at {hook} in round {round} (gone)"));
+            };
+            let chosen = one.counters.get("chosen").copied().unwrap_or(0);
+            let why = match (&*one.state, chosen) {
+                ("live", 0) => "never chose".to_owned(),
+                ("live", _) => return None,
+                (state, _) => format!("{state}: {}", one.reason.as_deref().unwrap_or("no reason")),
+            };
+            Some(format!("{} at {hook} in round {round} ({why})", one.policy))
+        };
+        self.hooks.iter().filter_map(of_hook).collect()
     }
 }
 

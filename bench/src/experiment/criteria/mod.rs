@@ -53,7 +53,7 @@ pub enum Criterion {
     NoDrops,
     /// At least this share of the requests counts at each point.
     Kept(f64),
-    /// Every policy was live at the end of each run, and chose.
+    /// Every policy of a configuration was live at the end of each run, and chose.
     Live,
     /// What the server served is what the load generator saw answered.
     AddsUp,

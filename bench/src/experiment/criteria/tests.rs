@@ -183,15 +183,18 @@ fn too_few_requests_that_count_fall_short() {
 }
 
 #[test]
-fn a_policy_that_is_not_live_or_never_chose_falls_short() {
-    let with = |state: &'static str, chosen| {
-        let deployed = Some((state, chosen));
-        points(&plan(&["a"], &[100.0]), vec![Made { deployed, ..made("a", 100.0, &[9]) }])
+fn a_policy_that_is_gone_or_not_live_or_never_chose_falls_short() {
+    let with = |deployed| {
+        let config = Config::new("a", "a test").policy("socket-select", "sita", &[]);
+        let plan = Plan { configs: vec![config], ..plan(&["a"], &[100.0]) };
+        points(&plan, vec![Made { deployed, ..made("a", 100.0, &[9]) }])
     };
-    assert!(only(Criterion::Live, &with("live", 1)).holds());
-    assert!(!only(Criterion::Live, &with("live", 0)).holds());
-    let verdict = only(Criterion::Live, &with("ejected", 5));
+    assert!(only(Criterion::Live, &with(Some(("live", 1)))).holds());
+    assert!(!only(Criterion::Live, &with(Some(("live", 0)))).holds());
+    let verdict = only(Criterion::Live, &with(Some(("ejected", 5))));
     assert!(!verdict.holds() && verdict.detail.contains("ejected"), "{}", verdict.line());
+    let verdict = only(Criterion::Live, &with(None));
+    assert!(!verdict.holds() && verdict.detail.contains("gone"), "{}", verdict.line());
 }
 
 #[test]

@@ -44,15 +44,14 @@ mutants: deps ## tests of the tests: defects put in, one at a time (PATCHES=FOLD
 	tests/mutants/run --patches $(PATCHES) $(if $(filter $(PATCHES),tests/mutants),--generated 300)
 
 .PHONY: native
-native: figures ## the experiments that run on this kernel: measured, and their criteria checked
+native: figures ## the same as figures
 
-# Each goes on where it was interrupted. The figures are mostly sleeps in namespaces of
-# their own and run side by side; 'cost' wants the machine for itself.
+# Each goes on where it was interrupted, and wants the machine for itself.
 .PHONY: figures
-figures: release
+figures: release ## the experiments that run on this kernel: measured, and their criteria checked
 	$(RELEASE)/syrup-bench run cost
-	$(RELEASE)/syrup-bench run figure-2 & \
-	$(RELEASE)/syrup-bench run figure-6 && wait $$!
+	$(RELEASE)/syrup-bench run figure-2
+	$(RELEASE)/syrup-bench run figure-6
 	$(RELEASE)/syrup-bench check cost
 	$(RELEASE)/syrup-bench check figure-2
 	$(RELEASE)/syrup-bench check figure-6

@@ -141,30 +141,28 @@ mod tests {
     use super::super::points::tests::{Made, run};
     use super::*;
 
-    /// A finished experiment: every run of figure-2, made up.
-    fn finished(folder: &Path, quick: bool) -> Journal {
+    /// A finished experiment: every run of a table, made up.
+    fn finished(folder: &Path, name: &str, quick: bool) -> Journal {
         let journal = Journal::at(folder);
-        let setting = Setting { quick, cpus: 2, rounds: Some(3), ..Setting::default() };
-        let plan = tables::plan("figure-2", &setting).unwrap();
+        let setting = Setting { quick, cpus: 2, ..Setting::default() };
+        let plan = tables::plan(name, &setting).unwrap();
         let experiment = plan.name.to_owned();
         journal.begin(&Head { experiment, setting: setting.clone() }, false).unwrap();
         for round in 1..=plan.rounds {
             let mut writer = journal.round(round).unwrap();
             writer.append(&Record::Environment(Environment::here("", 2))).unwrap();
-            for config in plan.configs.iter().filter(|config| round <= plan.rounds_of(config)) {
-                for &load_rps in plan.loads_of(config) {
-                    let made = Made {
-                        config: config.name,
-                        load_rps,
-                        round,
-                        gets_us: vec![600],
-                        deployed: (!config.policies.is_empty()).then_some(("live", 1)),
-                        ..Made::default()
-                    };
-                    let fingerprint = plan.fingerprint(config, &setting).unwrap();
-                    let run = Run { fingerprint, ..run(&made) };
-                    writer.append(&Record::Run(Box::new(run))).unwrap();
-                }
+            for (load_rps, config) in plan.round(round, 1) {
+                let made = Made {
+                    config: config.name,
+                    load_rps,
+                    round,
+                    gets_us: vec![600],
+                    deployed: (!config.policies.is_empty()).then_some(("live", 1)),
+                    ..Made::default()
+                };
+                let fingerprint = plan.fingerprint(config, &setting).unwrap();
+                let run = Run { fingerprint, ..run(&made) };
+                writer.append(&Record::Run(Box::new(run))).unwrap();
             }
         }
         journal
@@ -185,14 +183,15 @@ mod tests {
     #[test]
     fn a_quick_run_is_judged_by_how_it_went_and_a_whole_one_by_its_numbers() {
         let folder = tempfile::tempdir().unwrap();
-        finished(folder.path(), true);
+        finished(folder.path(), "figure-2", true);
         assert!(checked(folder.path()).unwrap().contains("results.json"), "not reported yet");
         reported(folder.path());
         assert_eq!(checked(folder.path()), None);
         assert_eq!(checked(&folder.path().join(RESULTS)), None);
 
+        // Nothing was measured of the packet programs.
         let whole = tempfile::tempdir().unwrap();
-        finished(whole.path(), false);
+        finished(whole.path(), "cost", false);
         reported(whole.path());
         let error = checked(whole.path()).unwrap();
         assert!(error.contains("criteria fall short"), "{error}");
@@ -201,7 +200,7 @@ mod tests {
     #[test]
     fn results_of_other_runs_and_missing_runs_fail() {
         let folder = tempfile::tempdir().unwrap();
-        finished(folder.path(), true);
+        finished(folder.path(), "figure-2", true);
         reported(folder.path());
         let path = folder.path().join(RESULTS);
         let text = std::fs::read_to_string(&path).unwrap();
@@ -233,7 +232,7 @@ mod tests {
     #[test]
     fn results_keep_the_fields_that_others_read() {
         let folder = tempfile::tempdir().unwrap();
-        let journal = finished(folder.path(), true);
+        let journal = finished(folder.path(), "figure-2", true);
         reported(folder.path());
         let text = std::fs::read(folder.path().join(RESULTS)).unwrap();
         let json: serde_json::Value = serde_json::from_slice(&text).unwrap();

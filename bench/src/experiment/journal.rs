@@ -112,8 +112,9 @@ impl Journal {
     }
 
     /// Makes the folder, and forgets what was measured before if it is to be
-    /// `fresh`. Refuses to go on with another setting.
-    pub fn begin(&self, head: &Head, fresh: bool) -> Result<()> {
+    /// `fresh`. Refuses to go on with another setting or with fewer rounds; tells
+    /// the one that holds.
+    pub fn begin(&self, head: &Head, fresh: bool) -> Result<Head> {
         std::fs::create_dir_all(&self.folder)
             .with_context(|| format!("cannot create {}", self.folder.display()))?;
         if fresh {
@@ -121,16 +122,16 @@ impl Journal {
                 remove(&path)?;
             }
         }
-        let path = self.folder.join(SETTING);
-        if path.exists() {
+        let mut head = head.clone();
+        if self.folder.join(SETTING).exists() {
             let before = self.head()?;
+            let had = before.setting.rounds;
+            head.setting.rounds = head.setting.rounds.or(had);
             // More rounds of the same are no other experiment.
-            let same = Head {
-                setting: Setting { rounds: head.setting.rounds, ..before.setting.clone() },
-                ..before.clone()
-            };
+            let rounds = head.setting.rounds;
+            let setting = Setting { rounds, ..before.setting.clone() };
             ensure!(
-                same == *head,
+                rounds >= had && Head { setting, ..before.clone() } == head,
                 "{} holds runs of {} with other settings ({:?}, now {:?}): --fresh starts anew, \
                  another --out keeps them",
                 self.folder.display(),
@@ -138,15 +139,12 @@ impl Journal {
                 before.setting,
                 head.setting
             );
-            if before == *head {
-                return Ok(());
+            if before == head {
+                return Ok(head);
             }
         }
-        // Whole or not at all: another machine may look at the same moment.
-        let mut file = tempfile::NamedTempFile::new_in(&self.folder)?;
-        file.write_all(&serde_json::to_vec_pretty(head)?)?;
-        file.persist(&path).with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(())
+        put(&self.folder, SETTING, &serde_json::to_vec_pretty(&head)?)?;
+        Ok(head)
     }
 
     /// Which experiment this is.
@@ -267,6 +265,20 @@ fn records(path: &Path) -> Result<Vec<Record>> {
         .collect()
 }
 
+/// Writes a file that everybody may read, whole or not at all: others may look at
+/// the same moment.
+pub fn put(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let path = folder.join(name);
+    let mut file = tempfile::NamedTempFile::new_in(folder)
+        .with_context(|| format!("cannot write to {}", folder.display()))?;
+    file.write_all(bytes)?;
+    // A temporary file is its owner's alone.
+    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    file.as_file().set_permissions(everybody)?;
+    file.persist(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(())
+}
+
 fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -349,6 +361,15 @@ mod tests {
         more.setting.rounds = Some(9);
         journal.begin(&more, false).unwrap();
         assert_eq!(journal.head().unwrap(), more);
+        // Who does not say how many goes on with those; fewer are refused.
+        assert_eq!(journal.begin(&head(1), false).unwrap(), more);
+        let mut fewer = head(1);
+        fewer.setting.rounds = Some(8);
+        let error = journal.begin(&fewer, false).unwrap_err();
+        assert!(error.to_string().contains("--fresh"), "{error}");
+        assert_eq!(journal.head().unwrap(), more);
+        let mode = std::fs::metadata(journal.folder().join(SETTING)).unwrap().permissions();
+        assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o644);
         let error = journal.begin(&head(2), false).unwrap_err();
         assert!(error.to_string().contains("--fresh"), "{error}");
         assert_eq!(journal.read(&table, &head(1).setting).unwrap().runs.len(), 1);

@@ -6,6 +6,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -26,7 +29,7 @@ pub struct Setting {
     /// Decides arrivals, source ports and the order of the configurations.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// Rounds; default: the experiment's own number.
+    /// Rounds: more than the experiment's own number.
     #[arg(long)]
     pub rounds: Option<u32>,
     /// Folder of the database, for experiments that use one; built when it is
@@ -74,7 +77,7 @@ pub struct Plan {
     /// The loads: requests per second of all streams, in undilated time.
     #[serde(skip)]
     pub loads: Vec<f64>,
-    /// Runs of each configuration at each load.
+    /// Fewest for its criteria to mean something; more may be asked for.
     #[serde(skip)]
     pub rounds: u32,
     /// Counted seconds of a run, as the clock shows them.
@@ -143,12 +146,10 @@ pub struct Config {
     /// Settings of the kernel while it runs: a file below /sys or /proc/sys, and
     /// what is written to it. Restored afterwards.
     pub kernel: Vec<(String, String)>,
-    /// Loads, where not all of the plan's.
+    /// Its loads, where they are not the plan's in every round: the load, and in
+    /// one of how many rounds it is met, the first included.
     #[serde(skip)]
-    pub loads: Option<Vec<f64>>,
-    /// Rounds, where fewer than the plan's.
-    #[serde(skip)]
-    pub rounds: Option<u32>,
+    pub loads: Vec<(f64, u32)>,
     /// Its twin in the simulator: policy, cores and slices, in undilated time.
     /// Executors, services, flows and requests are those of the plan.
     #[serde(skip)]
@@ -237,8 +238,7 @@ impl Config {
             server: Vec::new(),
             agents: Vec::new(),
             kernel: Vec::new(),
-            loads: None,
-            rounds: None,
+            loads: Vec::new(),
             twin: None,
         }
     }
@@ -281,12 +281,20 @@ impl Config {
         self
     }
 
-    /// At these loads only, and so often.
+    /// At these loads in one of `every` rounds; loads that are never named are not
+    /// met.
     #[must_use]
-    pub fn at(mut self, loads: &[f64], rounds: u32) -> Self {
-        self.loads = Some(loads.to_vec());
-        self.rounds = Some(rounds);
+    pub fn at(mut self, loads: &[f64], every: u32) -> Self {
+        self.loads.extend(loads.iter().map(|&load| (load, every)));
         self
+    }
+
+    /// Whether the kernel's hash chooses the sockets: each round is then another
+    /// draw, and the requests of several are no samples of one distribution.
+    #[must_use]
+    pub fn rounds_are_draws(&self) -> bool {
+        !self.policies.iter().any(|policy| policy.hook == "socket-select")
+            && !self.server.iter().any(|flag| flag == "--bare")
     }
 }
 
@@ -337,23 +345,53 @@ impl Plan {
         self.streams.iter().flat_map(|stream| &stream.mix).map(|part| part.name).collect()
     }
 
-    /// Loads of a configuration.
-    #[must_use]
-    pub fn loads_of<'a>(&'a self, config: &'a Config) -> &'a [f64] {
-        config.loads.as_deref().unwrap_or(&self.loads)
+    /// Loads of a configuration, and in one of how many rounds it meets each.
+    fn turns(&self, config: &Config) -> Vec<(f64, u32)> {
+        match config.loads.is_empty() {
+            true => self.loads.iter().map(|&load| (load, 1)).collect(),
+            false => config.loads.clone(),
+        }
     }
 
-    /// Rounds of a configuration.
+    /// Loads of a configuration, in order.
     #[must_use]
-    pub fn rounds_of(&self, config: &Config) -> u32 {
-        config.rounds.map_or(self.rounds, |rounds| rounds.min(self.rounds))
+    pub fn loads_of(&self, config: &Config) -> Vec<f64> {
+        let mut loads: Vec<f64> = self.turns(config).into_iter().map(|(load, _)| load).collect();
+        loads.sort_by(f64::total_cmp);
+        loads
+    }
+
+    /// The runs of a round: load by load, the configurations in an order that the
+    /// seed shuffles.
+    #[must_use]
+    pub fn round(&self, round: u32, seed: u64) -> Vec<(f64, &Config)> {
+        let mut runs = Vec::new();
+        for load_rps in self.all_loads() {
+            let turn = |turn: (f64, u32)| turn.0 == load_rps && (round - 1).is_multiple_of(turn.1);
+            let mut configs: Vec<&Config> = self
+                .configs
+                .iter()
+                .filter(|config| self.turns(config).into_iter().any(turn))
+                .collect();
+            let seed = mixed(&[seed, u64::from(round), load_rps.to_bits(), 1]);
+            configs.shuffle(&mut StdRng::seed_from_u64(seed));
+            runs.extend(configs.into_iter().map(|config| (load_rps, config)));
+        }
+        runs
+    }
+
+    /// Number of runs of a configuration at a load.
+    #[must_use]
+    pub fn rounds_of(&self, config: &Config, load_rps: f64) -> u32 {
+        let turns = self.turns(config).into_iter().filter(|(load, _)| *load == load_rps);
+        turns.map(|(_, every)| self.rounds.div_ceil(every)).sum()
     }
 
     /// All loads of all configurations, in order.
     #[must_use]
     pub fn all_loads(&self) -> Vec<f64> {
         let mut loads: Vec<f64> =
-            self.configs.iter().flat_map(|config| self.loads_of(config)).copied().collect();
+            self.configs.iter().flat_map(|config| self.loads_of(config)).collect();
         loads.sort_by(f64::total_cmp);
         loads.dedup();
         loads
@@ -466,12 +504,53 @@ mod tests {
                 assert_eq!(plan.name, name);
                 for config in &plan.configs {
                     assert!(!plan.loads_of(config).is_empty(), "{name}: {}", config.name);
-                    assert!(plan.rounds_of(config) > 0, "{name}: {}", config.name);
+                    let once = plan.loads_of(config);
+                    assert!(once.windows(2).all(|pair| pair[0] < pair[1]), "{name}: {once:?}");
                 }
             }
         }
         let error = tables::plan("figure-9", &setting(1)).unwrap_err();
         assert!(error.to_string().contains("figure-2"), "{error}");
+    }
+
+    #[test]
+    fn what_is_met_in_one_of_several_rounds_is_spread_over_them_all() {
+        let plan = Plan {
+            configs: vec![
+                Config::new("a", "").at(&[100.0], 1).at(&[50.0], 3),
+                Config::new("b", ""),
+            ],
+            loads: vec![100.0],
+            rounds: 7,
+            ..tables::plan("figure-2", &setting(1)).unwrap()
+        };
+        let rounds = |name: &str, load: f64| -> Vec<u32> {
+            let there = |round: &u32| {
+                let runs = plan.round(*round, 1);
+                runs.into_iter().any(|(rps, config)| rps == load && config.name == name)
+            };
+            (1..=plan.rounds).filter(there).collect()
+        };
+        assert_eq!(rounds("a", 100.0), [1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(rounds("a", 50.0), [1, 4, 7]);
+        assert_eq!(plan.rounds_of(&plan.configs[0], 50.0), 3);
+        assert_eq!((rounds("b", 100.0).len(), rounds("b", 50.0).len()), (7, 0));
+        assert_eq!(plan.loads_of(&plan.configs[0]), [50.0, 100.0]);
+        // More rounds are more of everything.
+        let more = Plan { rounds: 14, ..plan.clone() };
+        assert_eq!(more.rounds_of(&more.configs[0], 50.0), 5);
+    }
+
+    #[test]
+    fn fewer_rounds_than_an_experiment_needs_are_refused() {
+        let with = |rounds, quick| {
+            let setting = Setting { rounds: Some(rounds), quick, ..setting(1) };
+            tables::plan("figure-2", &setting)
+        };
+        let error = with(1, false).unwrap_err().to_string();
+        assert!(error.contains("26 rounds") && error.contains("--quick"), "{error}");
+        assert_eq!(with(30, false).unwrap().rounds, 30);
+        assert_eq!(with(2, true).unwrap().rounds, 2);
     }
 
     #[test]

@@ -86,7 +86,7 @@ impl Points {
         let mut all = Vec::new();
         let socket_holds = measured.environments.first().map_or(0, |one| one.socket_holds);
         for config in &plan.configs {
-            for &load_rps in plan.loads_of(config) {
+            for load_rps in plan.loads_of(config) {
                 let rounds = measured
                     .runs
                     .iter()
@@ -99,7 +99,7 @@ impl Points {
                         Ok((run.round, round))
                     })
                     .collect::<Result<_>>()?;
-                let planned = plan.rounds_of(config);
+                let planned = plan.rounds_of(config, load_rps);
                 all.push(Point { config: config.name, load_rps, planned, rounds });
             }
         }

@@ -2,18 +2,16 @@
 //! `report.html`.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
-use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::criteria::{self, Verdict};
-use super::distribution::LEAST_FOR_P999;
+use super::distribution::{Interval, LEAST_FOR_P999};
 use super::environment::Environment;
-use super::journal::{Journal, Measured};
+use super::journal::{Journal, Measured, Run, put};
 use super::latency;
-use super::plan::{Plan, Setting};
+use super::plan::{Config, Plan, Setting};
 use super::points::{Point, Points, Spread};
 use crate::report;
 
@@ -28,7 +26,7 @@ pub struct Results {
     pub experiment: String,
     /// What the numbers have to show, and in which units they are.
     pub criterion: String,
-    /// Rounds they are taken over, where a configuration has no fewer.
+    /// Rounds; a row may be of some of them.
     pub rounds: u32,
     /// The numbers.
     pub rows: Vec<Row>,
@@ -93,7 +91,8 @@ pub struct Row {
     /// Longest.
     pub max_us: f64,
     /// 95 % confidence interval of p99 from its order statistics; an end is
-    /// missing where the samples are too few for it.
+    /// missing where the samples are too few for it, both where rounds are draws
+    /// of a hash.
     pub p99_low_us: Option<f64>,
     /// Its upper end.
     pub p99_high_us: Option<f64>,
@@ -147,17 +146,16 @@ pub struct Outcome {
 /// Runs that the plan has and that were not measured.
 #[must_use]
 pub fn missing(plan: &Plan, measured: &Measured) -> usize {
-    let planned: usize = plan
-        .configs
-        .iter()
-        .map(|config| plan.loads_of(config).len() * plan.rounds_of(config) as usize)
-        .sum();
-    let made = measured.runs.iter().filter(|run| {
-        plan.config(&run.config).is_some_and(|config| {
-            plan.loads_of(config).contains(&run.load_rps) && run.round <= plan.rounds_of(config)
-        })
-    });
-    planned.saturating_sub(made.count())
+    let made = |round: u32, load_rps: f64, config: &Config| {
+        let same =
+            |run: &Run| run.config == config.name && run.load_rps == load_rps && run.round == round;
+        measured.runs.iter().any(same)
+    };
+    let missing = |round: u32| {
+        let runs = plan.round(round, 0).into_iter();
+        runs.filter(|(load_rps, config)| !made(round, *load_rps, config)).count()
+    };
+    (1..=plan.rounds).map(missing).sum()
 }
 
 /// Judges what was measured.
@@ -239,13 +237,18 @@ fn rows(plan: &Plan, points: &Points, point: &Point) -> Vec<Row> {
     };
     let rescued = point.rounds.values().flat_map(|round| &round.run.deployments);
     let rescued = rescued.filter_map(|one| one.counters.get("rescued")).sum();
-    let what = plan.config(point.config).map_or(String::new(), |config| config.what.clone());
+    let config = plan.config(point.config);
+    let what = config.map_or(String::new(), |config| config.what.clone());
+    let draws = config.is_some_and(Config::rounds_are_draws);
     let rows = points.classes.iter().enumerate().filter_map(|(class, name)| {
         let all = point.pooled(class);
         let p99s: Vec<f64> = point.quantiles(class, 0.99).into_values().collect();
         let p99_mean_us = p99s.iter().sum::<f64>() / p99s.len() as f64;
         let p99s = Spread::of(p99s)?;
-        let interval = all.interval(0.99);
+        let interval = match draws {
+            true => Interval { low: None, high: None },
+            false => all.interval(0.99),
+        };
         let run = |number: fn(&crate::load::ClassSummary) -> f64| {
             of_rounds(&|round| round.run.load.classes.get(class).map(number))
         };
@@ -312,23 +315,20 @@ pub fn show(verdicts: &[Verdict]) {
     }
 }
 
-/// Whole or not at all.
-fn put(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
-    let path = folder.join(name);
-    let mut file = tempfile::NamedTempFile::new_in(folder)
-        .with_context(|| format!("cannot write to {}", folder.display()))?;
-    file.write_all(bytes)?;
-    // A temporary file is its owner's alone.
-    let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-    file.as_file().set_permissions(everybody)?;
-    file.persist(&path).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(())
-}
-
 /// p99.9, or what stands for it where the samples are too few.
 #[must_use]
 pub fn p999(row: &Row) -> String {
     if row.p999_supported { latency(row.p999_us) } else { "-".to_owned() }
+}
+
+/// The interval of p99, an end open where the samples are too few for it.
+#[must_use]
+pub fn p99_interval(row: &Row) -> String {
+    let end = |us: Option<f64>| us.map_or("?".to_owned(), latency);
+    match (row.p99_low_us, row.p99_high_us) {
+        (None, None) => "-".to_owned(),
+        (low, high) => format!("{}..{}", end(low), end(high)),
+    }
 }
 
 /// One line per configuration, load and class.
@@ -353,7 +353,6 @@ fn table(outcome: &Outcome) -> String {
         if packets { "  ns/packet" } else { "" },
     )];
     for row in rows {
-        let end = |us: Option<f64>| us.map_or("?".to_owned(), latency);
         let twin = row.simulated_p99_us.map_or(String::new(), |us| {
             format!("{}{}", latency(us), if row.saturated_rounds > 0 { " (full)" } else { "" })
         });
@@ -364,7 +363,7 @@ fn table(outcome: &Outcome) -> String {
             row.class,
             latency(row.p50_us),
             latency(row.p99_us),
-            format!("{}..{}", end(row.p99_low_us), end(row.p99_high_us)),
+            p99_interval(row),
             format!("{}..{}", latency(row.p99_min_us), latency(row.p99_max_us)),
             p999(row),
             row.n,

@@ -6,15 +6,12 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use rand::SeedableRng;
-use rand::rngs::StdRng;
-use rand::seq::SliceRandom;
 use syrup_hook::App;
 use syrup_net_hooks::{count_run_time, run_time};
 
 use super::environment::Environment;
 use super::journal::{Head, Journal, Measured, Probed, Record, Run};
-use super::plan::{Config, Plan, Service, Setting, mixed};
+use super::plan::{Config, Plan, Service, Setting};
 use super::progress::Progress;
 use super::server_process::ServerProcess;
 use super::stack::{Programs, Stack, dies_with_us, stop_child};
@@ -38,7 +35,7 @@ const AGENT_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
 #[command(after_help = "Examples:
   syrup-bench run figure-2
   syrup-bench run figure-6 --quick --out /tmp/try
-  syrup-bench run figure-6 --configs vanilla,sita --loads 150000 --rounds 1
+  syrup-bench run figure-6 --configs vanilla,sita --loads 150000 --round 1
   syrup-bench run demo --round 2      # on another machine: see 'syrup-bench report'")]
 pub struct Options {
     /// Which: 'syrup-bench list' names them.
@@ -86,7 +83,8 @@ pub fn run(options: &Options) -> Result<()> {
     let plan = tables::plan(&options.experiment, &setting)?;
     let head = Head { experiment: plan.name.to_owned(), setting };
     let journal = Journal::at(&super::folder(&options.out, plan.name, head.setting.quick));
-    journal.begin(&head, options.fresh)?;
+    let head = journal.begin(&head, options.fresh)?;
+    let plan = tables::plan(&head.experiment, &head.setting)?;
     let measured = journal.read(&plan, &head.setting)?;
     let environment = Environment::here(&options.machine, cpus);
     if let Some(before) = measured.environments.iter().find(|one| !one.same_machine(&environment)) {
@@ -157,20 +155,12 @@ fn steps<'a>(options: &Options, plan: &'a Plan, setting: &Setting) -> Result<Vec
             && (options.loads.is_empty() || options.loads.contains(&step.load_rps))
             && (options.round.is_empty() || options.round.contains(&step.round))
     };
-    let mut steps = Vec::new();
-    for round in 1..=plan.rounds {
-        for &load_rps in &all_loads {
-            let mut configs: Vec<&Config> = plan
-                .configs
-                .iter()
-                .filter(|config| plan.loads_of(config).contains(&load_rps))
-                .filter(|config| round <= plan.rounds_of(config))
-                .collect();
-            let seed = mixed(&[setting.seed, u64::from(round), load_rps.to_bits(), 1]);
-            configs.shuffle(&mut StdRng::seed_from_u64(seed));
-            steps.extend(configs.into_iter().map(|config| Step { round, load_rps, config }));
-        }
-    }
+    let mut steps: Vec<Step<'_>> = (1..=plan.rounds)
+        .flat_map(|round| {
+            let runs = plan.round(round, setting.seed).into_iter();
+            runs.map(move |(load_rps, config)| Step { round, load_rps, config })
+        })
+        .collect();
     steps.retain(wanted);
     ensure!(!steps.is_empty(), "nothing to run: --configs, --loads and --round leave no run");
     Ok(steps)

@@ -10,7 +10,7 @@ use crate::experiment::criteria::{self, Over, Verdict};
 use crate::experiment::distribution::LEAST_FOR_P999;
 use crate::experiment::latency;
 use crate::experiment::points::Point;
-use crate::experiment::results::{Outcome, Row, p999, thousands};
+use crate::experiment::results::{Outcome, Row, p99_interval, p999, thousands};
 use plot::{Bar, Curve};
 
 const STYLE: &str = "
@@ -64,6 +64,8 @@ pub fn html(outcome: &Outcome) -> Result<String> {
         "Percentiles are those of all samples of all rounds together; the 95 % interval of p99 is \
          that of its order statistics (the number of samples above a quantile is binomial), which \
          takes requests for independent: beside it stand the smallest and largest p99 of a round. \
+         Where the kernel's hash chooses the sockets each round is another draw, and there is no \
+         such interval. \
          Intervals of ratios are Student's t on the logarithms of the rounds' ratios; those of the \
          max load come from a bootstrap over the rounds. p99.9 is shown where there are at least \
          {LEAST_FOR_P999} samples."
@@ -231,11 +233,10 @@ fn table(page: &mut String, outcome: &Outcome) -> Result<()> {
     }
     page.push_str("</tr>\n");
     for row in rows {
-        let end = |us: Option<f64>| us.map_or("?".to_owned(), latency);
         write!(
             page,
             "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td>\
-             <td class=\"range\">{}..{}</td><td>{}</td><td class=\"range\">{}..{}</td><td>{}</td>\
+             <td class=\"range\">{}</td><td>{}</td><td class=\"range\">{}..{}</td><td>{}</td>\
              <td>{}</td><td>{}</td><td>{}</td><td>{:.0}&nbsp;%</td><td>{:.1}&nbsp;%</td>\
              <td>{:.1}&nbsp;%</td>",
             escape(&row.config),
@@ -243,8 +244,7 @@ fn table(page: &mut String, outcome: &Outcome) -> Result<()> {
             escape(&row.class),
             latency(row.p50_us),
             latency(row.p99_us),
-            end(row.p99_low_us),
-            end(row.p99_high_us),
+            p99_interval(row),
             row.rounds,
             latency(row.p99_min_us),
             latency(row.p99_max_us),

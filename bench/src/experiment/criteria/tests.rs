@@ -216,7 +216,7 @@ fn every_table_judges_by_criteria_that_need_runs() {
             if let Criterion::Ratio { above, below, .. } = criterion {
                 for cell in [above, below] {
                     let config: Option<&Config> = plan.config(cell.config);
-                    let loads = config.map_or(&[][..], |config| plan.loads_of(config));
+                    let loads = config.map_or(Vec::new(), |config| plan.loads_of(config));
                     assert!(
                         loads.contains(&cell.load_rps),
                         "{name} never measures {}",

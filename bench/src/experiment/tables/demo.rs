@@ -26,7 +26,6 @@ pub fn plan(setting: &Setting) -> Plan {
     let cpus = setting.server_cpus();
     let at = |share: f64| share * f64::from(cpus) * 1e6 / ((get_us + scan_us) / 2.0);
     let (half, low) = (at(HALF), at(0.3));
-    let rounds = if setting.quick { 1 } else { 4 };
 
     let eevdf_us = BASE_SLICE_US * f64::from(1 + setting.cpus.clamp(1, 8).ilog2());
     let long_us = ((eevdf_us * dilation) as u64).min(LONGEST_SLICE_US);
@@ -53,44 +52,43 @@ pub fn plan(setting: &Setting) -> Plan {
             slo.text()
         ),
         configs: vec![
-            Config::new("vanilla", &format!("no policy; {eevdf}")).at(&[half], rounds),
+            Config::new("vanilla", &format!("no policy; {eevdf}")),
             scan_avoid("scan-avoid", &format!("socket-select with scan-avoid; {eevdf}"))
-                .at(&[low, half, at(0.6), at(0.7), at(0.8)], rounds),
+                .at(&[low, half, at(0.6), at(0.7), at(0.8)], 1),
             scan_avoid(
                 "scan-avoid-long-slice",
                 &format!("the same; EEVDF's slice {} ms: the default, dilated", long_us / 1000),
             )
             .server(&["--slice-us", &long_us.to_string()])
-            .at(&[low, half], rounds),
-            Config::new("get-priority", &format!("scx-syrup with get-priority; {ext}"))
-                .policy("scx-syrup", "get-priority", &[&ext_long])
-                .at(&[half], rounds),
+            .at(&[low, half], 1),
+            Config::new("get-priority", &format!("scx-syrup with get-priority; {ext}")).policy(
+                "scx-syrup",
+                "get-priority",
+                &[&ext_long],
+            ),
             scan_avoid(
                 "both",
                 &format!("scan-avoid and get-priority, sharing the Map request_type; {ext}"),
             )
             .policy("scx-syrup", "get-priority", &[&ext_long])
-            .at(&[half, at(0.7), at(0.8), at(0.85), at(0.9)], rounds),
+            .at(&[half, at(0.7), at(0.8), at(0.85), at(0.9)], 1),
             scan_avoid("both-default-slice", "both; SCANs' slice 20 ms, get-priority's default")
-                .policy("scx-syrup", "get-priority", &[])
-                .at(&[half], rounds),
+                .policy("scx-syrup", "get-priority", &[]),
             scan_avoid(
                 "both-no-preemption",
                 &format!("both, but GETs wait for the end of a SCAN's slice; {ext}"),
             )
-            .policy("scx-syrup", NO_PREEMPTION, &[&ext_long])
-            .at(&[half], rounds),
+            .policy("scx-syrup", NO_PREEMPTION, &[&ext_long]),
             scan_avoid(
                 "both-huge-pages",
                 &format!("both; khugepaged collapses the server's memory meanwhile; {ext}"),
             )
             .policy("scx-syrup", "get-priority", &[&ext_long])
-            .kernel(HUGE_PAGES, "always")
-            .at(&[half], rounds),
+            .kernel(HUGE_PAGES, "always"),
         ],
         streams: vec![Stream::gets_and_scans(0.5)],
         loads: vec![half],
-        rounds,
+        rounds: if setting.quick { 1 } else { 4 },
         seconds: if setting.quick { 3.0 } else { 10.0 },
         warmup_s: 1.0,
         // A SCAN that waits for its turn.

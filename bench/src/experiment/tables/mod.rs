@@ -6,7 +6,7 @@ mod figure_2;
 mod figure_6;
 mod native;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use super::plan::{Plan, Setting};
 
@@ -23,6 +23,12 @@ pub fn plan(name: &str, setting: &Setting) -> Result<Plan> {
         other => bail!("there is no experiment '{other}', but {}", NAMES.join(", ")),
     };
     if let Some(rounds) = setting.rounds {
+        ensure!(
+            rounds >= plan.rounds,
+            "{name} needs {} rounds, {rounds} are too few: --quick is for trials, and --round makes \
+             some of them",
+            plan.rounds
+        );
         plan.rounds = rounds;
     }
     plan.check()?;

@@ -7,11 +7,13 @@ use anyhow::Result;
 /// Fewest samples behind a p99.9: with fewer it rests on less than five values.
 pub const LEAST_FOR_P999: u64 = 5000;
 
-/// Values in order, and how often each occurred.
+/// Values in order, how often each occurred, and how many there should be more:
+/// requests that were never answered.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Distribution {
     counts: Vec<(f64, u64)>,
     samples: u64,
+    lost: u64,
 }
 
 /// A range that holds the true value with 95 %; an end is missing where no
@@ -32,13 +34,18 @@ impl Distribution {
             .iter_recorded()
             .map(|bin| (bin.value_iterated_to() as f64 / scale, bin.count_at_value()))
             .collect();
-        Ok(Self::from(counts))
+        Ok(Self { lost: class.drops, ..Self::from(counts) })
     }
 
     /// All samples of all of them.
     #[must_use]
     pub fn merged<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
-        Self::from(parts.into_iter().flat_map(|part| &part.counts).copied().collect::<Vec<_>>())
+        let (mut counts, mut lost) = (Vec::new(), 0);
+        for part in parts {
+            counts.extend_from_slice(&part.counts);
+            lost += part.lost;
+        }
+        Self { lost, ..Self::from(counts) }
     }
 
     /// Number of samples.
@@ -63,9 +70,15 @@ impl Distribution {
     /// exceed; `None` without samples.
     #[must_use]
     pub fn quantile(&self, quantile: f64) -> Option<f64> {
-        // 0.99 * 100 is a little more than 99.
-        let rank = (quantile * self.samples as f64 - 1e-6).ceil().max(1.0) as u64;
-        self.ranked(rank.min(self.samples).max(1))
+        self.ranked(rank(quantile, self.samples))
+    }
+
+    /// The same of all requests: one that was never answered took infinitely long.
+    #[must_use]
+    pub fn quantile_of_all(&self, quantile: f64) -> Option<f64> {
+        let all = self.samples + self.lost;
+        let rank = rank(quantile, all);
+        if all > 0 && rank > self.samples { Some(f64::INFINITY) } else { self.ranked(rank) }
     }
 
     /// 95 % confidence interval of a quantile from the order statistics: the
@@ -123,8 +136,14 @@ impl From<Vec<(f64, u64)>> for Distribution {
             before.1 += if same { next.1 } else { 0 };
             same
         });
-        Self { samples: counts.iter().map(|(_, count)| count).sum(), counts }
+        Self { samples: counts.iter().map(|(_, count)| count).sum(), counts, lost: 0 }
     }
+}
+
+/// Place of a quantile among so many samples, from 1.
+fn rank(quantile: f64, samples: u64) -> u64 {
+    // 0.99 * 100 is a little more than 99.
+    ((quantile * samples as f64 - 1e-6).ceil() as u64).clamp(1, samples.max(1))
 }
 
 #[cfg(test)]
@@ -143,6 +162,21 @@ mod tests {
         assert_eq!(hundred.quantile(1.0), Some(100.0));
         assert_eq!(hundred.quantile(0.0), Some(1.0));
         assert_eq!(Distribution::default().quantile(0.5), None);
+    }
+
+    #[test]
+    fn what_was_never_answered_took_infinitely_long() {
+        let with = |lost| Distribution { lost, ..numbers(1..=99) };
+        assert_eq!(with(1).quantile_of_all(0.99), Some(99.0));
+        assert_eq!(with(2).quantile_of_all(0.99), Some(f64::INFINITY));
+        assert_eq!(with(2).quantile(0.99), Some(99.0), "of the replies");
+        let twice = Distribution::merged([&with(0), &with(2)]);
+        assert_eq!((twice.samples(), twice.quantile_of_all(0.99)), (198, Some(99.0)));
+        assert_eq!(
+            Distribution::merged([&with(2), &with(2)]).quantile_of_all(0.99),
+            Some(f64::INFINITY)
+        );
+        assert_eq!(Distribution::default().quantile_of_all(0.5), None);
     }
 
     #[test]

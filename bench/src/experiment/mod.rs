@@ -38,6 +38,7 @@ pub fn latency(us: f64) -> String {
         us if us < 999.5 => format!("{us:.0}us"),
         us if us < 99_950.0 => format!("{:.1}ms", us / 1e3),
         us if us < 999_500.0 => format!("{:.0}ms", us / 1e3),
+        us if us.is_infinite() => "never".to_owned(),
         us => format!("{:.2}s", us / 1e6),
     }
 }
@@ -53,5 +54,6 @@ mod tests {
         assert_eq!(latency(2512.0), "2.5ms");
         assert_eq!(latency(120_400.0), "120ms");
         assert_eq!(latency(1_204_000.0), "1.20s");
+        assert_eq!(latency(f64::INFINITY), "never");
     }
 }

@@ -53,12 +53,18 @@ pub struct Judged {
     pub text: String,
     /// What was measured.
     pub measured: Option<f64>,
+    /// Whether it may be more, for all that is known.
+    pub at_least: bool,
     /// 95 % interval.
     pub interval: Option<(f64, f64)>,
     /// Where it must lie, in words.
     pub bound: String,
-    /// Whether it does.
+    /// What the lower end of the interval must reach.
+    pub low_end: Option<f64>,
+    /// Whether it does; also where nothing is asked for.
     pub holds: bool,
+    /// Both terms, the points, what was found.
+    pub detail: String,
 }
 
 /// A configuration, a class and a load.
@@ -80,6 +86,8 @@ pub struct Row {
     pub throughput_rps: f64,
     /// Requests without a reply; median of the rounds.
     pub drops: f64,
+    /// The same of all rounds together.
+    pub drops_total: u64,
     /// What the configuration is: policies and slices.
     pub what: String,
     /// Rounds.
@@ -206,9 +214,12 @@ impl Judged {
         Self {
             text: verdict.text.clone(),
             measured: verdict.measured,
+            at_least: verdict.at_least,
             interval: verdict.interval,
             bound: verdict.bound.text(),
+            low_end: verdict.low_end,
             holds: verdict.holds(),
+            detail: verdict.detail.clone(),
         }
     }
 }
@@ -261,6 +272,7 @@ fn rows(plan: &Plan, points: &Points, point: &Point) -> Vec<Row> {
             p999_us: all.quantile(0.999)?,
             throughput_rps: run(|class| class.throughput_rps)?.median * plan.scale,
             drops: run(|class| class.drops as f64)?.median,
+            drops_total: point.drops(class),
             what: what.clone(),
             rounds: point.rounds.len() as u32,
             n: all.samples(),
@@ -367,7 +379,7 @@ fn table(outcome: &Outcome) -> String {
             format!("{}..{}", latency(row.p99_min_us), latency(row.p99_max_us)),
             p999(row),
             row.n,
-            row.drops,
+            row.drops_total,
             row.kept_share * 100.0,
             if twins { format!("  {twin:>13}") } else { String::new() },
             match row.packet_ns {

@@ -92,7 +92,7 @@ fn verdicts(page: &mut String, verdicts: &[Verdict]) -> Result<()> {
              <td class=\"range\">{}</td><td>{}{}</td><td class=\"{mark}\">{mark}</td></tr>",
             escape(&verdict.text),
             escape(&verdict.detail),
-            verdict.measured.map_or("not measured".to_owned(), criteria::number),
+            verdict.shown(),
             verdict.interval.map_or(String::new(), |(low, high)| {
                 format!("{}..{}", criteria::number(low), criteria::number(high))
             }),
@@ -130,10 +130,19 @@ fn plots(page: &mut String, outcome: &Outcome) -> Result<()> {
                 .plan
                 .configs
                 .iter()
-                .map(|config| {
+                .enumerate()
+                .filter(|(_, config)| outcome.plan.loads_of(config).len() > 1)
+                .filter_map(|(place, config)| {
                     let found = criteria::max_load_of(points, config.name, &slo, slo_over(outcome));
-                    let (load, crossed, (low, high)) = found.unwrap_or((0.0, true, (0.0, 0.0)));
-                    Bar { name: config.name.to_owned(), load, crossed, low, high }
+                    let (load, (low, high)) = found?;
+                    Some(Bar {
+                        place,
+                        name: config.name.to_owned(),
+                        load: load.low,
+                        crossed: load.high.is_finite(),
+                        low: low.low,
+                        high: high.low,
+                    })
                 })
                 .collect();
             figure(
@@ -251,7 +260,7 @@ fn table(page: &mut String, outcome: &Outcome) -> Result<()> {
             p999(row),
             thousands(row.n as f64),
             thousands(row.throughput_rps),
-            thousands(row.drops),
+            thousands(row.drops_total as f64),
             row.kept_share * 100.0,
             row.late_sender_share * 100.0,
             row.overslept_share * 100.0,

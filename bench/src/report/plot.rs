@@ -36,6 +36,8 @@ pub struct Curve {
 
 /// A configuration in a plot of loads.
 pub struct Bar {
+    /// Its place among the configurations, which decides its colour.
+    pub place: usize,
     /// Its name.
     pub name: String,
     /// The load; 0 if even the smallest was too much.
@@ -161,8 +163,8 @@ fn draw_max_loads(svg: &mut String, bars: &[Bar]) -> Drawn {
     for (place, bar) in bars.iter().enumerate() {
         let (left, middle) = (place as f64, place as f64 + 0.5);
         let style = match bar.crossed {
-            true => colour(place).filled(),
-            false => colour(place).stroke_width(2),
+            true => colour(bar.place).filled(),
+            false => colour(bar.place).stroke_width(2),
         };
         let corners = [(left + 0.2, 0.0), (left + 0.8, bar.load)];
         chart.draw_series([Rectangle::new(corners, style)])?;
@@ -265,12 +267,17 @@ fn decades(values: impl Iterator<Item = f64>) -> (f64, f64) {
     (low, high.max(low * 10.0))
 }
 
-/// A bar group has little room: variants of a configuration go below its name.
+/// A bar has little room: a long name goes on below, from one of its hyphens on.
 fn name_lines(config: &str) -> Vec<String> {
-    match config.strip_suffix("-long-slice") {
-        Some(name) => vec![name.to_owned(), "long slice".to_owned()],
-        None => vec![config.to_owned()],
+    const ROOM: usize = 12;
+    let mut lines: Vec<String> = Vec::new();
+    for part in config.split_inclusive('-') {
+        match lines.last_mut() {
+            Some(line) if line.len() + part.len() <= ROOM => line.push_str(part),
+            _ => lines.push(part.to_owned()),
+        }
     }
+    lines
 }
 
 /// A load with its unit.
@@ -309,6 +316,14 @@ mod tests {
         assert_eq!(decades([20.0, 3000.0].into_iter()), (10.0, 10_000.0));
         assert_eq!(decades([0.0].into_iter()), (1.0, 10.0));
         assert_eq!(decades([50.0].into_iter()), (10.0, 100.0));
+    }
+
+    #[test]
+    fn long_names_are_broken_at_hyphens() {
+        assert_eq!(name_lines("both"), ["both"]);
+        assert_eq!(name_lines("round-robin"), ["round-robin"]);
+        assert_eq!(name_lines("scan-avoid-long-slice"), ["scan-avoid-", "long-slice"]);
+        assert_eq!(name_lines("both-no-preemption"), ["both-no-", "preemption"]);
     }
 
     #[test]

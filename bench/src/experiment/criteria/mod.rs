@@ -13,7 +13,7 @@ use super::points::Points;
 use super::results::thousands;
 use crate::work::median;
 use max_load::max_loads;
-pub use max_load::{max_load, max_load_of};
+pub use max_load::{MaxLoad, max_load_of};
 use ratio::ratio;
 pub use twin::{Exception, TwinCriterion};
 pub use verdict::{Bound, Verdict, number, percentile};
@@ -75,7 +75,7 @@ pub struct Cell {
 /// What is looked at.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Number {
-    /// A latency: class and quantile.
+    /// A latency: class and quantile; of a request without a reply it is infinite.
     Latency(&'static str, f64),
     /// Mean time of the packet program, in ns.
     PacketNs,
@@ -227,7 +227,9 @@ impl Cell {
         let Some(point) = points.get(self.config, self.load_rps) else { return BTreeMap::new() };
         match self.number {
             Number::Latency(class, quantile) => match points.class(class) {
-                Some(class) => point.quantiles(class, quantile),
+                Some(class) => {
+                    point.by_round(|round| round.latencies.get(class)?.quantile_of_all(quantile))
+                }
                 None => BTreeMap::new(),
             },
             Number::PacketNs => point.by_round(|round| round.run.packet_ns),
@@ -243,7 +245,7 @@ impl Cell {
             (Over::Pooled, Number::Latency(class, quantile)) => points
                 .get(self.config, self.load_rps)?
                 .pooled(points.class(class)?)
-                .quantile(quantile),
+                .quantile_of_all(quantile),
             (over, _) => over.of(self.by_round(points).into_values().collect()),
         }
     }

@@ -16,7 +16,7 @@ pub fn ratio(
     let by_round: Vec<f64> = top
         .iter()
         .filter_map(|(round, value)| Some(value / bottom.get(round)?))
-        .filter(|ratio| ratio.is_finite() && *ratio > 0.0)
+        .filter(|ratio| *ratio > 0.0)
         .collect();
     let terms = above.value(points).zip(below.value(points));
     // Rounds are pairs (the same arrivals, the same ports) unless all samples
@@ -45,14 +45,15 @@ pub fn ratio(
 }
 
 /// 95 % interval of a ratio from its values in the rounds: Student's t on their
-/// logarithms. `None` with less than 3 rounds.
+/// logarithms. `None` with less than 3 rounds, or where
+/// a term is infinite.
 pub fn student(ratios: &[f64]) -> Option<(f64, f64)> {
     // Two-sided 95 % for 2, 3, ... degrees of freedom.
     const T: [f64; 19] = [
         4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
         2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
     ];
-    if ratios.len() < 3 {
+    if ratios.len() < 3 || ratios.iter().any(|ratio| ratio.is_infinite()) {
         return None;
     }
     let count = ratios.len() as f64;

@@ -73,11 +73,22 @@ fn students_interval_is_the_textbooks() {
 #[test]
 fn the_max_load_lies_between_two_loads_on_a_logarithmic_line() {
     let curve = [(100.0, 10.0), (200.0, 20.0), (300.0, 2000.0)];
-    assert_eq!(max_load(&curve, 200.0), Some((250.0, true)));
-    assert_eq!(max_load(&curve, 20.0), Some((200.0, true)));
-    assert_eq!(max_load(&curve, 5.0), None);
-    assert_eq!(max_load(&curve, 5000.0), Some((300.0, false)));
-    assert_eq!(max_load(&[], 5.0), None);
+    let at = |us| MaxLoad::of(&curve, us);
+    let between = |low, high| Some(MaxLoad { low, high });
+    assert_eq!(at(200.0), between(250.0, 250.0));
+    assert_eq!(at(20.0), between(200.0, 200.0));
+    assert_eq!(at(5.0), between(0.0, 100.0));
+    assert_eq!(at(5000.0), between(300.0, f64::INFINITY));
+    assert_eq!(MaxLoad::of(&[], 5.0), None);
+    // What is lost is no latency to draw a line to.
+    assert_eq!(MaxLoad::of(&[(100.0, 10.0), (200.0, f64::INFINITY)], 20.0), between(100.0, 200.0));
+}
+
+const SLO: Slo = Slo { class: "GET", quantile: 0.99, us: 100.0 };
+
+fn max_load(over: Over, bound: f64) -> Criterion {
+    let bound = Bound::AtLeast(bound);
+    Criterion::MaxLoad { above: "a", below: "b", slo: SLO, over, bound }
 }
 
 fn sweep(a: [u64; 2], b: [u64; 2]) -> Points {
@@ -86,21 +97,78 @@ fn sweep(a: [u64; 2], b: [u64; 2]) -> Points {
 }
 
 #[test]
-fn a_max_load_can_fall_short_and_needs_the_one_below_to_be_known() {
-    let slo = Slo { class: "GET", quantile: 0.99, us: 100.0 };
-    let criterion = |bound| Criterion::MaxLoad {
-        above: "a",
-        below: "b",
-        slo,
-        over: Over::Mean,
-        bound: Bound::AtLeast(bound),
+fn a_max_load_can_fall_short_and_where_it_is_not_known_the_least_possible_counts() {
+    let judged = |bound, points: &Points| only(max_load(Over::Mean, bound), points);
+    // b gets there at 150; a never does: at least 200.
+    let verdict = judged(1.3, &sweep([10, 20], [10, 1000]));
+    assert!(verdict.holds() && verdict.line().contains(": at least 1.33"), "{}", verdict.line());
+    assert!(verdict.detail.starts_with("at least 200/s"), "{}", verdict.detail);
+    assert!(!judged(1.4, &sweep([10, 20], [10, 1000])).holds());
+    // Both are known.
+    assert!(!judged(1.0, &sweep([10, 1000], [10, 1000])).line().contains(": at least"));
+    // b is above it from the start: at most 100.
+    let verdict = judged(1.5, &sweep([10, 1000], [500, 600]));
+    assert!(verdict.holds() && verdict.at_least, "{}", verdict.line());
+    assert!(verdict.detail.contains("/ below 100/s"), "{}", verdict.detail);
+    assert!(!judged(1.6, &sweep([10, 1000], [500, 600])).holds());
+    // Nothing is known of the one below the line, or of the one above.
+    assert!(!judged(0.1, &sweep([10, 20], [10, 20])).holds());
+    assert!(!judged(0.1, &sweep([500, 600], [10, 1000])).holds());
+}
+
+#[test]
+fn a_request_that_was_lost_is_not_under_an_objective() {
+    let of = |lost| {
+        let mut many = vec![made("a", 100.0, &[10; 98]), made("a", 200.0, &[10; 98])];
+        many[1].drops = lost;
+        many.extend([made("b", 100.0, &[10]), made("b", 200.0, &[1000])]);
+        points(&plan(&["a", "b"], &[100.0, 200.0]), many)
     };
-    // a never gets there: at least 200; b does at 150.
-    let points = sweep([10, 20], [10, 1000]);
-    assert!(only(criterion(1.3), &points).holds());
-    assert!(!only(criterion(1.4), &points).holds());
-    assert!(!only(criterion(0.1), &sweep([10, 20], [10, 20])).holds());
-    assert!(!only(criterion(0.1), &sweep([500, 600], [10, 1000])).holds());
+    for over in [Over::Mean, Over::Pooled] {
+        assert!(only(max_load(over, 1.3), &of(0)).holds());
+        let verdict = only(max_load(over, 1.3), &of(2));
+        assert!(!verdict.holds(), "{}", verdict.line());
+        assert!(verdict.detail.starts_with("100/s to 200/s"), "{}", verdict.detail);
+    }
+    let cell = Cell::latency("a", 200.0, "GET", 0.99);
+    assert_eq!(cell.value(&of(2)), Some(f64::INFINITY));
+    assert!(!only(Criterion::Value(cell, Bound::AtMost(20.0)), &of(2)).holds());
+}
+
+#[test]
+fn the_ratio_of_max_loads_has_an_interval_that_no_resample_is_left_out_of() {
+    let rounds = |config, load_rps, us: [u64; 3]| -> Vec<Made> {
+        (1..).zip(us).map(|(round, us)| Made { round, ..made(config, load_rps, &[us]) }).collect()
+    };
+    let of = |bottom: [u64; 3]| {
+        let parts = [
+            rounds("a", 100.0, [10; 3]),
+            rounds("a", 200.0, [1000; 3]),
+            rounds("b", 100.0, bottom),
+            rounds("b", 200.0, [1000; 3]),
+        ];
+        only(
+            max_load(Over::Mean, 0.1),
+            &points(&plan(&["a", "b"], &[100.0, 200.0]), parts.concat()),
+        )
+    };
+    let same = of([10; 3]);
+    assert_eq!((same.measured, same.interval), (Some(1.0), Some((1.0, 1.0))));
+    // Of three rounds one is above it at the first load: with many draws of that one
+    // b is below 100, and the ratio 150 / 100 at least.
+    let scattered = of([10, 10, 250]);
+    let (low, high) = scattered.interval.unwrap();
+    assert!(low == 1.0 && high == 1.5, "{}", scattered.line());
+    assert!(scattered.detail.contains("[below 100/s, "), "{}", scattered.detail);
+}
+
+#[test]
+fn rounds_without_every_load_are_not_looked_at() {
+    let of = |round, load_rps, us| Made { round, ..made("a", load_rps, &[us]) };
+    let all = vec![of(1, 100.0, 10), of(1, 200.0, 1000), of(2, 200.0, 20)];
+    let points = points(&plan(&["a"], &[100.0, 200.0]), all);
+    let (load, _) = max_load_of(&points, "a", &SLO, Over::Mean).unwrap();
+    assert_eq!(load, MaxLoad { low: 150.0, high: 150.0 });
 }
 
 #[test]

@@ -90,7 +90,7 @@ impl TwinCriterion {
             let full = point.rounds.len() - judged.rounds.len();
             let terms = judged
                 .pooled(class)
-                .quantile(self.quantile)
+                .quantile_of_all(self.quantile)
                 .zip(judged.pooled_twin(class).and_then(|twin| twin.quantile(self.quantile)));
             match terms.map(|(measured, twin)| compare(measured, twin)) {
                 Some(number) if full == 0 => shown.push(format!("{load}: {number:.2}")),

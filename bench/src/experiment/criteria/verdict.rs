@@ -25,6 +25,8 @@ pub struct Verdict {
     pub text: String,
     /// What was measured; `None` when something is missing.
     pub measured: Option<f64>,
+    /// Whether it may be more, for all that is known.
+    pub at_least: bool,
     /// Where it must lie.
     pub bound: Bound,
     /// 95 % interval, where one was asked for, and what its lower end must reach.
@@ -77,8 +79,9 @@ impl Verdict {
     /// A criterion with its measured number.
     pub fn new(text: String, measured: Option<f64>, bound: Bound, detail: String) -> Self {
         let measured = measured.filter(|number| number.is_finite());
-        let (interval, low_end, structural) = (None, None, false);
-        Self { text, measured, bound, interval, low_end, detail, structural }
+        let (interval, low_end) = (None, None);
+        let (at_least, structural) = (false, false);
+        Self { text, measured, at_least, bound, interval, low_end, detail, structural }
     }
 
     /// So many things that must not be.
@@ -106,19 +109,27 @@ impl Verdict {
         interval && self.measured.is_some_and(|number| self.bound.holds(number))
     }
 
+    /// The number, in words.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        let at_least = if self.at_least { "at least " } else { "" };
+        self.measured
+            .map_or("not measured".to_owned(), |measured| format!("{at_least}{}", number(measured)))
+    }
+
     /// One line: mark, text, number, bound.
     #[must_use]
     pub fn line(&self) -> String {
-        let measured = self.measured.map_or("not measured".to_owned(), number);
         let interval = self
             .interval
             .map_or(String::new(), |(low, high)| format!(" [{}, {}]", number(low), number(high)));
         let low_end = self.low_end.map_or(String::new(), |low| format!(", lower end {low}"));
         let detail = if self.detail.is_empty() { "" } else { ": " };
         format!(
-            "{} {}: {measured}{interval} ({}{low_end}){detail}{}",
+            "{} {}: {}{interval} ({}{low_end}){detail}{}",
             self.mark(),
             self.text,
+            self.shown(),
             self.bound.text(),
             self.detail
         )

@@ -31,8 +31,9 @@ fn refused(command: Command) -> String {
 }
 
 /// Runs that are written down, as configuration and load.
-fn runs(folder: &Path) -> Vec<(String, u64)> {
-    let text = std::fs::read_to_string(folder.join("runs-1.jsonl")).unwrap_or_default();
+fn runs(folder: &Path, round: u32) -> Vec<(String, u64)> {
+    let file = folder.join(format!("runs-{round}.jsonl"));
+    let text = std::fs::read_to_string(file).unwrap_or_default();
     let whole = text.rfind('\n').map_or("", |last| &text[..last]);
     whole
         .lines()
@@ -70,35 +71,38 @@ impl Drop for Killed {
 }
 
 #[test]
-fn an_experiment_that_is_killed_goes_on_where_it_was_and_is_judged() {
+fn an_experiment_that_is_killed_goes_on_with_the_round_it_was_in_and_is_judged() {
     if !require(&[Need::Root]) {
         return;
     }
     let out = tempfile::tempdir().unwrap();
     let folder = out.path().join("figure-2-quick");
-    let arguments = ["run", "figure-2", "--quick"];
+    let arguments = ["run", "figure-2", "--quick", "--rounds", "2"];
     let child = bench(&arguments, out.path()).stderr(Stdio::null()).stdout(Stdio::null()).spawn();
     let mut killed = Killed(child.unwrap());
     let own_pins = PathBuf::from(format!("/sys/fs/bpf/syrup-bench-{}", killed.0.id()));
-    // One run is done, and the next has begun.
-    until("no run was written down", || runs(&folder).len() == 1);
+    // One round is done, and the first run of the next.
+    until("no run of the second round was written down", || runs(&folder, 2).len() == 1);
     until("no policy is deployed", || own_pins.exists());
     assert!(killed.0.try_wait().unwrap().is_none(), "it is over already");
-    let before = std::fs::read(folder.join("runs-1.jsonl")).unwrap();
+    let rounds = || [1, 2].map(|n| std::fs::read(folder.join(format!("runs-{n}.jsonl"))).unwrap());
+    let before = rounds();
     killed.0.kill().unwrap();
     killed.0.wait().unwrap();
     let error = refused(bench(&["check", folder.to_str().unwrap()], Path::new("/nowhere")));
     assert!(error.contains("results.json"), "{error}");
 
     ok(bench(&arguments, out.path()));
-    let after = std::fs::read(folder.join("runs-1.jsonl")).unwrap();
-    let whole = before.iter().rposition(|&byte| byte == b'\n').unwrap();
-    assert_eq!(after[..whole], before[..whole], "what was measured is kept");
-    let made = runs(&folder);
-    let mut distinct = made.clone();
-    distinct.sort();
-    distinct.dedup();
-    assert_eq!((made.len(), distinct.len()), (4, 4), "{made:?}");
+    let after = rounds();
+    assert_eq!(after[0], before[0], "the round that was measured is kept");
+    assert!(!after[1].starts_with(&before[1]), "the other one's hash is drawn anew");
+    for round in [1, 2] {
+        let made = runs(&folder, round);
+        let mut distinct = made.clone();
+        distinct.sort();
+        distinct.dedup();
+        assert_eq!((made.len(), distinct.len()), (4, 4), "{made:?}");
+    }
     assert!(!own_pins.exists(), "the killed one's pins are left");
 
     // Judged by how it went; the numbers of a second say little.
@@ -123,7 +127,7 @@ fn an_experiment_that_is_killed_goes_on_where_it_was_and_is_judged() {
     // Nothing is left to do, and another seed is another experiment.
     let again = ended(bench(&arguments, out.path()));
     assert!(String::from_utf8_lossy(&again.stderr).contains("nothing is left to run"));
-    assert_eq!(std::fs::read(folder.join("runs-1.jsonl")).unwrap(), after);
+    assert_eq!(rounds(), after);
     let error = refused(bench(&[&arguments[..], &["--seed", "7"]].concat(), out.path()));
     assert!(error.contains("--fresh"), "{error}");
     assert!(pins().iter().all(|path| *path != own_pins));

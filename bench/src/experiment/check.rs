@@ -6,9 +6,9 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
 use super::criteria::Bound;
-use super::journal::Journal;
+use super::journal::{Journal, RESULTS};
 use super::plan::Plan;
-use super::results::{self, Outcome, RESULTS, Results};
+use super::results::{self, Outcome, Results};
 use super::tables;
 
 /// Prints the criteria of an experiment that was run; fails when one falls short.
@@ -28,9 +28,10 @@ pub struct CheckOptions {
     pub out: PathBuf,
 }
 
-/// Prints the table of an experiment and writes its results.json and report.html.
+/// Prints the table of an experiment and writes its report.html and results.json.
 ///
-/// Also of one that is not finished, or whose rounds several machines ran.
+/// Also of one whose rounds several machines ran; of one that is not finished
+/// there is no results.json.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   syrup-bench report demo
@@ -127,7 +128,10 @@ fn find(experiment: &Path, out: &Path) -> Result<Journal> {
 fn stored(folder: &Path) -> Result<Results> {
     let path = folder.join(RESULTS);
     let text = std::fs::read(&path).with_context(|| {
-        format!("cannot read {}: `syrup-bench report` writes it", path.display())
+        format!(
+            "cannot read {}: `syrup-bench run` or `report` write it when no run is missing",
+            path.display()
+        )
     })?;
     serde_json::from_slice(&text)
         .with_context(|| format!("{} is not what an experiment writes", path.display()))
@@ -136,7 +140,7 @@ fn stored(folder: &Path) -> Result<Results> {
 #[cfg(test)]
 mod tests {
     use super::super::environment::Environment;
-    use super::super::journal::{Head, Record, Run};
+    use super::super::journal::{Head, Probed, Record, Run};
     use super::super::plan::Setting;
     use super::super::points::tests::{Made, run};
     use super::*;
@@ -151,6 +155,11 @@ mod tests {
         for round in 1..=plan.rounds {
             let mut writer = journal.round(round).unwrap();
             writer.append(&Record::Environment(Environment::here("", 2))).unwrap();
+            for probe in &plan.probes {
+                let probe = probe.name.to_owned();
+                let probed = Probed { round, probe, numbers: Vec::new() };
+                writer.append(&Record::Probe(probed)).unwrap();
+            }
             for (load_rps, config) in plan.round(round, 1) {
                 let made = Made {
                     config: config.name,
@@ -214,8 +223,10 @@ mod tests {
         let lines = std::fs::read_to_string(&runs).unwrap();
         let fewer: Vec<&str> = lines.lines().take(3).collect();
         std::fs::write(&runs, fewer.join("\n") + "\n").unwrap();
+        assert!(checked(folder.path()).unwrap().contains("does not belong"));
         reported(folder.path());
-        assert!(checked(folder.path()).unwrap().contains("criteria fall short"));
+        assert!(checked(folder.path()).unwrap().contains("no run is missing"));
+        assert!(folder.path().join("report.html").exists() && !path.exists());
     }
 
     #[test]

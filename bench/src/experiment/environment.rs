@@ -1,5 +1,6 @@
 //! Where runs were measured: numbers of different machines are not mixed.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use serde::{Deserialize, Serialize};
@@ -27,12 +28,14 @@ pub struct Environment {
     pub huge_pages: String,
     /// Requests that wait in a socket before the kernel drops one.
     pub socket_holds: u32,
-    /// Source the programs were built from, with "+" for changes.
+    /// The source in whose folder it ran, with "+" for changes.
     pub commit: String,
+    /// SHA-256 of the programs, by name.
+    pub programs: BTreeMap<String, String>,
 }
 
 impl Environment {
-    /// This machine's.
+    /// This machine's; no programs.
     #[must_use]
     pub fn here(machine: &str, cpus: u32) -> Self {
         let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
@@ -53,15 +56,34 @@ impl Environment {
             huge_pages: selected(&huge_pages).to_owned(),
             socket_holds: socket::holds(BYTES).unwrap_or(0) as u32,
             commit: commit(),
+            programs: BTreeMap::new(),
         }
     }
 
-    /// Whether numbers of both may stand in one table: all but the commit, which
-    /// changes with every word of documentation.
+    /// Why numbers of `before` may not stand in one table with those of here. Not
+    /// because of the commit: it changes with every word of documentation, and is
+    /// that of the folder, not of the programs.
     #[must_use]
-    pub fn same_machine(&self, other: &Self) -> bool {
-        Self { commit: String::new(), ..self.clone() }
-            == Self { commit: String::new(), ..other.clone() }
+    pub fn apart(&self, before: &Self) -> Option<String> {
+        let machine = |one: &Self| {
+            let (commit, programs) = (String::new(), BTreeMap::new());
+            Self { commit, programs, ..one.clone() }
+        };
+        if machine(self) != machine(before) {
+            return Some(format!(
+                "another machine ({}; this is {})",
+                before.sentence(),
+                self.sentence()
+            ));
+        }
+        let names: BTreeSet<&String> = self.programs.keys().chain(before.programs.keys()).collect();
+        let other: Vec<&str> = names
+            .into_iter()
+            .filter(|name| self.programs.get(*name) != before.programs.get(*name))
+            .map(String::as_str)
+            .collect();
+        (!other.is_empty())
+            .then(|| format!("another build of {} (source {})", other.join(", "), before.commit))
     }
 
     /// In a line.
@@ -153,13 +175,19 @@ mod tests {
     }
 
     #[test]
-    fn another_commit_is_the_same_machine_and_another_kernel_is_not() {
-        let here = Environment::here("", 2);
+    fn another_kernel_or_build_is_apart_and_another_commit_is_not() {
+        let build = |hash: &str| [("syrupd".to_owned(), hash.to_owned())].into();
+        let here = Environment { programs: build("00"), ..Environment::here("", 2) };
         assert!(!here.kernel.is_empty() && !here.accelerator.is_empty());
         assert!(here.socket_holds > 0);
-        assert!(here.same_machine(&Environment { commit: "other".to_owned(), ..here.clone() }));
-        assert!(!here.same_machine(&Environment { kernel: "7.0".to_owned(), ..here.clone() }));
-        assert!(!here.same_machine(&Environment { cpus: 3, ..here.clone() }));
         assert!(here.sentence().contains(&here.kernel));
+        let apart = |before: Environment| here.apart(&before);
+        assert_eq!(apart(Environment { commit: "other".to_owned(), ..here.clone() }), None);
+        let other = apart(Environment { kernel: "7.0".to_owned(), ..here.clone() });
+        assert!(other.unwrap().starts_with("another machine (Linux 7.0"));
+        assert!(apart(Environment { cpus: 3, ..here.clone() }).is_some());
+        let other = apart(Environment { programs: build("01"), ..here.clone() });
+        assert!(other.unwrap().starts_with("another build of syrupd"));
+        assert!(apart(Environment { programs: BTreeMap::new(), ..here.clone() }).is_some());
     }
 }

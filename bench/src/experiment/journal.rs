@@ -1,13 +1,15 @@
 //! The runs of an experiment on disk, each written as soon as it is done: an
-//! experiment that was interrupted goes on where it was, and several machines
-//! may each run some of its rounds.
+//! experiment that was interrupted goes on with the round it was in, and several
+//! machines may each run some of its rounds.
 //!
-//! `setting.json` says which table it is; `runs-ROUND.jsonl` holds a line per
-//! run, and a line for the machine before the first run that was made on it. A
-//! round has one writer at a time.
+//! `setting.json` says which table it is; `runs-ROUND.jsonl` holds a line for the
+//! machine and one per run. A round has one writer at a time, and is made in one
+//! go: one that was interrupted starts again, for the kernel's hash, which the runs
+//! of a round have in common, is drawn anew with each boot and network namespace.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,6 +23,10 @@ use crate::load::LoadSummary;
 use crate::server;
 
 const SETTING: &str = "setting.json";
+/// What others check by program: there when nothing is missing.
+pub const RESULTS: &str = "results.json";
+/// What people read.
+pub const REPORT: &str = "report.html";
 
 /// What `setting.json` holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -68,6 +74,9 @@ pub struct Run {
     pub packet_ns: Option<f64>,
     /// What the service was calibrated to, in words.
     pub calibration: String,
+    /// Of the same run made before it: the shares of the requests that counted,
+    /// too small each time.
+    pub spoiled: Vec<f64>,
 }
 
 /// What a probe measured.
@@ -118,7 +127,8 @@ impl Journal {
         std::fs::create_dir_all(&self.folder)
             .with_context(|| format!("cannot create {}", self.folder.display()))?;
         if fresh {
-            for path in self.round_files()?.into_iter().chain([self.folder.join(SETTING)]) {
+            let made = [SETTING, RESULTS, REPORT].map(|name| self.folder.join(name));
+            for path in self.round_files()?.into_iter().chain(made) {
                 remove(&path)?;
             }
         }
@@ -143,6 +153,7 @@ impl Journal {
                 return Ok(head);
             }
         }
+        remove(&self.folder.join(RESULTS))?;
         put(&self.folder, SETTING, &serde_json::to_vec_pretty(&head)?)?;
         Ok(head)
     }
@@ -156,9 +167,11 @@ impl Journal {
             .with_context(|| format!("{} is not what an experiment writes", path.display()))
     }
 
-    /// Everything that was measured. Refuses runs of another table.
+    /// Everything that was measured. Refuses runs of another table, and a run that is
+    /// there twice.
     pub fn read(&self, plan: &Plan, setting: &Setting) -> Result<Measured> {
         let mut measured = Measured::default();
+        let mut seen = BTreeSet::new();
         for path in self.round_files()? {
             for record in records(&path)? {
                 match record {
@@ -181,6 +194,14 @@ impl Journal {
                             run.load_rps,
                             run.round
                         );
+                        ensure!(
+                            seen.insert((run.config.clone(), run.load_rps.to_bits(), run.round)),
+                            "{} holds {} at {}/s twice in round {}: --fresh starts anew",
+                            path.display(),
+                            run.config,
+                            run.load_rps,
+                            run.round
+                        );
                         measured.runs.push(*run);
                     }
                 }
@@ -194,9 +215,8 @@ impl Journal {
         let path = self.folder.join(format!("runs-{round}.jsonl"));
         let mut file = OpenOptions::new()
             .read(true)
-            .write(true)
+            .append(true)
             .create(true)
-            .truncate(false)
             .open(&path)
             .with_context(|| format!("cannot write {}", path.display()))?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
@@ -207,7 +227,6 @@ impl Journal {
         file.read_to_end(&mut text)?;
         let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |last| last + 1);
         file.set_len(whole as u64)?;
-        file.seek(SeekFrom::End(0))?;
         Ok(Writer { file, path })
     }
 
@@ -237,6 +256,11 @@ pub struct Writer {
 }
 
 impl Writer {
+    /// Forgets the runs of the round.
+    pub fn restart(&mut self) -> Result<()> {
+        self.file.set_len(0).with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
     /// A line, on disk when this returns.
     pub fn append(&mut self, record: &Record) -> Result<()> {
         let mut line = serde_json::to_vec(record)?;
@@ -279,7 +303,8 @@ pub fn put(folder: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn remove(path: &Path) -> Result<()> {
+/// Removes a file, if it is there.
+pub fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", path.display()))
@@ -338,6 +363,23 @@ mod tests {
     }
 
     #[test]
+    fn a_run_that_is_there_twice_is_refused_and_a_round_can_start_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::at(folder.path());
+        let table = plan(&["a"], &[100.0]);
+        let mut writer = journal.round(1).unwrap();
+        for _ in 0..2 {
+            writer.append(&made(&table, "a", 1)).unwrap();
+        }
+        let setting = head(1).setting;
+        let error = journal.read(&table, &setting).unwrap_err();
+        assert!(error.to_string().contains("twice in round 1"), "{error}");
+        writer.restart().unwrap();
+        writer.append(&made(&table, "a", 1)).unwrap();
+        assert_eq!(journal.read(&table, &setting).unwrap().runs.len(), 1);
+    }
+
+    #[test]
     fn a_round_has_one_writer_at_a_time() {
         let folder = tempfile::tempdir().unwrap();
         let journal = Journal::at(folder.path());
@@ -373,7 +415,11 @@ mod tests {
         let error = journal.begin(&head(2), false).unwrap_err();
         assert!(error.to_string().contains("--fresh"), "{error}");
         assert_eq!(journal.read(&table, &head(1).setting).unwrap().runs.len(), 1);
+        for name in [RESULTS, REPORT] {
+            std::fs::write(journal.folder().join(name), "old").unwrap();
+        }
         journal.begin(&head(2), true).unwrap();
+        assert!([RESULTS, REPORT].iter().all(|name| !journal.folder().join(name).exists()));
         assert!(journal.read(&table, &head(2).setting).unwrap().runs.is_empty());
     }
 

@@ -458,6 +458,16 @@ impl Plan {
         Ok(hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
     }
 
+    /// Share of the requests that has to count in a run.
+    #[must_use]
+    pub fn kept_floor(&self) -> f64 {
+        let floor = self.criteria.iter().find_map(|criterion| match criterion {
+            Criterion::Kept(least) => Some(*least),
+            _ => None,
+        });
+        floor.unwrap_or(0.0)
+    }
+
     /// Refuses a table that makes no sense.
     pub fn check(&self) -> Result<()> {
         let mut classes = self.classes();

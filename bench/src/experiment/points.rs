@@ -369,6 +369,7 @@ pub(crate) mod tests {
             deployments: deployments.into_iter().collect(),
             packet_ns: None,
             calibration: String::new(),
+            spoiled: Vec::new(),
         }
     }
 

@@ -41,6 +41,11 @@ impl Progress {
         eprintln!("{}: [{}/{}] {text}; {eta}", self.experiment, self.done, self.runs);
     }
 
+    /// So many runs need not be made.
+    pub fn skip(&mut self, runs: u32) {
+        self.runs = self.runs.saturating_sub(runs);
+    }
+
     /// Real seconds. In a guest whose time counts instructions only the clock
     /// on the mainboard goes with the user's.
     fn elapsed_s(&self) -> f64 {

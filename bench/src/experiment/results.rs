@@ -3,20 +3,17 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::criteria::{self, Verdict};
 use super::distribution::{Interval, LEAST_FOR_P999};
 use super::environment::Environment;
-use super::journal::{Journal, Measured, Run, put};
+use super::journal::{Journal, Measured, REPORT, RESULTS, Run, put, remove};
 use super::latency;
-use super::plan::{Config, Plan, Setting};
+use super::plan::{Config, Plan, Probe, Setting};
 use super::points::{Point, Points, Spread};
 use crate::report;
-
-/// The file that others check by program.
-pub const RESULTS: &str = "results.json";
 
 /// `results.json`. Latencies are in undilated microseconds from the intended
 /// send time, percentiles those of all samples of all rounds.
@@ -131,6 +128,8 @@ pub struct Row {
     pub max_over_mean: Option<f64>,
     /// Mean time of the packet program; median of the rounds.
     pub packet_ns: Option<f64>,
+    /// Runs of which too little counted, and that were made again.
+    pub repeated: u32,
     /// Threads that a policy left waiting too long; all rounds together.
     pub rescued: u64,
     /// Of the arrivals, by round.
@@ -151,19 +150,26 @@ pub struct Outcome {
     pub calibrations: Vec<String>,
 }
 
-/// Runs that the plan has and that were not measured.
+/// What the plan has and was not measured, runs and probes.
 #[must_use]
 pub fn missing(plan: &Plan, measured: &Measured) -> usize {
-    let made = |round: u32, load_rps: f64, config: &Config| {
+    (1..=plan.rounds).map(|round| missing_in(plan, measured, round)).sum()
+}
+
+/// The same of one round.
+#[must_use]
+pub fn missing_in(plan: &Plan, measured: &Measured, round: u32) -> usize {
+    let made = |load_rps: f64, config: &Config| {
         let same =
             |run: &Run| run.config == config.name && run.load_rps == load_rps && run.round == round;
         measured.runs.iter().any(same)
     };
-    let missing = |round: u32| {
-        let runs = plan.round(round, 0).into_iter();
-        runs.filter(|(load_rps, config)| !made(round, *load_rps, config)).count()
+    let probed = |probe: &Probe| {
+        measured.probed.iter().any(|one| one.probe == probe.name && one.round == round)
     };
-    (1..=plan.rounds).map(missing).sum()
+    let runs = plan.round(round, 0).into_iter();
+    runs.filter(|(load_rps, config)| !made(*load_rps, config)).count()
+        + plan.probes.iter().filter(|probe| !probed(probe)).count()
 }
 
 /// Judges what was measured.
@@ -174,12 +180,9 @@ pub fn outcome(plan: &Plan, setting: &Setting, measured: &Measured) -> Result<Ou
         .context("nothing was measured yet: `syrup-bench run` measures")?
         .clone();
     for other in &measured.environments {
-        ensure!(
-            environment.same_machine(other),
-            "runs of different machines do not go into one table: {} and {}",
-            environment.sentence(),
-            other.sentence()
-        );
+        if let Some(why) = environment.apart(other) {
+            bail!("these runs do not go into one table: some are of {why}");
+        }
     }
     let points = Points::of(plan, measured)?;
     let verdicts = criteria::judge(&plan.criteria, &points);
@@ -296,6 +299,7 @@ fn rows(plan: &Plan, points: &Points, point: &Point) -> Vec<Row> {
                 as u32,
             max_over_mean: of_rounds(&super::points::Round::max_over_mean).map(|s| s.median),
             packet_ns: of_rounds(&|round| round.run.packet_ns).map(|spread| spread.median),
+            repeated: point.rounds.values().map(|round| round.run.spoiled.len() as u32).sum(),
             rescued,
             seeds: point.rounds.values().map(|round| round.run.seed).collect(),
         })
@@ -312,11 +316,19 @@ fn mean_of(values: BTreeMap<u32, f64>) -> Option<f64> {
 pub fn write(journal: &Journal, plan: &Plan, setting: &Setting, measured: &Measured) -> Result<()> {
     let outcome = outcome(plan, setting, measured)?;
     let folder = journal.folder();
-    put(folder, RESULTS, &serde_json::to_vec_pretty(&outcome.results)?)?;
-    put(folder, "report.html", report::html(&outcome)?.as_bytes())?;
+    put(folder, REPORT, report::html(&outcome)?.as_bytes())?;
+    let missing = missing(plan, measured);
+    // Who finds results.json finds an experiment that is finished.
+    match missing {
+        0 => put(folder, RESULTS, &serde_json::to_vec_pretty(&outcome.results)?)?,
+        _ => remove(&folder.join(RESULTS))?,
+    }
     println!("{}", table(&outcome));
     show(&outcome.verdicts);
-    println!("report: {}", folder.join("report.html").display());
+    println!("report: {}", folder.join(REPORT).display());
+    if missing > 0 {
+        println!("{missing} measurements are still to be made: there is no {RESULTS} yet");
+    }
     Ok(())
 }
 

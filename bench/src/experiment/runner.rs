@@ -10,7 +10,7 @@ use syrup_hook::App;
 use syrup_net_hooks::{count_run_time, run_time};
 
 use super::environment::Environment;
-use super::journal::{Head, Journal, Measured, Probed, Record, Run};
+use super::journal::{Head, Journal, Probed, Record, Run};
 use super::plan::{Config, Plan, Service, Setting};
 use super::progress::Progress;
 use super::server_process::ServerProcess;
@@ -27,8 +27,8 @@ const AGENT_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Runs an experiment, or goes on with one that was interrupted.
 ///
-/// Each run is written to OUT/EXPERIMENT as soon as it is done; what is there
-/// already is not run again. When nothing is missing the table and the criteria
+/// Each run is written to OUT/EXPERIMENT as soon as it is done. Rounds that are
+/// there are not run again; one that is not complete starts again. When nothing is missing the table and the criteria
 /// are printed, and results.json and report.html are written beside the runs.
 /// Runs as root.
 #[derive(Debug, Args)]
@@ -86,22 +86,20 @@ pub fn run(options: &Options) -> Result<()> {
     let head = journal.begin(&head, options.fresh)?;
     let plan = tables::plan(&head.experiment, &head.setting)?;
     let measured = journal.read(&plan, &head.setting)?;
-    let environment = Environment::here(&options.machine, cpus);
-    if let Some(before) = measured.environments.iter().find(|one| !one.same_machine(&environment)) {
+    let programs = options.programs.hashes()?;
+    let environment = Environment { programs, ..Environment::here(&options.machine, cpus) };
+    if let Some(why) = measured.environments.iter().find_map(|before| environment.apart(before)) {
         anyhow::bail!(
-            "{} holds runs of another machine ({}; this is {}): --fresh starts anew, another --out \
-             keeps them",
+            "{} holds runs of {why}: --fresh starts anew, another --out keeps them",
             journal.folder().display(),
-            before.sentence(),
-            environment.sentence()
         );
     }
-    let steps = steps(options, &plan, &head.setting)?;
-    let todo: Vec<Step<'_>> = steps.into_iter().filter(|step| !step.is_done(&measured)).collect();
-    if todo.is_empty() {
+    let mut rounds = rounds(options, &plan, &head.setting)?;
+    rounds.retain(|(round, _)| results::missing_in(&plan, &measured, *round) > 0);
+    if rounds.is_empty() {
         eprintln!("{}: nothing is left to run", plan.name);
     } else {
-        make(options, &plan, &head.setting, &journal, &measured, &environment, &todo)?;
+        make(options, &plan, &head.setting, &journal, &environment, &rounds)?;
     }
     let measured = journal.read(&plan, &head.setting)?;
     match results::missing(&plan, &measured) {
@@ -118,18 +116,12 @@ pub fn run(options: &Options) -> Result<()> {
     }
 }
 
-impl Step<'_> {
-    fn is_done(&self, measured: &Measured) -> bool {
-        measured.runs.iter().any(|run| {
-            run.config == self.config.name
-                && run.load_rps == self.load_rps
-                && run.round == self.round
-        })
-    }
-}
-
-/// All runs that were asked for, in order.
-fn steps<'a>(options: &Options, plan: &'a Plan, setting: &Setting) -> Result<Vec<Step<'a>>> {
+/// The rounds that were asked for, each with its runs in order.
+fn rounds<'a>(
+    options: &Options,
+    plan: &'a Plan,
+    setting: &Setting,
+) -> Result<Vec<(u32, Vec<Step<'a>>)>> {
     for name in &options.configs {
         ensure!(
             plan.config(name).is_some(),
@@ -139,8 +131,14 @@ fn steps<'a>(options: &Options, plan: &'a Plan, setting: &Setting) -> Result<Vec
         );
     }
     let all_loads = plan.all_loads();
-    for load in &options.loads {
-        ensure!(all_loads.contains(load), "{} has no load {load}, but {all_loads:?}", plan.name);
+    // As tables show them, with a digit after the point.
+    let same = |one: f64, other: f64| (one - other).abs() < 0.1;
+    for &load in &options.loads {
+        ensure!(
+            all_loads.iter().any(|&one| same(one, load)),
+            "{} has no load {load}, but {all_loads:?}",
+            plan.name
+        );
     }
     for round in &options.round {
         ensure!(
@@ -152,18 +150,20 @@ fn steps<'a>(options: &Options, plan: &'a Plan, setting: &Setting) -> Result<Vec
     }
     let wanted = |step: &Step<'_>| {
         (options.configs.is_empty() || options.configs.iter().any(|name| name == step.config.name))
-            && (options.loads.is_empty() || options.loads.contains(&step.load_rps))
-            && (options.round.is_empty() || options.round.contains(&step.round))
+            && (options.loads.is_empty()
+                || options.loads.iter().any(|&load| same(load, step.load_rps)))
     };
-    let mut steps: Vec<Step<'_>> = (1..=plan.rounds)
-        .flat_map(|round| {
-            let runs = plan.round(round, setting.seed).into_iter();
-            runs.map(move |(load_rps, config)| Step { round, load_rps, config })
-        })
+    let steps = |round| -> Vec<Step<'a>> {
+        let runs = plan.round(round, setting.seed).into_iter();
+        runs.map(|(load_rps, config)| Step { round, load_rps, config }).filter(wanted).collect()
+    };
+    let rounds: Vec<(u32, Vec<Step<'a>>)> = (1..=plan.rounds)
+        .filter(|round| options.round.is_empty() || options.round.contains(round))
+        .map(|round| (round, steps(round)))
+        .filter(|(_, steps)| !steps.is_empty())
         .collect();
-    steps.retain(wanted);
-    ensure!(!steps.is_empty(), "nothing to run: --configs, --loads and --round leave no run");
-    Ok(steps)
+    ensure!(!rounds.is_empty(), "nothing to run: --configs, --loads and --round leave no run");
+    Ok(rounds)
 }
 
 /// Who runs where. On few CPUs, or where it does not matter, everybody does
@@ -203,14 +203,14 @@ fn make(
     plan: &Plan,
     setting: &Setting,
     journal: &Journal,
-    measured: &Measured,
     environment: &Environment,
-    todo: &[Step<'_>],
+    rounds: &[(u32, Vec<Step<'_>>)],
 ) -> Result<()> {
     if plan.own_network {
         crate::namespace::enter_new().context("cannot make a network namespace")?;
     }
-    let mut progress = Progress::new(plan.name, todo.len() as u32);
+    let mut progress =
+        Progress::new(plan.name, rounds.iter().map(|(_, steps)| steps.len() as u32).sum());
     let cpus = Cpus::split(priority::cpus()?, plan.generator_cpu);
     priority::set_cpus(&cpus.server)?;
     let service = service_flags(plan, setting, &progress)?;
@@ -222,33 +222,46 @@ fn make(
     let stack = Stack::start(&options.programs)?;
     let folder = tempfile::tempdir()?;
     let runner = Runner { plan, setting, stack, cpus, folder, service };
-    let mut writer = None;
-    for step in todo {
-        if writer.as_ref().is_none_or(|(round, _)| *round != step.round) {
-            // The one before is closed first: its lock goes with it.
-            drop(writer.take());
-            let mut new = journal.round(step.round)?;
-            new.append(&Record::Environment(environment.clone()))?;
-            for probe in &plan.probes {
-                let done = |one: &Probed| one.probe == probe.name && one.round == step.round;
-                if !measured.probed.iter().any(done) {
-                    let numbers = (probe.measure)(&runner.stack)
-                        .with_context(|| format!("round {}, {}", step.round, probe.name))?;
-                    let probe = probe.name.to_owned();
-                    new.append(&Record::Probe(Probed { round: step.round, probe, numbers }))?;
-                }
-            }
-            writer = Some((step.round, new));
+    for (round, steps) in rounds {
+        let mut writer = journal.round(*round)?;
+        // Another process may have made it meanwhile.
+        let measured = journal.read(plan, setting)?;
+        if results::missing_in(plan, &measured, *round) == 0 {
+            progress.skip(steps.len() as u32);
+            continue;
         }
-        let run = runner.once(*step).with_context(|| {
-            format!("round {}, {} at {}/s", step.round, step.config.name, step.load_rps)
-        })?;
-        progress.run_done(&shown(plan, &run));
-        if let Some((_, writer)) = &mut writer {
+        writer.restart()?;
+        writer.append(&Record::Environment(environment.clone()))?;
+        for probe in &plan.probes {
+            let numbers = (probe.measure)(&runner.stack)
+                .with_context(|| format!("round {round}, {}", probe.name))?;
+            let probe = probe.name.to_owned();
+            writer.append(&Record::Probe(Probed { round: *round, probe, numbers }))?;
+        }
+        for step in steps {
+            let run = until_kept(plan.kept_floor(), || runner.once(*step)).with_context(|| {
+                format!("round {round}, {} at {}/s", step.config.name, step.load_rps)
+            })?;
+            progress.run_done(&shown(plan, &run));
             writer.append(&Record::Run(Box::new(run)))?;
         }
     }
     Ok(())
+}
+
+/// A run of which too little counts is made again, at most twice, and the shares
+/// are written down. It is chosen by how late sender and sleeper were, never by its
+/// latencies.
+fn until_kept(floor: f64, mut once: impl FnMut() -> Result<Run>) -> Result<Run> {
+    const AGAIN: usize = 2;
+    let mut spoiled = Vec::new();
+    loop {
+        let run = once()?;
+        if run.load.kept_share >= floor || spoiled.len() == AGAIN {
+            return Ok(Run { spoiled, ..run });
+        }
+        spoiled.push(run.load.kept_share);
+    }
 }
 
 /// What the server is told of the service, and how that was found.
@@ -367,6 +380,7 @@ impl Runner<'_> {
             deployments,
             packet_ns,
             calibration: service.1.clone(),
+            spoiled: Vec::new(),
         })
     }
 }
@@ -461,6 +475,47 @@ mod tests {
         assert_eq!(split(&[0, 1, 5], false).server_list(), None);
         let setting = Setting { cpus: 3, ..Setting::default() };
         assert_eq!(setting.server_cpus(), 2);
+    }
+
+    #[test]
+    fn a_run_of_which_too_little_counts_is_made_again_at_most_twice() {
+        use super::super::points::tests::{Made, run};
+        let kept = |shares: &[f64]| {
+            let mut shares = shares.iter();
+            let made = until_kept(0.5, || {
+                let kept = *shares.next().context("no more")?;
+                Ok(run(&Made { kept, gets_us: vec![1], ..Made::default() }))
+            });
+            made.map(|run| (run.load.kept_share, run.spoiled)).ok()
+        };
+        assert_eq!(kept(&[0.5, 1.0]), Some((0.5, vec![])));
+        assert_eq!(kept(&[0.4, 0.9, 1.0]), Some((0.9, vec![0.4])));
+        assert_eq!(kept(&[0.4, 0.3, 0.2, 1.0]), Some((0.2, vec![0.4, 0.3])));
+    }
+
+    #[test]
+    fn rounds_and_loads_that_were_asked_for_are_run() {
+        #[derive(clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            options: Options,
+        }
+        let chosen = |arguments: &[&str]| {
+            let line = [&["run", "demo", "--quick"], arguments].concat();
+            let options = <Cli as clap::Parser>::parse_from(line).options;
+            let setting = Setting { cpus: 3, ..options.setting.clone() };
+            let plan = tables::plan("demo", &setting).unwrap();
+            let rounds = rounds(&options, &plan, &setting).ok()?;
+            Some(rounds.iter().map(|(round, steps)| (*round, steps.len())).collect::<Vec<_>>())
+        };
+        // Half load, as tables print it.
+        assert_eq!(chosen(&["--loads", "62.5", "--configs", "both,vanilla"]), Some(vec![(1, 2)]));
+        assert_eq!(
+            chosen(&["--rounds", "3", "--round", "2", "--configs", "both", "--loads", "62.5"]),
+            Some(vec![(2, 1)])
+        );
+        assert_eq!(chosen(&["--loads", "62"]), None);
+        assert_eq!(chosen(&["--round", "2"]), None);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 /// Where the programs are.
 #[derive(Debug, Clone, Args)]
@@ -36,6 +37,23 @@ impl Programs {
             path.display()
         );
         Ok(path)
+    }
+
+    /// SHA-256 of all programs of an experiment, this one included.
+    pub fn hashes(&self) -> Result<BTreeMap<String, String>> {
+        let files = [
+            ("syrup-bench", PathBuf::from("/proc/self/exe")),
+            ("syrupctl", Self::find(self.syrupctl.as_ref(), "syrupctl")?),
+            ("syrupd", Self::find(self.syrupd.as_ref(), "syrupd")?),
+        ];
+        let hash = |(name, path): (&str, PathBuf)| {
+            let mut hash = Sha256::new();
+            let mut file = std::fs::File::open(&path)?;
+            std::io::copy(&mut file, &mut hash)?;
+            let text = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+            anyhow::Ok((name.to_owned(), text))
+        };
+        files.into_iter().map(hash).collect::<Result<_>>().context("cannot read the programs")
     }
 }
 

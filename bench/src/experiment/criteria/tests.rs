@@ -243,11 +243,15 @@ fn a_lost_request_falls_short() {
 }
 
 #[test]
-fn too_few_requests_that_count_fall_short() {
-    let with =
-        |kept| points(&plan(&["a"], &[100.0]), vec![Made { kept, ..made("a", 100.0, &[9]) }]);
-    assert!(only(Criterion::Kept(0.5), &with(0.5)).holds());
-    assert!(!only(Criterion::Kept(0.5), &with(0.49)).holds());
+fn one_run_of_which_too_few_requests_count_falls_short() {
+    let with = |kept: [f64; 3]| {
+        let rounds = (1..).zip(kept);
+        let made = rounds.map(|(round, kept)| Made { round, kept, ..made("a", 100.0, &[9]) });
+        points(&plan(&["a"], &[100.0]), made.collect())
+    };
+    assert!(only(Criterion::Kept(0.5), &with([1.0, 1.0, 0.5])).holds());
+    let verdict = only(Criterion::Kept(0.5), &with([1.0, 0.49, 1.0]));
+    assert!(!verdict.holds() && verdict.detail.contains("in round 2"), "{}", verdict.line());
 }
 
 #[test]

@@ -13,6 +13,8 @@ const VANILLA: [f64; 3] = [200e3, 250e3, 290e3];
 const ROUND_ROBIN: [f64; 7] = [200e3, 250e3, 330e3, 400e3, 480e3, 510e3, 540e3];
 
 pub fn plan(setting: &Setting) -> Plan {
+    // Round robin 3 times, spread over the draws.
+    let (rounds, every) = if setting.quick { (1, 1) } else { (26, 9) };
     let some = |loads: &'static [f64]| if setting.quick { &loads[..2] } else { loads };
     let round_robin = Config::new("round-robin", "socket-select with round-robin")
         .policy("socket-select", "round-robin", &[])
@@ -31,11 +33,10 @@ pub fn plan(setting: &Setting) -> Plan {
             .to_owned(),
         configs: vec![
             vanilla.twin(Policy::Vanilla).at(some(&VANILLA), 1),
-            // 3 times, spread over the draws.
-            round_robin.at(some(&ROUND_ROBIN), 9),
+            round_robin.at(some(&ROUND_ROBIN), every),
         ],
         streams: vec![Stream::gets_and_scans(0.0)],
-        rounds: if setting.quick { 1 } else { 26 },
+        rounds,
         criteria: vec![
             Criterion::MaxLoad {
                 above: "round-robin",

@@ -55,6 +55,8 @@ pub fn plan(name: &'static str, setting: &Setting) -> Plan {
             "Open-loop Poisson load over 50 flows, latency from the intended send time. In each \
              round all configurations meet the same requests at the same times from the same source \
              ports, so that the kernel's hash draws alike for all of them; their order is shuffled. \
+             What it draws is not the seed's: its key is the kernel's, new with each boot and network \
+             namespace, so a round is made in one go. \
              Windows of 50 ms in which the sender was late by a GET, or a service slept as much too \
              long, and the one after, are left out; the share kept stands under 'kept'. The server \
              cannot cause either: it sleeps."

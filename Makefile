@@ -6,7 +6,7 @@ export BPF_CLANG ?= $(firstword $(notdir $(shell command -v clang-19 clang-20 cl
 
 RELEASE := target/release
 # Built here once: the emulated machine would take minutes.
-DEMO_KEYS := 50000
+DEMO_KEYS := 10000
 DEMO_DB := target/bench-db-$(DEMO_KEYS)
 # In a machine with two CPUs for the server and one for the load generator.
 DEMO_RUN = --cpus 3 --memory 3G --timeout 3600 -- sh -c 'cp -r $(DEMO_DB) /tmp/demo-db && \
@@ -25,8 +25,8 @@ demo: release ## RocksDB under a policy at each of two layers, and at both, in a
 	[ ! -e target/demo/results.json ] || rm -r target/demo
 	case $$(vm/run --print-accel) in \
 	kvm) vm/run $(DEMO_RUN) --dilation 10 ;; \
-	*) vm/run --icount --name demo-1 $(DEMO_RUN) --round 1,3 & first=$$!; \
-	   vm/run --icount --name demo-2 $(DEMO_RUN) --round 2,4; second=$$?; \
+	*) vm/run --icount --name demo-1 $(DEMO_RUN) --round 1,4 & first=$$!; \
+	   vm/run --icount --name demo-2 $(DEMO_RUN) --round 2,3; second=$$?; \
 	   wait $$first && exit $$second ;; \
 	esac
 	$(RELEASE)/syrup-bench report demo

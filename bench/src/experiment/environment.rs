@@ -118,6 +118,14 @@ pub fn selected(text: &str) -> &str {
     text.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map_or(text, |(word, _)| word)
 }
 
+/// Huge pages that khugepaged has made since the machine started.
+#[must_use]
+pub fn huge_pages_made() -> u64 {
+    let text = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    let count = |line: &str| line.strip_prefix("thp_collapse_alloc ")?.trim().parse().ok();
+    text.lines().find_map(count).unwrap_or(0)
+}
+
 /// Who runs this machine, from the leaf of CPUID that hypervisors answer.
 fn accelerator() -> String {
     // `vm/run` knows it better: TCG may count instructions.

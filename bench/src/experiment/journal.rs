@@ -72,6 +72,8 @@ pub struct Run {
     pub deployments: Vec<Deployment>,
     /// Mean time of the packet program, where it was accounted.
     pub packet_ns: Option<f64>,
+    /// Huge pages that khugepaged made during the load.
+    pub huge_pages_made: u64,
     /// What the service was calibrated to, in words.
     pub calibration: String,
     /// Of the same run made before it: the shares of the requests that counted,

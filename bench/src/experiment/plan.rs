@@ -86,8 +86,13 @@ pub struct Plan {
     pub warmup_s: f64,
     /// Seconds without a reply after which the missing ones are drops.
     pub grace_s: f64,
-    /// How many times slower than what it stands for everything is.
+    /// How many times slower than what it stands for everything is; numbers are
+    /// divided by it.
     pub scale: f64,
+    /// How many times longer than real ones services take, whether or not numbers
+    /// are divided by it.
+    #[serde(skip)]
+    pub dilation: f64,
     /// Source ports.
     pub flows: u32,
     /// Threads of the server, each with a socket.

@@ -368,6 +368,7 @@ pub(crate) mod tests {
             },
             deployments: deployments.into_iter().collect(),
             packet_ns: None,
+            huge_pages_made: 0,
             calibration: String::new(),
             spoiled: Vec::new(),
         }

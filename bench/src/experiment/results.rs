@@ -15,8 +15,8 @@ use super::plan::{Config, Plan, Probe, Setting};
 use super::points::{Point, Points, Spread};
 use crate::report;
 
-/// `results.json`. Latencies are in undilated microseconds from the intended
-/// send time, percentiles those of all samples of all rounds.
+/// `results.json`. Latencies are in microseconds from the intended send time,
+/// divided by `scale`; percentiles are those of all samples of all rounds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Results {
     /// Which experiment.
@@ -27,8 +27,14 @@ pub struct Results {
     pub rounds: u32,
     /// The numbers.
     pub rows: Vec<Row>,
-    /// How many times slower than what it stands for it was run.
+    /// How many times slower than what it stands for it was run; loads are
+    /// multiplied, and times divided, by it.
     pub scale: f64,
+    /// How many times longer than real ones the services took: numbers of which
+    /// less is divided out are dilated themselves.
+    pub dilation: f64,
+    /// What the services were calibrated to.
+    pub calibrations: Vec<String>,
     /// Whether the runs were few and short.
     pub quick: bool,
     /// Decides arrivals, ports and order.
@@ -132,6 +138,8 @@ pub struct Row {
     pub repeated: u32,
     /// Threads that a policy left waiting too long; all rounds together.
     pub rescued: u64,
+    /// Huge pages that khugepaged made meanwhile, on the whole machine.
+    pub huge_pages_made: u64,
     /// Of the arrivals, by round.
     pub seeds: Vec<u64>,
 }
@@ -146,8 +154,6 @@ pub struct Outcome {
     pub results: Results,
     /// What came out.
     pub verdicts: Vec<Verdict>,
-    /// What the service was calibrated to.
-    pub calibrations: Vec<String>,
 }
 
 /// What the plan has and was not measured, runs and probes.
@@ -202,6 +208,8 @@ pub fn outcome(plan: &Plan, setting: &Setting, measured: &Measured) -> Result<Ou
         rounds: plan.rounds,
         rows: points.all.iter().flat_map(|point| rows(plan, &points, point)).collect(),
         scale: plan.scale,
+        dilation: plan.dilation,
+        calibrations,
         quick: setting.quick,
         seed: setting.seed,
         environment,
@@ -209,7 +217,7 @@ pub fn outcome(plan: &Plan, setting: &Setting, measured: &Measured) -> Result<Ou
         policies: policies(measured)?,
         criteria: verdicts.iter().map(Judged::of).collect(),
     };
-    Ok(Outcome { plan: plan.clone(), points, results, verdicts, calibrations })
+    Ok(Outcome { plan: plan.clone(), points, results, verdicts })
 }
 
 impl Judged {
@@ -301,6 +309,7 @@ fn rows(plan: &Plan, points: &Points, point: &Point) -> Vec<Row> {
             packet_ns: of_rounds(&|round| round.run.packet_ns).map(|spread| spread.median),
             repeated: point.rounds.values().map(|round| round.run.spoiled.len() as u32).sum(),
             rescued,
+            huge_pages_made: point.rounds.values().map(|one| one.run.huge_pages_made).sum(),
             seeds: point.rounds.values().map(|round| round.run.seed).collect(),
         })
     });
@@ -360,8 +369,9 @@ fn table(outcome: &Outcome) -> String {
     let rows = &outcome.results.rows;
     let twins = rows.iter().any(|row| row.simulated_p99_us.is_some());
     let packets = rows.iter().any(|row| row.packet_ns.is_some());
+    let rescues = rows.iter().any(|row| row.rescued > 0);
     let mut lines = vec![format!(
-        "{:<22} {:>8} {:<5} {:>8} {:>8} {:>17} {:>17} {:>8} {:>9} {:>6} {:>5}{}{}",
+        "{:<22} {:>8} {:<5} {:>8} {:>8} {:>17} {:>17} {:>8} {:>9} {:>6} {:>5}{}{}{}",
         "config",
         "load/s",
         "class",
@@ -375,13 +385,14 @@ fn table(outcome: &Outcome) -> String {
         "kept",
         if twins { "  simulated p99" } else { "" },
         if packets { "  ns/packet" } else { "" },
+        if rescues { "  rescued" } else { "" },
     )];
     for row in rows {
         let twin = row.simulated_p99_us.map_or(String::new(), |us| {
             format!("{}{}", latency(us), if row.saturated_rounds > 0 { " (full)" } else { "" })
         });
         lines.push(format!(
-            "{:<22} {:>8} {:<5} {:>8} {:>8} {:>17} {:>17} {:>8} {:>9} {:>6} {:>4.0}%{}{}",
+            "{:<22} {:>8} {:<5} {:>8} {:>8} {:>17} {:>17} {:>8} {:>9} {:>6} {:>4.0}%{}{}{}",
             row.config,
             thousands(row.load_rps),
             row.class,
@@ -396,8 +407,10 @@ fn table(outcome: &Outcome) -> String {
             if twins { format!("  {twin:>13}") } else { String::new() },
             match row.packet_ns {
                 Some(ns) => format!("  {ns:>9.0}"),
+                None if packets => " ".repeat(11),
                 None => String::new(),
             },
+            if rescues { format!("  {:>7}", row.rescued) } else { String::new() },
         ));
     }
     lines.push(format!(
@@ -405,6 +418,9 @@ fn table(outcome: &Outcome) -> String {
     ));
     for config in outcome.plan.configs.iter().filter(|config| !config.what.is_empty()) {
         lines.push(format!("{:<22} {}", config.name, config.what));
+    }
+    for (name, hash) in &outcome.results.policies {
+        lines.push(format!("{name:<35} {}", &hash[..hash.len().min(12)]));
     }
     for (name, values) in &outcome.points.probed {
         let spread = Spread::of(values.clone());

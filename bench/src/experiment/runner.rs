@@ -9,7 +9,7 @@ use clap::Args;
 use syrup_hook::App;
 use syrup_net_hooks::{count_run_time, run_time};
 
-use super::environment::Environment;
+use super::environment::{self, Environment};
 use super::journal::{Head, Journal, Probed, Record, Run};
 use super::plan::{Config, Plan, Service, Setting};
 use super::progress::Progress;
@@ -355,7 +355,9 @@ impl Runner<'_> {
         let syrup = plan.count_run_time
             && config.policies.iter().any(|policy| policy.hook == "socket-select");
         let before = syrup.then(|| run_time(&app)).transpose()?;
+        let huge_pages = environment::huge_pages_made();
         let summary = load::generate(&load)?;
+        let huge_pages_made = environment::huge_pages_made().saturating_sub(huge_pages);
         let after = syrup.then(|| run_time(&app)).transpose()?;
         // As they are while the server still runs.
         let deployments = match config.policies.is_empty() {
@@ -379,6 +381,7 @@ impl Runner<'_> {
             server: served,
             deployments,
             packet_ns,
+            huge_pages_made,
             calibration: service.1.clone(),
             spoiled: Vec::new(),
         })
@@ -420,7 +423,7 @@ impl KernelSettings {
             );
             let text = std::fs::read_to_string(&path)
                 .with_context(|| format!("cannot read {}", path.display()))?;
-            let old = super::environment::selected(text.trim()).to_owned();
+            let old = environment::selected(text.trim()).to_owned();
             std::fs::write(&path, value)
                 .with_context(|| format!("cannot write {value} to {}", path.display()))?;
             before.0.push((path, old));

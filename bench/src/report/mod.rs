@@ -70,9 +70,17 @@ pub fn html(outcome: &Outcome) -> Result<String> {
          max load come from a bootstrap over the rounds. p99.9 is shown where there are at least \
          {LEAST_FOR_P999} samples."
     );
-    let seed = format!("Seed {}. {}.", results.seed, results.environment.sentence());
-    let paragraphs = outcome.calibrations.iter().chain(&outcome.plan.notes);
-    for paragraph in paragraphs.chain([&statistics, &seed]) {
+    let others = match results.further_commits.as_slice() {
+        [] => String::new(),
+        commits => format!(" Some runs were made in the folder of {}.", commits.join(", ")),
+    };
+    let seed = format!("Seed {}. {}.{others}", results.seed, results.environment.sentence());
+    let programs = results.environment.programs.iter().chain(&results.policies);
+    let hashes: Vec<String> =
+        programs.map(|(name, hash)| format!("{name} {}", &hash[..hash.len().min(12)])).collect();
+    let hashes = format!("SHA-256 begin with: {}.", hashes.join(", "));
+    let paragraphs = results.calibrations.iter().chain(&outcome.plan.notes);
+    for paragraph in paragraphs.chain([&statistics, &seed, &hashes]) {
         writeln!(page, "<p>{}</p>", escape(paragraph))?;
     }
     page.push_str("</body></html>\n");
@@ -228,6 +236,7 @@ fn table(page: &mut String, outcome: &Outcome) -> Result<()> {
     let rows = &outcome.results.rows;
     let twins = rows.iter().any(|row| row.simulated_p99_us.is_some());
     let packets = rows.iter().any(|row| row.packet_ns.is_some());
+    let rescues = rows.iter().any(|row| row.rescued > 0);
     page.push_str(
         "<div class=\"scroll\"><table><tr><th>configuration</th><th>load/s</th><th>class</th>\
          <th>p50</th><th>p99</th><th>95 % of p99</th><th>rounds</th><th>rounds' p99</th>\
@@ -239,6 +248,9 @@ fn table(page: &mut String, outcome: &Outcome) -> Result<()> {
     }
     if packets {
         page.push_str("<th>ns/packet</th>");
+    }
+    if rescues {
+        page.push_str("<th>rescued</th>");
     }
     page.push_str("</tr>\n");
     for row in rows {
@@ -277,6 +289,9 @@ fn table(page: &mut String, outcome: &Outcome) -> Result<()> {
         if packets {
             let ns = row.packet_ns.map_or(String::new(), |ns| format!("{ns:.0}"));
             write!(page, "<td>{ns}</td>")?;
+        }
+        if rescues {
+            write!(page, "<td>{}</td>", row.rescued)?;
         }
         page.push_str("</tr>\n");
     }

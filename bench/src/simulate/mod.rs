@@ -461,10 +461,10 @@ mod tests {
         assert!(late < avoid / 5.0 && late < 150.0, "{late}");
     }
 
-    /// The demo's GET p99 at 39 % load, measured in a guest with two CPUs whose
-    /// time counted instructions.
+    /// GET p99 at 39 % load, as an early demo measured it in a guest with two CPUs
+    /// whose time counted instructions.
     #[test]
-    fn the_demo_has_a_twin() {
+    fn threads_that_share_cores_do_as_was_measured_in_a_guest() {
         let p99_ms = |policy, thread_policy, slice_us| {
             let mut runs: Vec<f64> = (1..=3)
                 .map(|seed| {

@@ -6,6 +6,7 @@ use rand::{Rng, SeedableRng};
 use super::verdict::{Bound, Verdict};
 use super::{Over, Slo};
 use crate::experiment::distribution::Distribution;
+use crate::experiment::plan::mixed;
 use crate::experiment::points::{Point, Points};
 use crate::experiment::results::thousands;
 
@@ -123,7 +124,7 @@ fn resampled(
     let mut rounds: Vec<u32> = own.first()?.rounds.keys().copied().collect();
     rounds.retain(|round| own.iter().all(|point| point.rounds.contains_key(round)));
     let of = |rounds: &[u32]| MaxLoad::of(&curve(&own, class, slo.quantile, over, rounds), slo.us);
-    let seed = config.bytes().fold(0, |seed, byte| seed * 31 + u64::from(byte));
+    let seed = mixed(&config.bytes().map(u64::from).collect::<Vec<_>>());
     let mut random = StdRng::seed_from_u64(seed);
     let load = of(&rounds)?;
     let draws = (0..RESAMPLES).filter_map(|_| {

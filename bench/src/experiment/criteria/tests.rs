@@ -285,6 +285,15 @@ fn every_table_judges_by_criteria_that_need_runs() {
         let nothing = points(&plan, Vec::new());
         assert!(!judge(&plan.criteria, &nothing)[0].holds(), "{name}");
         for criterion in &plan.criteria {
+            if let Criterion::MaxLoad { above, below, .. } = criterion {
+                for config in [above, below].map(|name| plan.config(name).unwrap()) {
+                    assert!(
+                        plan.loads_of(config).len() > 1,
+                        "{name} has no sweep of {}",
+                        config.name
+                    );
+                }
+            }
             if let Criterion::Ratio { above, below, .. } = criterion {
                 for cell in [above, below] {
                     let config: Option<&Config> = plan.config(cell.config);

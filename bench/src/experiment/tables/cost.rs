@@ -77,6 +77,7 @@ pub fn plan(setting: &Setting) -> Plan {
         seconds: if setting.quick { 0.5 } else { 2.0 },
         warmup_s: 0.2,
         scale: 1.0,
+        dilation: 1.0,
         // As short as can be: the cores are for the packets.
         service: Service::Sleep { us: vec![0.001, 0.001] },
         server: Vec::new(),

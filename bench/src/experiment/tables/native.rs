@@ -25,6 +25,7 @@ pub fn plan(name: &'static str, setting: &Setting) -> Plan {
         warmup_s: 0.5,
         grace_s: 1.0,
         scale: SCALE,
+        dilation: SCALE,
         flows: 50,
         threads: 6,
         service: Service::Sleep { us: vec![GET_US, SCAN_US] },

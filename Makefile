@@ -25,7 +25,8 @@ demo: release ## RocksDB under a policy at each of two layers, and at both, in a
 	[ ! -e target/demo/results.json ] || rm -r target/demo
 	case $$(vm/run --print-accel) in \
 	kvm) vm/run $(DEMO_RUN) --dilation 10 ;; \
-	*) vm/run --icount --name demo-1 $(DEMO_RUN) --round 1,4 & first=$$!; \
+	*) trap 'kill $$first 2>/dev/null' EXIT; trap 'exit 130' INT TERM; \
+	   vm/run --icount --name demo-1 $(DEMO_RUN) --round 1,4 & first=$$!; \
 	   vm/run --icount --name demo-2 $(DEMO_RUN) --round 2,3; second=$$?; \
 	   wait $$first && exit $$second ;; \
 	esac

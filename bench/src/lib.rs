@@ -2,6 +2,7 @@
 
 pub mod clock;
 pub mod experiment;
+pub mod interrupt;
 pub mod load;
 mod namespace;
 pub mod priority;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use syrup_bench::experiment::{check, runner};
-use syrup_bench::{load, server, simulate, token_agent, work};
+use syrup_bench::{interrupt, load, server, simulate, token_agent, work};
 
 /// RocksDB server, open-loop load generator, experiments and reports for Syrup.
 #[derive(Debug, Parser)]
@@ -31,7 +31,10 @@ fn main() -> std::process::ExitCode {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("syrup-bench: {error:#}");
-            std::process::ExitCode::FAILURE
+            match interrupt::seen() {
+                true => std::process::ExitCode::from(interrupt::STATUS),
+                false => std::process::ExitCode::FAILURE,
+            }
         }
     }
 }

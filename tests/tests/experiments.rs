@@ -1,6 +1,7 @@
 //! Experiments from the command line: a short one for real, and one that is
 //! killed in the middle.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -131,6 +132,35 @@ fn an_experiment_that_is_killed_goes_on_with_the_round_it_was_in_and_is_judged()
     let error = refused(bench(&[&arguments[..], &["--seed", "7"]].concat(), out.path()));
     assert!(error.contains("--fresh"), "{error}");
     assert!(pins().iter().all(|path| *path != own_pins));
+}
+
+#[test]
+fn an_experiment_that_is_interrupted_leaves_nothing_running_and_says_so() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("figure-2-quick");
+    let mut command = bench(&["run", "figure-2", "--quick"], out.path());
+    let child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn();
+    let mut killed = Killed(child.unwrap());
+    let id = killed.0.id().to_string();
+    let own_pins = PathBuf::from(format!("/sys/fs/bpf/syrup-bench-{id}"));
+    until("no run was written down", || runs(&folder, 1).len() == 1);
+    until("no policy is deployed", || own_pins.exists());
+    let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+    let had: Vec<&str> = children.split_whitespace().collect();
+    assert!(!had.is_empty(), "nothing runs");
+    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    until("it goes on", || killed.0.try_wait().unwrap().is_some());
+    assert_eq!(killed.0.wait().unwrap().code(), Some(130));
+    let mut said = String::new();
+    killed.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert!(said.contains("interrupted"), "{said}");
+    assert!(!own_pins.exists(), "its pins are left");
+    for child in had {
+        assert!(!Path::new("/proc").join(child).exists(), "{child} is left");
+    }
 }
 
 #[test]

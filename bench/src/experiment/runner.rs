@@ -16,6 +16,7 @@ use super::progress::Progress;
 use super::server_process::ServerProcess;
 use super::stack::{Programs, Stack, dies_with_us, stop_child};
 use super::{latency, policies, results, tables};
+use crate::interrupt;
 use crate::load;
 use crate::priority;
 use crate::wire::Class;
@@ -78,6 +79,7 @@ struct Step<'a> {
 /// Runs what is missing.
 pub fn run(options: &Options) -> Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "experiments deploy policies: run it as root");
+    interrupt::watch()?;
     let cpus = std::thread::available_parallelism()?.get() as u32;
     let setting = Setting { cpus, ..options.setting.clone() };
     let plan = tables::plan(&options.experiment, &setting)?;
@@ -239,6 +241,7 @@ fn make(
             writer.append(&Record::Probe(Probed { round: *round, probe, numbers }))?;
         }
         for step in steps {
+            interrupt::check()?;
             let run = until_kept(plan.kept_floor(), || runner.once(*step)).with_context(|| {
                 format!("round {round}, {} at {}/s", step.config.name, step.load_rps)
             })?;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::stack::{Stack, dies_with_us, stop_child};
+use crate::interrupt;
 use crate::server::Summary;
 
 /// A running server; stopped on drop.
@@ -41,6 +42,7 @@ impl ServerProcess {
             if let Some(status) = server.child.try_wait()? {
                 bail!("the server ended at once ({status}): {}", server.messages());
             }
+            interrupt::check()?;
             ensure!(
                 Instant::now() < deadline,
                 "the server is not ready after {} s",

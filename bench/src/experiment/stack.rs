@@ -148,6 +148,7 @@ impl Stack {
     fn syrupctl<S: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = S>) -> Result<String> {
         let mut command = Command::new(&self.syrupctl);
         command.args(arguments).arg("--socket").arg(&self.socket).stdin(Stdio::null());
+        dies_with_us(&mut command);
         let output =
             command.output().with_context(|| format!("cannot run {}", self.syrupctl.display()))?;
         ensure!(
@@ -212,8 +213,10 @@ pub fn stop_child(child: &mut Child, limit: Duration) {
 }
 
 /// A process that ends when this one is killed: an experiment that goes on must
-/// not meet the server of the one before.
+/// not meet the server of the one before. Not when a terminal interrupts this one,
+/// which then ends it in its turn: hence a process group of its own.
 pub fn dies_with_us(command: &mut Command) -> &mut Command {
+    command.process_group(0);
     // SAFETY: prctl is async-signal-safe; nothing is allocated.
     unsafe {
         command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {

@@ -20,7 +20,7 @@ use rustix::net::{RecvFlags, SendFlags};
 
 use crate::clock::{now_ns, sleep_until};
 use crate::wire::{BYTES, Class, Message};
-use crate::{priority, socket};
+use crate::{interrupt, priority, socket};
 pub use arrivals::{Arrival, poisson};
 pub use summary::{ClassSummary, Cut, Fate, LoadSummary, Timekeeping, summarise, summarise_like};
 
@@ -313,6 +313,7 @@ pub fn generate(load: &Load) -> Result<LoadSummary> {
         let received = receiver.join().map_err(|_| anyhow!("the receiver panicked"));
         anyhow::Ok((sent??, received??))
     })?;
+    interrupt::check()?;
     let fates: Vec<Fate> = slots
         .iter()
         .map(|slot| Fate {
@@ -360,7 +361,7 @@ impl Run<'_> {
         let mut refused = 0;
         for (id, (arrival, slot)) in (0..).zip(self.arrivals.iter().zip(self.slots)) {
             sleep_until(self.start_ns + arrival.at_ns);
-            if self.failed.load(Ordering::Relaxed) {
+            if self.failed.load(Ordering::Relaxed) || interrupt::seen() {
                 break;
             }
             let sent_ns = now_ns();
@@ -410,7 +411,7 @@ impl Run<'_> {
             let all_sent_ns = self.all_sent_ns.load(Ordering::Acquire);
             now_ns() < all_sent_ns.max(last_reply_ns).saturating_add(grace_ns)
         };
-        while missing > 0 && waits(received.last_reply_ns) {
+        while missing > 0 && !interrupt::seen() && waits(received.last_reply_ns) {
             events.clear();
             match epoll::wait(&poll, rustix::buffer::spare_capacity(&mut events), Some(&step)) {
                 Ok(_) | Err(Errno::INTR) => {}

@@ -106,10 +106,15 @@ fn table_of(journal: &Journal) -> Result<(Plan, super::plan::Setting)> {
     Ok((tables::plan(&head.experiment, &head.setting)?, head.setting))
 }
 
-/// By name below `out`, or a folder, or its results.json.
+/// By name below `out` (with "-quick" of a quick run), or a folder, or its
+/// results.json.
 fn find(experiment: &Path, out: &Path) -> Result<Journal> {
-    if let Some(name) = experiment.to_str().filter(|name| tables::NAMES.contains(name)) {
-        return Ok(Journal::at(&super::folder(out, name, false)));
+    if let Some(name) = experiment.to_str() {
+        let quick = name.strip_suffix("-quick");
+        let table = quick.unwrap_or(name);
+        if tables::NAMES.contains(&table) {
+            return Ok(Journal::at(&super::folder(out, table, quick.is_some())));
+        }
     }
     let folder = match experiment.file_name() {
         Some(name) if name == RESULTS => experiment.parent().unwrap_or(Path::new(".")),
@@ -238,6 +243,9 @@ mod tests {
         );
         let folder = tempfile::tempdir().unwrap();
         assert!(checked(folder.path()).unwrap().contains("setting.json"));
+        let found = |name: &str| find(Path::new(name), Path::new("/out")).unwrap();
+        assert_eq!(found("figure-2").folder(), Path::new("/out/figure-2"));
+        assert_eq!(found("figure-2-quick").folder(), Path::new("/out/figure-2-quick"));
     }
 
     #[test]

@@ -146,8 +146,6 @@ pub struct Config {
     pub policies: Vec<Policy>,
     /// Further flags of `syrup-bench server`.
     pub server: Vec<String>,
-    /// Processes beside the server: arguments of `syrup-bench`.
-    pub agents: Vec<Vec<String>>,
     /// Settings of the kernel while it runs: a file below /sys or /proc/sys, and
     /// what is written to it. Restored afterwards.
     pub kernel: Vec<(String, String)>,
@@ -241,7 +239,6 @@ impl Config {
             what: what.to_owned(),
             policies: Vec::new(),
             server: Vec::new(),
-            agents: Vec::new(),
             kernel: Vec::new(),
             loads: Vec::new(),
             twin: None,

@@ -2,7 +2,6 @@
 //! that the seed shuffles, each against the same arrivals from the same ports.
 
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -14,7 +13,7 @@ use super::journal::{Head, Journal, Probed, Record, Run};
 use super::plan::{Config, Plan, Service, Setting};
 use super::progress::Progress;
 use super::server_process::ServerProcess;
-use super::stack::{Programs, Stack, dies_with_us, stop_child};
+use super::stack::{Programs, Stack};
 use super::{latency, policies, results, tables};
 use crate::interrupt;
 use crate::load;
@@ -24,7 +23,6 @@ use crate::work::Store;
 
 const APP: &str = "bench";
 const PORT: u16 = 9000;
-const AGENT_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Runs an experiment, or goes on with one that was interrupted.
 ///
@@ -346,12 +344,6 @@ impl Runner<'_> {
         }
         let accounting = plan.count_run_time.then(count_run_time).transpose()?;
         let server = ServerProcess::start(&flags, Some(stack))?;
-        let _agents: Vec<Agent> = config
-            .agents
-            .iter()
-            .map(|arguments| Agent::start(arguments, stack))
-            .collect::<Result<_>>()?;
-
         let load = plan.load(step.load_rps, step.round, setting.seed, PORT)?;
         let load = load::Load { cpu: cpus.generator, ..load };
         let app = App { name: APP.to_owned(), uid: 0, bpffs: stack.bpffs().to_owned() };
@@ -388,27 +380,6 @@ impl Runner<'_> {
             calibration: service.1.clone(),
             spoiled: Vec::new(),
         })
-    }
-}
-
-/// A process beside the server; ended on drop.
-struct Agent(Child);
-
-impl Agent {
-    fn start(arguments: &[String], stack: &Stack) -> Result<Self> {
-        let mut agent = Command::new("/proc/self/exe");
-        agent.args(arguments).env("SYRUP_SOCKET", stack.socket());
-        agent.env("SYRUP_BPFFS", stack.bpffs()).stdin(Stdio::null()).stdout(Stdio::null());
-        let child = dies_with_us(&mut agent)
-            .spawn()
-            .with_context(|| format!("cannot start syrup-bench {}", arguments.join(" ")))?;
-        Ok(Self(child))
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        stop_child(&mut self.0, AGENT_LIMIT);
     }
 }
 

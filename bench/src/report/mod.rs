@@ -66,7 +66,8 @@ pub fn html(outcome: &Outcome) -> Result<String> {
          takes requests for independent: beside it stand the smallest and largest p99 of a round. \
          Where the kernel's hash chooses the sockets each round is another draw, and there is no \
          such interval. \
-         Intervals of ratios are Student's t on the logarithms of the rounds' ratios; those of the \
+         Intervals of ratios are Student's t on the logarithms of the rounds' ratios, so of their \
+         geometric mean; those of the \
          max load come from a bootstrap over the rounds. p99.9 is shown where there are at least \
          {LEAST_FOR_P999} samples."
     );

@@ -29,7 +29,7 @@ pub struct Verdict {
     pub at_least: bool,
     /// Where it must lie.
     pub bound: Bound,
-    /// 95 % interval, where one was asked for, and what its lower end must reach.
+    /// 95 % interval, where there is one.
     pub interval: Option<(f64, f64)>,
     /// What the lower end of the interval must reach.
     pub low_end: Option<f64>,

@@ -59,8 +59,9 @@ pub fn plan(name: &'static str, setting: &Setting) -> Plan {
              What it draws is not the seed's: its key is the kernel's, new with each boot and network \
              namespace, so a round is made in one go. \
              Windows of 50 ms in which the sender was late by a GET, or a service slept as much too \
-             long, and the one after, are left out; the share kept stands under 'kept'. The server \
-             cannot cause either: it sleeps."
+             long, and the one after, are left out; the share kept stands under 'kept'. A policy can \
+             hardly cause either: the server sleeps, and all that runs within the sender's send() is \
+             the packet program, some 100 ns."
                 .to_owned(),
             format!(
                 "Dilation makes the mechanism look {SCALE} times cheaper than it is; its own cost is \

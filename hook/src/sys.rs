@@ -175,6 +175,45 @@ impl Map {
         Ok(bytes.as_chunks::<8>().0.iter().map(|chunk| u64::from_ne_bytes(*chunk)).sum())
     }
 
+    /// The same of every entry of an array, in one system call.
+    ///
+    /// # Errors
+    /// As [`Map::sum`].
+    pub fn sums(&self) -> Result<Vec<u64>> {
+        if self.value_size != 8 || !self.per_cpu {
+            return Err(Error::Usage("not a per-CPU counter map".to_owned()));
+        }
+        let per_entry = self.buffer_len()?;
+        let mut keys = vec![0u32; self.max_entries as usize];
+        let mut values = vec![0u8; per_entry * keys.len()];
+        let (mut next, mut count) = (0u32, self.max_entries);
+        // SAFETY: keys and values have room for max_entries entries, next for a key.
+        let err = unsafe {
+            libbpf_sys::bpf_map_lookup_batch(
+                self.fd.as_raw_fd(),
+                std::ptr::null_mut(),
+                std::ptr::from_mut(&mut next).cast(),
+                keys.as_mut_ptr().cast(),
+                values.as_mut_ptr().cast(),
+                &raw mut count,
+                std::ptr::null(),
+            )
+        };
+        match check(err) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::kernel("read all entries of a map", e));
+            }
+            // ENOENT: that was all.
+            _ => {}
+        }
+        let mut sums = vec![0; keys.len()];
+        for (key, value) in keys.into_iter().zip(values.chunks(per_entry)).take(count as usize) {
+            let (of_cpus, _) = value.as_chunks::<8>();
+            sums[key as usize] = of_cpus.iter().map(|chunk| u64::from_ne_bytes(*chunk)).sum();
+        }
+        Ok(sums)
+    }
+
     fn buffer_len(&self) -> Result<usize> {
         let size = self.value_size as usize;
         if !self.per_cpu {

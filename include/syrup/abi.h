@@ -25,7 +25,7 @@ typedef long long unsigned int __u64;
 #include <linux/types.h>
 #endif
 
-#define SYRUP_ABI_VERSION 2
+#define SYRUP_ABI_VERSION 3
 
 /* Verdicts of schedule(): an executor's index (>= 0), or one of these. */
 #define SYRUP_PASS (-1) /* the system's default decides */
@@ -47,7 +47,8 @@ typedef long long unsigned int __u64;
 
 /*
  * One counter per cause, per CPU. Dispatcher, prologue and epilogue count;
- * readers add the CPUs up.
+ * readers add the CPUs up. At packet hooks each input is counted once, by what
+ * became of it, and INPUTS and CHOSEN (of the counts per executor) are sums.
  */
 enum syrup_counter {
 	SYRUP_INPUTS,         /* inputs that reached the hook for this app */

@@ -72,10 +72,16 @@ SYRUP_INLINE __u64 syrup_now_ns(void)
 	return ktime();
 }
 
+/* The trusted half defines it and keeps it up to date. */
+extern __u32 syrup_nr_executors;
+
 /*
  * How many executors schedule() may name now: registered sockets, or queues,
- * or cores. Never 0 while schedule() runs. The trusted half defines it.
+ * or cores. Never 0.
  */
-__u32 syrup_num_executors(void);
+SYRUP_INLINE __u32 syrup_num_executors(void)
+{
+	return *(const volatile __u32 *)&syrup_nr_executors;
+}
 
 #endif /* SYRUP_POLICY_H */

@@ -1,14 +1,16 @@
 //! A deployment as its pins describe it, and the steps by which they change.
 //!
-//! A folder holds `dispatcher`, `policies`, `executors`, `group`, `counters` and
-//! `verdicts` beside what every hook's does (`syrup_hook::pin`).
+//! A folder holds `dispatcher`, `policies`, `executors`, `group`, `nr_executors`,
+//! `counters` and `verdicts` beside what every hook's does (`syrup_hook::pin`).
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use syrup_abi::abi::{SYRUP_MAX_EXECUTORS, syrup_group, syrup_record};
+use syrup_abi::abi::{
+    SYRUP_CHOSEN, SYRUP_INPUTS, SYRUP_MAX_EXECUTORS, SYRUP_NO_POLICY, syrup_group, syrup_record,
+};
 use syrup_hook::pin::{self, TEMPORARY};
 use syrup_hook::sys::{self, Map};
 use syrup_hook::{Counters, Error, Result, Verdicts};
@@ -21,6 +23,8 @@ pub(crate) const POLICIES: (&str, &str) = ("policies", "syrup_policies");
 pub(crate) const COUNTERS: (&str, &str) = ("counters", "syrup_counters");
 pub(crate) const EXECUTORS: (&str, &str) = ("executors", "syrup_executors");
 pub(crate) const GROUP: (&str, &str) = ("group", "syrup_group");
+/// The variable that policies read; follows the group.
+pub(crate) const NR_EXECUTORS: (&str, &str) = ("nr_executors", ".data.executors");
 pub(crate) const VERDICTS: (&str, &str) = ("verdicts", "syrup_verdicts");
 
 /// How long the kernel may take to free what nobody holds any more: some RCU
@@ -34,6 +38,7 @@ pub(crate) struct Pins {
     policies: Map,
     pub executors: Map,
     pub group: Map,
+    pub nr_executors: Map,
     pub counters: Map,
     pub verdicts: Map,
 }
@@ -47,6 +52,7 @@ impl Pins {
             policies: map(POLICIES)?,
             executors: map(EXECUTORS)?,
             group: map(GROUP)?,
+            nr_executors: map(NR_EXECUTORS)?,
             counters: map(COUNTERS)?,
             verdicts: map(VERDICTS)?,
         };
@@ -82,9 +88,10 @@ impl Pins {
         pin::live_program(&self.dir, self.live()?)
     }
 
-    /// Finishes or undoes what an interrupted [`Pins::replace`] left.
+    /// Finishes or undoes what an interrupted [`Pins::replace`] or [`Pins::add`] left.
     pub fn settle(&self) -> Result<()> {
-        pin::settle(&self.dir, self.live()?)
+        pin::settle(&self.dir, self.live()?)?;
+        self.set_group(&self.group()?)
     }
 
     /// Makes `program` decide from the next input on, described by `record`.
@@ -116,7 +123,10 @@ impl Pins {
                 size_of::<syrup_group>(),
             )
         };
-        self.group.update(&0u32.to_ne_bytes(), bytes)
+        self.group.update(&0u32.to_ne_bytes(), bytes)?;
+        // syrup_num_executors() is never 0.
+        let nr_executors = group.nr_executors.max(1);
+        self.nr_executors.update(&0u32.to_ne_bytes(), &nr_executors.to_ne_bytes())
     }
 
     /// The group of the registered sockets; `None` before the first.
@@ -208,18 +218,23 @@ impl Pins {
         }
     }
 
-    /// Sums of the counters.
+    /// What became of the inputs. Each is counted once: by the executor that was
+    /// chosen, or by the reason why none was.
     pub fn counters(&self) -> Result<Counters> {
         let mut counters = Counters::default();
-        for (key, value) in (0u32..).zip(counters.0.iter_mut()) {
-            *value = self.counters.sum(key)?;
-        }
+        let outcomes = self.counters.sums()?;
+        counters.0.iter_mut().zip(outcomes).for_each(|(counter, sum)| *counter = sum);
+        counters.0[SYRUP_CHOSEN as usize] = self.verdicts.sums()?.iter().sum();
+        let outcomes = SYRUP_CHOSEN as usize..=SYRUP_NO_POLICY as usize;
+        counters.0[SYRUP_INPUTS as usize] = counters.0[outcomes].iter().sum();
         Ok(counters)
     }
 
     /// How often each of the first `nr` executors was chosen.
     pub fn verdicts(&self, nr: u32) -> Result<Verdicts> {
-        (0..nr.min(SYRUP_MAX_EXECUTORS)).map(|index| self.verdicts.sum(index)).collect()
+        let mut verdicts = self.verdicts.sums()?;
+        verdicts.truncate(nr as usize);
+        Ok(verdicts)
     }
 }
 

@@ -16,7 +16,6 @@ struct {
 SEC("sk_reuseport")
 int syrup_dispatch(struct sk_reuseport_md *ctx)
 {
-	add_one(&syrup_counters, SYRUP_INPUTS);
 	bpf_tail_call(ctx, &syrup_policies, 0);
 	/* The slot is empty. Selecting nothing leaves the choice to the kernel's hash. */
 	add_one(&syrup_counters, SYRUP_NO_POLICY);

@@ -127,7 +127,7 @@ impl Hook for SocketSelect {
         dispatcher.with_map(pins::COUNTERS.1, |fd| object.share(pins::COUNTERS.1, fd))?;
         let program = object.load(POLICY_PROGRAM)?;
         program.pin(&staged.path().join(pin::POLICY))?;
-        for (name, map) in [pins::EXECUTORS, pins::GROUP, pins::VERDICTS] {
+        for (name, map) in [pins::EXECUTORS, pins::GROUP, pins::NR_EXECUTORS, pins::VERDICTS] {
             program.pin_map(map, &staged.path().join(name))?;
         }
         let pins = Pins::open(staged.path())?;
@@ -315,6 +315,7 @@ fn load_sharing(policy: &Linked, pins: &Pins) -> Result<LoadedProgram> {
         (pins::COUNTERS, &pins.counters),
         (pins::EXECUTORS, &pins.executors),
         (pins::GROUP, &pins.group),
+        (pins::NR_EXECUTORS, &pins.nr_executors),
         (pins::VERDICTS, &pins.verdicts),
     ] {
         object.share(name, map.as_fd())?;

@@ -28,16 +28,10 @@ struct {
 } syrup_verdicts SEC(".maps");
 
 /*
- * The dispatcher is attached after the first registration, so the fallback is
- * never used; it keeps the promise of policy.h (not 0) whatever happens.
+ * What syrup_num_executors() reads: the group's, where a policy can reach it
+ * without a call. A policy that writes here fools itself alone.
  */
-__attribute__((visibility("hidden"))) __u32 syrup_num_executors(void)
-{
-	__u32 zero = 0;
-	struct syrup_group *group = bpf_map_lookup_elem(&syrup_group, &zero);
-
-	return group && group->nr_executors ? group->nr_executors : 1;
-}
+__u32 syrup_nr_executors SEC(".data.executors") = 1;
 
 SEC("sk_reuseport")
 int syrup_policy(struct sk_reuseport_md *ctx)
@@ -60,17 +54,21 @@ int syrup_policy(struct sk_reuseport_md *ctx)
 		add_one(&syrup_counters, SYRUP_DROPPED);
 		return SK_DROP;
 	}
-	/* Negative verdicts without a meaning are large here. */
-	if (index >= syrup_num_executors()) {
-		add_one(&syrup_counters, SYRUP_OUT_OF_RANGE);
-		return SK_PASS;
-	}
-	/* -ENOENT: the socket was closed, or this index was never registered. */
+	/*
+	 * No socket is registered beyond the number of executors, so the kernel's
+	 * refusal (-ENOENT) tells all that cannot be enforced. Negative verdicts
+	 * without a meaning are large here.
+	 */
 	if (bpf_sk_select_reuseport(ctx, &syrup_executors, &index, 0)) {
-		add_one(&syrup_counters, SYRUP_ENFORCE_FAILED);
+		/* In range: the socket was closed, or this index was never registered. */
+		__u32 zero = 0;
+		struct syrup_group *group = bpf_map_lookup_elem(&syrup_group, &zero);
+
+		add_one(&syrup_counters, group && index < group->nr_executors
+						 ? SYRUP_ENFORCE_FAILED
+						 : SYRUP_OUT_OF_RANGE);
 		return SK_PASS;
 	}
-	add_one(&syrup_counters, SYRUP_CHOSEN);
 	add_one(&syrup_verdicts, index);
 	return SK_PASS;
 }

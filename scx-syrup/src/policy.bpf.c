@@ -31,11 +31,6 @@ struct {
 
 __s32 schedule(struct syrup_thread *t);
 
-__hidden __u32 syrup_num_executors(void)
-{
-	return syrup_nr_executors;
-}
-
 static __always_inline void count_verdict(u32 executor)
 {
 	u64 *value = bpf_map_lookup_elem(&syrup_verdicts, &executor);

@@ -9,8 +9,8 @@ use object::{Object as _, ObjectSection as _};
 use rustix::fs::MemfdFlags;
 
 /// The types in `.BTF`. Through a file in memory, because libbpf-rs takes bytes
-/// only as a whole object, and libbpf opens no object whose functions
-/// (`syrup_num_executors`) are still to be linked.
+/// only as a whole object, and libbpf opens no object whose variables
+/// (`syrup_nr_executors`) are still to be linked.
 pub(crate) fn types(elf: &object::File<'_>) -> Option<Btf<'static>> {
     let section = elf.section_by_name(".BTF")?.data().ok()?;
     let mut file = File::from(rustix::fs::memfd_create("btf", MemfdFlags::CLOEXEC).ok()?);

@@ -73,10 +73,8 @@ fn sections_and_pins_of_their_own_are_refused() {
 
 #[test]
 fn names_of_the_sdk_cannot_be_taken() {
-    let message = refused(&format!(
-        "{PACKET}__u32 syrup_num_executors(void) {{ return 7; }}\n{BODY}return 0;\n}}\n"
-    ));
-    assert!(message.contains("defines 'syrup_num_executors'"), "{message}");
+    let message = refused(&format!("{PACKET}__u32 syrup_nr_executors = 7;\n{BODY}return 0;\n}}\n"));
+    assert!(message.contains("defines 'syrup_nr_executors'"), "{message}");
 }
 
 #[test]

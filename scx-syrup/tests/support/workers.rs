@@ -1,7 +1,8 @@
 //! Threads to schedule, and what they saw.
 
-use std::sync::Arc;
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,11 @@ pub fn now_ns() -> u64 {
 
 /// Sets the cores on which a thread may run; 0 is the caller.
 pub fn allow(tid: i32, cpus: impl IntoIterator<Item = usize>) {
+    try_allow(tid, cpus).unwrap();
+}
+
+/// The same where the kernel may refuse.
+pub fn try_allow(tid: i32, cpus: impl IntoIterator<Item = usize>) -> io::Result<()> {
     // SAFETY: an empty set is all zeros.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     for cpu in cpus {
@@ -45,8 +51,26 @@ pub fn allow(tid: i32, cpus: impl IntoIterator<Item = usize>) {
         unsafe { libc::CPU_SET(cpu, &mut set) };
     }
     // SAFETY: the set lives for the call.
-    let err = unsafe { libc::sched_setaffinity(tid, size_of_val(&set), &raw const set) };
-    assert_eq!(err, 0, "{}", std::io::Error::last_os_error());
+    match unsafe { libc::sched_setaffinity(tid, size_of_val(&set), &raw const set) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Where workers may run; all cores unless somebody said otherwise.
+static HOME: OnceLock<Vec<usize>> = OnceLock::new();
+
+/// From now on workers run on these cores, unless they are pinned.
+pub fn confine_to(cores: &[u32]) {
+    HOME.get_or_init(|| cores.iter().map(|&core| core as usize).collect());
+}
+
+/// Lets a thread run wherever workers may; 0 is the caller.
+pub fn allow_all(tid: i32) {
+    match HOME.get() {
+        Some(cores) => allow(tid, cores.iter().copied()),
+        None => allow(tid, 0..libc::CPU_SETSIZE as usize),
+    }
 }
 
 /// What one thread shares with the test.
@@ -207,7 +231,7 @@ impl Crew {
             let (shared, stop, body) = (worker.clone(), stop.clone(), body.clone());
             handles.push(thread::spawn(move || {
                 // The test's own thread may be confined.
-                allow(0, 0..libc::CPU_SETSIZE as usize);
+                allow_all(0);
                 // SAFETY: no arguments, no memory.
                 shared.tid.store(unsafe { libc::gettid() }, Relaxed);
                 body(&shared, &stop);
@@ -300,7 +324,7 @@ impl Crew {
     }
 
     pub fn pin_to_all(&self) {
-        self.tids().into_iter().for_each(|tid| allow(tid, 0..libc::CPU_SETSIZE as usize));
+        self.tids().into_iter().for_each(allow_all);
     }
 
     pub fn renice(&self, number: usize, nice: i32) {

@@ -393,10 +393,10 @@ fn an_index_belongs_to_one_thread_at_a_time() {
     assert_eq!(give(3, Some(0)).unwrap(), 0);
     assert_eq!([3, 0].map(told_as), [0, abi::SYRUP_INDEX_NONE]);
     assert_eq!(ScxSyrup.read(&app).unwrap().unwrap().nr_threads, Some(4));
-    // Once more: it keeps what it has, or takes the first that nobody else has.
-    assert_eq!(give(1, Some(2)).unwrap(), 2);
-    assert_eq!(give(1, None).unwrap(), 2);
-    assert_eq!(told_as(1), 2);
+    // Once more: it takes what it asks for, or keeps what it has.
+    assert_eq!(give(1, Some(9)).unwrap(), 9);
+    assert_eq!(give(1, None).unwrap(), 9);
+    assert_eq!(told_as(1), 9);
     let refused = give(0, Some(abi::SYRUP_INDEX_NONE)).unwrap_err();
     assert!(matches!(refused, Error::Usage(_)), "{refused:?}");
     assert_eq!(told_as(0), abi::SYRUP_INDEX_NONE);

@@ -10,8 +10,8 @@ use syrup_scx::ScxSyrup;
 
 use crate::support::fixture::{Fixture, on_cpus, register};
 use crate::support::policy::{Scripted, TestMap, at, cores, preempting, queues, with_maps};
-use crate::support::workers::{Crew, allow, eventually, now_ns};
-use crate::{CORE, fixture};
+use crate::support::workers::{Crew, allow, allow_all, eventually, now_ns};
+use crate::{CORE, CORES, OTHER_CORE, fixture};
 
 /// A thread that the test wakes, and that notes when it runs.
 struct Sleeper {
@@ -102,17 +102,24 @@ fn an_arrival_leaves_a_thread_of_its_own_queue_alone() {
     let Some(fixture) = fixture() else { return };
     let script = Scripted::new();
     (0..2).for_each(|index| script.place(index, at(1).slice_us(60_000)));
-    let waiting = beside_a_hog(&fixture, &script.policy(preempting(3)), 6);
-    println!("in the same queue {waiting:?}");
+    let waiting = beside_a_hog(&fixture, &script.policy(preempting(3)), 8);
+    let told = script.told_since(0);
+    let preempted = told
+        .iter()
+        .filter(|told| (told.thread.index, told.thread.flags) == (0, SYRUP_THREAD_PREEMPTED));
+    let preempted = preempted.count();
+    println!("in the same queue {waiting:?}, {preempted} preemptions of the hog");
     assert!(waiting.iter().any(|&l| l > Duration::from_millis(20)), "{waiting:?}");
+    // The kernel's own threads now and then.
+    assert!(preempted <= 4, "{preempted} preemptions in eight arrivals");
 }
 
 /// How late a thread woke, and on which core.
-type Woken = Arc<Mutex<Vec<(Duration, i32)>>>;
+pub type Woken = Arc<Mutex<Vec<(Duration, i32)>>>;
 
 /// A thread that sleeps, wakes by a timer of the core where it went to sleep, and
 /// notes how late that was and where it runs.
-fn timed(count: usize, nap: Duration, on: Option<usize>) -> (Crew, Woken) {
+pub fn timed(count: usize, nap: Duration, on: Option<usize>) -> (Crew, Woken) {
     let woken = Arc::new(Mutex::new(Vec::new()));
     let noted = woken.clone();
     let crew = Crew::of(count, move |worker, stop| {
@@ -121,7 +128,7 @@ fn timed(count: usize, nap: Duration, on: Option<usize>) -> (Crew, Woken) {
         while !stop.load(SeqCst) {
             if let Some(core) = on {
                 allow(0, [core]);
-                allow(0, 0..64);
+                allow_all(0);
             }
             let called = Instant::now();
             std::thread::sleep(nap);
@@ -135,7 +142,7 @@ fn timed(count: usize, nap: Duration, on: Option<usize>) -> (Crew, Woken) {
 }
 
 /// What `timed` threads noted in `count` naps from now on.
-fn eventually_woken(woken: &Mutex<Vec<(Duration, i32)>>, count: usize) -> Vec<(Duration, i32)> {
+pub fn eventually_woken(woken: &Mutex<Vec<(Duration, i32)>>, count: usize) -> Vec<(Duration, i32)> {
     let from = woken.lock().unwrap().len() + 1;
     eventually("the naps", || {
         let woken = woken.lock().unwrap();
@@ -148,7 +155,7 @@ fn a_thread_that_wakes_on_a_busy_core_runs_on_an_idle_one_at_once() {
     let Some(fixture) = fixture() else { return };
     let app = fixture.app("one");
     let script = Scripted::new();
-    for cpus in [&[0, 1][..], &[]] {
+    for cpus in [&CORES[..], &[]] {
         ScxSyrup.deploy(&app, &script.policy(queues(1)), &on_cpus(cpus)).unwrap();
         let hog = Crew::spinning(1);
         hog.pin_to(CORE as usize);
@@ -183,14 +190,14 @@ fn a_core_that_the_policy_chose_comes_at_once() {
     let app = fixture.app("one");
     let script = Scripted::new();
     script.place(0, at(1));
-    ScxSyrup.deploy(&app, &script.policy(cores()), &on_cpus(&[0, 1])).unwrap();
-    let (sleeper, woken) = timed(1, Duration::from_millis(7), Some(0));
+    ScxSyrup.deploy(&app, &script.policy(cores()), &on_cpus(&CORES)).unwrap();
+    let (sleeper, woken) = timed(1, Duration::from_millis(7), Some(CORE as usize));
     register(&app, &sleeper, 0);
     let woken = eventually_woken(&woken, 8);
     println!("{woken:?}");
     for (late, cpu) in woken {
         assert!(late < Duration::from_millis(1), "{late:?} late");
-        assert_eq!(cpu, 1);
+        assert_eq!(cpu, OTHER_CORE as i32);
     }
 }
 
@@ -200,11 +207,11 @@ fn the_thread_of_the_last_queue_is_the_one_that_is_preempted() {
     let app = fixture.app("one");
     let script = Scripted::new();
     (1..3).for_each(|index| script.place(index, at(index as i32).slice_us(100_000)));
-    ScxSyrup.deploy(&app, &script.policy(preempting(3)), &on_cpus(&[0, 1])).unwrap();
+    ScxSyrup.deploy(&app, &script.policy(preempting(3)), &on_cpus(&CORES)).unwrap();
     let hogs = [Crew::spinning(1), Crew::spinning(1)];
-    for (core, hog) in hogs.iter().enumerate() {
-        hog.pin_to(core);
-        register(&app, hog, core as u32 + 1);
+    for (index, (core, hog)) in CORES.into_iter().zip(&hogs).enumerate() {
+        hog.pin_to(core as usize);
+        register(&app, hog, index as u32 + 1);
     }
     let (sleeper, woken) = timed(1, Duration::from_millis(7), None);
     register(&app, &sleeper, 0);
@@ -264,7 +271,7 @@ fn an_arrival_preempts_only_where_it_may_run_and_only_if_it_must() {
     ScxSyrup.remove(&app).unwrap();
 
     // One that idles is taken; one that is pinned to the busy core cannot use it.
-    ScxSyrup.deploy(&app, &script.policy(preempting(3)), &on_cpus(&[0, CORE])).unwrap();
+    ScxSyrup.deploy(&app, &script.policy(preempting(3)), &on_cpus(&CORES)).unwrap();
     register(&app, &hog, 1);
     let preempted = naps(None).0;
     assert!(preempted <= 3, "{preempted} preemptions beside an idle core");
@@ -272,9 +279,9 @@ fn an_arrival_preempts_only_where_it_may_run_and_only_if_it_must() {
 
     // A later queue on the other core is no reason to leave this one alone.
     let other = Crew::spinning(1);
-    other.pin_to(0);
+    other.pin_to(OTHER_CORE as usize);
     register(&app, &other, 2);
-    other.wait_to_be_on(1);
+    other.wait_to_be_on(1 << OTHER_CORE);
     assert!(naps(Some(CORE as usize)).0 >= 10);
 }
 
@@ -284,11 +291,11 @@ fn two_threads_that_wake_together_preempt_two_cores() {
     let app = fixture.app("one");
     let script = Scripted::new();
     (0..2).for_each(|index| script.place(index, at(1).slice_us(100_000)));
-    ScxSyrup.deploy(&app, &script.policy(preempting(2)), &on_cpus(&[0, 1])).unwrap();
+    ScxSyrup.deploy(&app, &script.policy(preempting(2)), &on_cpus(&CORES)).unwrap();
     let hogs = [Crew::spinning(1), Crew::spinning(1)];
-    for (core, hog) in hogs.iter().enumerate() {
-        hog.pin_to(core);
-        register(&app, hog, core as u32);
+    for (index, (core, hog)) in CORES.into_iter().zip(&hogs).enumerate() {
+        hog.pin_to(core as usize);
+        register(&app, hog, index as u32);
     }
     let (target_ns, late) = (Arc::new(AtomicU64::new(0)), Arc::new(Mutex::new(Vec::new())));
     let (until, noted) = (target_ns.clone(), late.clone());
@@ -310,9 +317,9 @@ fn two_threads_that_wake_together_preempt_two_cores() {
     register(&app, &woken, 2);
     for _ in 0..5 {
         woken.wait_to_sleep();
-        // Both go to sleep on core 0, so that one interrupt wakes both, and may then
+        // Both go to sleep on one core, so that one interrupt wakes both, and may then
         // run anywhere.
-        woken.pin_to(0);
+        woken.pin_to(OTHER_CORE as usize);
         target_ns.store(now_ns() + 60_000_000, SeqCst);
         let turns: Vec<u64> = woken.workers.iter().map(|w| w.turns()).collect();
         woken.unpark();
@@ -350,12 +357,7 @@ fn sleep_until(monotonic_ns: u64) {
 fn a_thread_whose_core_is_taken_goes_on_on_an_idle_one() {
     let Some(fixture) = fixture() else { return };
     let app = fixture.app("one");
-    ScxSyrup.deploy(&app, &Scripted::new().policy(queues(1)), &on_cpus(&[0, 1])).unwrap();
-    let hog = Crew::spinning(1);
-    hog.pin_to(CORE as usize);
-    register(&app, &hog, 0);
-    hog.wait_to_be_on(1 << CORE);
-    hog.pin_to_all();
+    ScxSyrup.deploy(&app, &Scripted::new().policy(queues(1)), &on_cpus(&CORES)).unwrap();
     let thief = Crew::of(1, |worker, _| {
         std::thread::park();
         let start = Instant::now();
@@ -367,7 +369,14 @@ fn a_thread_whose_core_is_taken_goes_on_on_an_idle_one() {
     thief.wait_to_sleep();
     thief.pin_to(CORE as usize);
     thief.become_fifo();
+    let hog = Crew::spinning(1);
+    hog.pin_to(CORE as usize);
+    register(&app, &hog, 0);
+    hog.wait_to_be_on(1 << CORE);
+    hog.pin_to_all();
     hog.forget();
+    hog.workers[0].wait_for_turn();
+    assert_eq!(hog.cpus(), 1 << CORE, "it has no reason to leave its core");
     thief.unpark();
     thief.wait_for_turns();
     let gap = hog.workers[0].gap();

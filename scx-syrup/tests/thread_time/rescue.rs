@@ -9,7 +9,7 @@ use syrup_scx::ScxSyrup;
 use crate::support::fixture::{on_cpus, register};
 use crate::support::policy::{Scripted, at, cores, preempting, queues};
 use crate::support::workers::Crew;
-use crate::{CORE, fixture};
+use crate::{CORE, OTHER_CORE, fixture};
 
 #[test]
 fn a_starved_thread_runs_every_200_ms_and_costs_little() {
@@ -40,8 +40,13 @@ fn a_starved_thread_runs_every_200_ms_and_costs_little() {
         );
         let (soon, late) = (Duration::from_millis(190), Duration::from_millis(250));
         assert!(gaps.iter().all(|gap| (soon..late).contains(gap)), "{gaps:?}");
-        // Each time a starved thread ran it was a rescue; one may be under way.
-        assert!(rescues.abs_diff(slices) <= 1, "{rescues} rescues, {slices} slices");
+        // Each time a starved thread ran it was a rescue; one may be under way. The
+        // kernel's own threads cut one in two now and then.
+        let cut = rescues / 8 + 1;
+        assert!(
+            (rescues..=rescues + cut).contains(&(slices + 1)),
+            "{rescues} rescues, {slices} slices"
+        );
         // Each thread ten times, and again where an interrupt took the rescue's time.
         assert!((36..=52).contains(&rescues), "four threads for 2 s: {rescues} rescues");
         // Half a millisecond each, which the next look of the timer ends.
@@ -82,7 +87,7 @@ fn a_thread_that_starves_in_the_queue_of_a_core_is_run_at_the_policys_deadline()
     script.place(1, at(0).rank(2));
     let attributes = syrup_thread_policy { rescue_ms: 50, ..cores() };
     ScxSyrup.deploy(&app, &script.policy(attributes), &on_cpus(&[CORE])).unwrap();
-    ScxSyrup.deploy(&other, &script.policy(queues(1)), &on_cpus(&[0])).unwrap();
+    ScxSyrup.deploy(&other, &script.policy(queues(1)), &on_cpus(&[OTHER_CORE])).unwrap();
     let (favoured, starved) = (Crew::spinning(1), Crew::spinning(1));
     register(&app, &favoured, 0);
     register(&app, &starved, 1);
@@ -103,12 +108,12 @@ fn a_thread_that_was_pinned_outside_its_apps_cores_is_run_there() {
     let crew = Crew::spinning(1);
     register(&app, &crew, 0);
     crew.wait_to_be_on(1 << CORE);
-    crew.pin_to(0);
+    crew.pin_to(OTHER_CORE as usize);
     let gap = gap_in(&crew, Duration::from_millis(700));
     println!("outside its app's cores: {gap:?}");
     let deadline = Duration::from_millis(190)..Duration::from_millis(250);
     assert!(deadline.contains(&gap), "{gap:?}");
-    assert_eq!(crew.cpus(), 1 << 0);
+    assert_eq!(crew.cpus(), 1 << OTHER_CORE);
     // Back, it is an ordinary thread of the app again.
     crew.pin_to(CORE as usize);
     crew.wait_to_be_on(1 << CORE);

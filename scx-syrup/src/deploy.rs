@@ -150,9 +150,14 @@ pub(crate) fn replace(app: &App, policy: &Linked) -> Result<()> {
     record.generation += 1;
     describe(&mut record, policy, nr_executors);
     let live = root.program_id(record.slot)?;
-    program.with_fd(|fd| {
+    let replaced = program.with_fd(|fd| {
         pin::replace(&dir, live, fd, &record, || root.set_program(record.slot, Some(fd)))
-    })?;
+    });
+    if let Err(e) = replaced {
+        // The old policy goes on under its own settings.
+        settle(&root, &dir)?;
+        return Err(e);
+    }
     let mut finish = || -> Result<()> {
         conf.last_queue = settings.queues - 1;
         root.set_app(record.slot, &conf)?;

@@ -44,8 +44,8 @@ struct syrup_scx_thread {
 	__u64 ran_ns;
 	__u64 runnable_at_ns;
 	__u64 waits_since_ns; /* it became runnable, or last ran */
-	__u64 slice_ns;       /* granted when it was queued */
-	__u64 used_ns;        /* of that slice */
+	__u64 slice_ns;       /* what its policy gave it when it was queued */
+	__u64 used_ns;        /* of it since it woke or last used one up */
 	__u32 queue;          /* executor it was queued for, for preemption */
 	__u32 state;          /* enum syrup_scx_state bits */
 };

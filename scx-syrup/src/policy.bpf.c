@@ -84,13 +84,11 @@ void BPF_PROG(syrup_policy, struct task_struct *p, u64 enq_flags)
 		slice_us = SYRUP_SCX_MIN_SLICE_US;
 	if (slice_us > SYRUP_SCX_MAX_SLICE_US)
 		slice_us = SYRUP_SCX_MAX_SLICE_US;
-	slice_ns = slice_us * 1000ULL;
 
 	has_cpu = t->state & SYRUP_SCX_IDLE_CPU;
 	t->state = 0;
 	t->queue = queue;
-	t->slice_ns = slice_ns;
-	t->used_ns = 0;
+	slice_ns = grant(t, slice_us * 1000ULL);
 	id = to_core ? core_id(syrup_slot, cpu) : queue_id(syrup_slot, queue);
 	scx_bpf_dsq_insert_vtime(p, id, slice_ns, in->rank, enq_flags);
 	if (to_core)

@@ -143,9 +143,11 @@ static __always_inline u32 begin_wait(struct syrup_scx_thread *t, u64 enq_flags,
 		t->runnable_at_ns = now;
 		t->waits_since_ns = now;
 		t->ran_ns = 0;
+		t->used_ns = 0;
 	} else if (t->state & SYRUP_SCX_EXPIRED) {
 		flags = SYRUP_THREAD_EXPIRED;
 		t->runnable_at_ns = now;
+		t->used_ns = 0;
 	} else if (t->state & SYRUP_SCX_PREEMPTED) {
 		flags = SYRUP_THREAD_PREEMPTED;
 	}
@@ -200,8 +202,7 @@ void SEC("struct_ops/enqueue") BPF_PROG(syrup_enqueue_op, struct task_struct *p,
 	has_cpu = t->state & SYRUP_SCX_IDLE_CPU;
 	t->state = 0;
 	t->queue = queue;
-	t->slice_ns = slice_ns;
-	t->used_ns = 0;
+	slice_ns = grant(t, slice_ns);
 	scx_bpf_dsq_insert_vtime(p, queue_id(slot, queue), slice_ns, t->runnable_at_ns, enq_flags);
 	call_cpu(p, app, slot, queue, false, has_cpu, enq_flags);
 }
@@ -377,14 +378,15 @@ void SEC("struct_ops/stopping") BPF_PROG(syrup_stopping, struct task_struct *p, 
 	struct syrup_scx_app *app;
 	struct app_time *time;
 	u64 ran, now = bpf_ktime_get_ns();
-	bool cut_short;
+	bool rescued, cut_short;
 
 	if (!on || !on->active)
 		return;
 	ran = p->se.sum_exec_runtime - on->exec_start;
 	on->active = 0;
 	/* By the clock: a rescued thread can be charged from the CPU's last tick on. */
-	cut_short = on->rescued && before(now, on->rescued_at_ns + RESCUE_SLICE_NS / 2);
+	rescued = on->rescued;
+	cut_short = rescued && before(now, on->rescued_at_ns + RESCUE_SLICE_NS / 2);
 	on->rescued = 0;
 	app = app_of(on->slot);
 	time = time_of(on->slot);
@@ -394,7 +396,9 @@ void SEC("struct_ops/stopping") BPF_PROG(syrup_stopping, struct task_struct *p, 
 		return;
 	t->runtime_ns += ran;
 	t->ran_ns += ran;
-	t->used_ns += ran;
+	/* A rescue is on top of the thread's own slice. */
+	if (!rescued)
+		t->used_ns += ran;
 	/* A rescue that something cut short is none: the thread is still overdue. */
 	if (!cut_short)
 		t->waits_since_ns = now;

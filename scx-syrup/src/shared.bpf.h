@@ -142,6 +142,19 @@ static __always_inline s32 take_idle_cpu(struct task_struct *p, const struct syr
 	return -1;
 }
 
+/*
+ * What the thread may run now of a slice of `slice_ns`: all, or after a preemption
+ * what is left, else threads that are preempted often would never reach its end
+ * and keep those behind them in their queue waiting.
+ */
+static __always_inline u64 grant(struct syrup_scx_thread *t, u64 slice_ns)
+{
+	const u64 least_ns = SYRUP_SCX_MIN_SLICE_US * 1000ULL;
+
+	t->slice_ns = slice_ns;
+	return t->used_ns + least_ns < slice_ns ? slice_ns - t->used_ns : least_ns;
+}
+
 /* Never 0. */
 static __always_inline u32 call_for(u32 slot, u32 queue)
 {

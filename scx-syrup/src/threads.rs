@@ -30,9 +30,12 @@ pub(crate) struct Registered {
 pub(crate) fn register(threads: &Map, tid: i32, slot: u32, index: u32) -> Result<()> {
     let pidfd = pidfd(tid)?.ok_or_else(|| no_such_thread(tid))?;
     let key = pidfd.as_raw_fd().to_ne_bytes();
-    // In the class it counts as a thread of the app it has, so it leaves that first.
-    let before = lookup(threads, key)?.map_or(0, |thread| thread.slot);
-    if before != slot && is_ext(tid) {
+    if is_ext(tid) {
+        // What is remembered of a wait that is under way stays.
+        if lookup(threads, key)?.is_some_and(|thread| thread.slot == slot) {
+            return set_index(threads, tid, index);
+        }
+        // In the class it counts as a thread of the app it has, so it leaves that first.
         set_policy(tid, SCHED_OTHER)
             .map_err(|e| Error::kernel(format!("make thread {tid} SCHED_OTHER"), e))?;
     }
@@ -80,7 +83,7 @@ pub(crate) fn of_slot(threads: &Map, slot: u32) -> Result<Vec<Registered>> {
     Ok(registered(threads)?.into_iter().filter(|thread| thread.slot == slot).collect())
 }
 
-/// Takes an index away from a thread that keeps running.
+/// Changes the index of a thread that keeps running.
 pub(crate) fn set_index(threads: &Map, tid: i32, index: u32) -> Result<()> {
     let Some(pidfd) = pidfd(tid)? else { return Ok(()) };
     let key = pidfd.as_raw_fd().to_ne_bytes();

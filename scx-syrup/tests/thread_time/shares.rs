@@ -8,8 +8,9 @@ use syrup_abi::abi::{self, SYRUP_THREAD_EXPIRED};
 use syrup_hook::{Health, Hook as _, Target};
 use syrup_scx::ScxSyrup;
 
+use crate::latency::{eventually_woken, timed};
 use crate::support::fixture::{on_cpus, register};
-use crate::support::policy::{Scripted, at, policy, queues};
+use crate::support::policy::{Scripted, at, policy, preempting, queues};
 use crate::support::workers::{Crew, eventually};
 use crate::{CORE, CORES, OTHER_CORE, fixture};
 
@@ -112,6 +113,51 @@ fn a_slice_is_as_long_as_the_policy_says_within_limits() {
         // The kernel looks at its tick, every 4 ms.
         let granted = least_ms * 1000 - 300..least_ms * 1000 + 4700;
         assert!(slices_us.iter().all(|us| granted.contains(us)), "{slices_us:?}");
+    }
+}
+
+#[test]
+fn a_preempted_thread_goes_on_with_the_rest_of_its_slice() {
+    let Some(fixture) = fixture() else { return };
+    let app = fixture.app("one");
+    let script = Scripted::new();
+    (1..3).for_each(|index| script.place(index, at(1).slice_us(20_000)));
+    ScxSyrup.deploy(&app, &script.policy(preempting(2)), &on_cpus(&[CORE])).unwrap();
+    let two = Crew::spinning(2);
+    register(&app, &two, 1);
+    // It preempts them several times in each slice.
+    let (napper, woken) = timed(1, Duration::from_millis(3), None);
+    register(&app, &napper, 0);
+    eventually_woken(&woken, 10);
+    two.forget();
+    eventually_woken(&woken, 100);
+    let gaps: Vec<Duration> = two.workers.iter().map(|w| w.gap()).collect();
+    println!("under preemption they wait {gaps:?}");
+    // For each other's slice, which ends at a tick of the kernel.
+    assert!(gaps.iter().all(|&gap| gap < Duration::from_millis(35)), "{gaps:?}");
+}
+
+#[test]
+fn a_thread_that_registers_again_keeps_its_place_and_its_past() {
+    let Some(fixture) = fixture() else { return };
+    let app = fixture.app("one");
+    let script = Scripted::new();
+    (0..2).for_each(|index| script.place(index, at(0).slice_us(20_000)));
+    ScxSyrup.deploy(&app, &script.policy(queues(1)), &on_cpus(&[CORE])).unwrap();
+    let two = Crew::spinning(2);
+    register(&app, &two, 0);
+    two.wait_to_be_on(1 << CORE);
+    let calls = script.calls();
+    for _ in 0..10 {
+        register(&app, &two, 0);
+    }
+    eventually("turns", || (script.calls() >= calls + 6).then_some(()));
+    let told = script.told_since(calls);
+    for index in 0..2 {
+        let its = told.iter().filter(|told| told.thread.index == index);
+        let ran_ns: Vec<u64> = its.map(|told| told.thread.runtime_ns).collect();
+        println!("thread {index} had run {ran_ns:?} ns");
+        assert!(ran_ns.len() >= 2 && ran_ns.is_sorted(), "{ran_ns:?}");
     }
 }
 

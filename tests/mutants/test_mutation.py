@@ -113,6 +113,26 @@ class Targets(unittest.TestCase):
             self.workspace.named("demon")
 
 
+class Trees(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def test_binaries_of_guests_are_kept_with_all_that_they_look_for(self):
+        # As CProgram and binary() of syrup-tests do: beside the test, and a folder above.
+        built = self.folder / "tree/target/debug"
+        (built / "deps").mkdir(parents=True)
+        names = ["deps/cross_layer-1a", "deps/libsyrup.so", "syrupd", "syrupctl"]
+        for name in names:
+            (built / name).write_text(name)
+        kept = tree.Tree(self.folder / "tree", None).keep(
+            [tree.Binary(None, built / names[0])], self.folder / "kept")
+        self.assertEqual([binary.path for binary in kept], [self.folder / "kept" / names[0]])
+        for name in names:
+            self.assertEqual((self.folder / "kept" / name).read_text(), name)
+
+
 class Outcomes(unittest.TestCase):
     def test_what_a_binary_printed_is_judged(self):
         green = "test a ... ok\ntest result: ok. 1 passed; 0 failed; 0 ignored\n"

@@ -26,7 +26,10 @@ RELAXED = {
 # integration tests, and tests start those of other packages too.
 WITH_PROGRAMS = ("process", "usage")
 WITH_BENCH = ("server_and_load",)
-PROGRAMS = ("syrupd", "syrupctl", "syrup-bench", "libsyrup.so")
+PROGRAMS = ("syrupd", "syrupctl", "syrup-bench")
+# What C programs of tests are linked with: beside the test binaries, since Cargo puts
+# it elsewhere only when it is asked for the library itself.
+LIBRARY = "deps/libsyrup.so"
 
 
 class NotApplicable(Error):
@@ -160,9 +163,10 @@ class Tree:
 
     def keep(self, binaries: list[Binary], folder: Path) -> list[Binary]:
         """Copies binaries to where the next build does not overwrite them, laid
-        out as Cargo does: tests look for programs in the folder above theirs."""
+        out as Cargo does: tests look for programs in the folder above theirs, and
+        for the library in their own."""
         (folder / "deps").mkdir(parents=True)
-        for name in PROGRAMS:
+        for name in (*PROGRAMS, LIBRARY):
             if (built := self.path / "target/debug" / name).exists():
                 copy(built, folder / name)
         kept = []

@@ -213,26 +213,21 @@ pub fn sched_class(tid: i32) -> ThreadClass {
 /// # Panics
 /// When the log of the guest cannot be written.
 pub fn expect_kernel_message(text: &str) {
-    announce("expect", text);
-}
-
-/// As [`expect_kernel_message`], of a complaint that may also stay away, as where
-/// two outcomes of a race are right.
-///
-/// # Panics
-/// When the log of the guest cannot be written.
-pub fn allow_kernel_message(text: &str) {
-    announce("allow", text);
-}
-
-fn announce(how: &str, text: &str) {
     if std::env::var_os("SYRUP_VM").is_none() {
         return;
     }
+    // The runner says so too, but perhaps only after this.
+    if let Some(test) = std::thread::current().name() {
+        announce("begin", test);
+    }
+    announce("expect", text);
+}
+
+fn announce(what: &str, text: &str) {
     // One write is one record.
     OpenOptions::new()
         .write(true)
         .open("/dev/kmsg")
-        .and_then(|mut log| log.write_all(format!("syrup-test: {how} {text}").as_bytes()))
+        .and_then(|mut log| log.write_all(format!("syrup-test: {what} {text}").as_bytes()))
         .unwrap_or_else(|e| panic!("/dev/kmsg: {e}"));
 }

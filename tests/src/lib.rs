@@ -12,10 +12,7 @@ mod traffic;
 
 pub use c_program::CProgram;
 pub use ctl::{Ctl, Daemon, Ran};
-pub use kernel::{
-    KernelObjects, ThreadClass, allow_kernel_message, expect_kernel_message, maps_of_program,
-    sched_class,
-};
+pub use kernel::{KernelObjects, ThreadClass, expect_kernel_message, maps_of_program, sched_class};
 pub use syscalls::syscalls;
 pub use traffic::{Group, Sender, own_network, udp_group};
 

@@ -6,12 +6,11 @@ A record carries its origin: only those of the kernel itself are judged, so a
 program cannot fail a run by writing "WARNING:" to /dev/kmsg. What a program
 writes there announces what a test is about to bring about:
 
+    syrup-test: begin TEST     what runs from here on
     syrup-test: expect TEXT    the next complaint with TEXT is excused; it must come
-    syrup-test: allow TEXT     the next complaint with TEXT, if any, is excused
 
-    syrup-test: begin TEST     what runs from here on, for people who read a complaint
-
-Each announcement is good for one complaint, made after it."""
+Each announcement is good for one complaint, made after it and before the next test
+begins."""
 
 import re
 from dataclasses import dataclass, field
@@ -19,9 +18,7 @@ from dataclasses import dataclass, field
 START = "syrup-vm: the command starts"
 END = "syrup-vm: the command ended"
 
-_ANNOUNCEMENT = re.compile(r"syrup-test: (expect|allow) (.+)")
-
-_BEGIN = re.compile(r"syrup-test: begin (.+)")
+_SAID = re.compile(r"syrup-test: (begin|expect) (.+)")
 
 # What the kernel says when something is wrong with it. The first pattern that
 # a line meets names the complaint.
@@ -159,17 +156,16 @@ def judge(messages: list[Message], taint: int | None, console: str = "", ended: 
     verdict = Verdict()
     kernel = [m for m in messages if m.from_kernel]
     verdict.complaints = [
-        Complaint(kind, [m.text for m in kernel[first:last]], kernel[first].sequence)
-        for kind, first, last in _reports([m.text for m in kernel])
+        Complaint(kind, [kernel[n].text for n in numbers], kernel[numbers[0]].sequence)
+        for kind, numbers in _reports([m.text for m in kernel])
     ]
-    _excuse(verdict, messages, ended)
-    _place(verdict, messages)
+    _place_and_excuse(verdict, messages, ended)
 
     # The last words of a guest that died reach only the console.
     said = parse_console(console)
     known = {complaint.head() for complaint in verdict.complaints}
-    for kind, first, last in _reports(said):
-        complaint = Complaint(kind, said[first:last])
+    for kind, numbers in _reports(said):
+        complaint = Complaint(kind, [said[n] for n in numbers])
         if complaint.head() not in known:
             known.add(complaint.head())
             verdict.complaints.append(complaint)
@@ -185,25 +181,50 @@ def _kind(line: str) -> str | None:
     return next((kind for kind, pattern in _KINDS if pattern.search(line)), None)
 
 
-def _reports(lines: list[str]):
+def _reports(lines: list[str]) -> list[tuple[str, list[int]]]:
+    """The kind and the lines of each report. What another CPU says meanwhile
+    stands inside one, and is a report of its own."""
+    spans = list(_spans(lines))
+    return [
+        (kind, [n for n in range(first, last) if not any(f <= n < l for _, f, l in spans[at + 1 :])])
+        for at, (kind, first, last) in enumerate(spans)
+    ]
+
+
+def _spans(lines: list[str]):
     """Yields (kind, first, last + 1) of each report: its head, and what belongs
     to it from "cut here" to "end trace"."""
-    position = 0
+    position = end = 0
     while position < len(lines):
         kind = _kind(lines[position])
         if kind is None:
             position += 1
             continue
         first = position
-        for before in range(position - 1, max(position - 6, -1), -1):
+        for before in range(position - 1, max(position - 6, end - 1), -1):
             if _kind(lines[before]) or _END_TRACE.search(lines[before]):
                 break
             if lines[before] == _CUT_HERE:
                 first = before
                 break
-        last = _end(lines, position, traced=first < position or kind in ("oops", "panic"))
-        yield kind, first, last
-        position = last
+        if first < position:
+            kind, position = _named(lines, kind, position)
+        # An oops ends the guest, whatever is said beside it.
+        fatal = kind in ("oops", "panic")
+        end = _end(lines, position, traced=first < position or fatal)
+        yield kind, first, end
+        position = end if fatal else position + 1
+
+
+def _named(lines: list[str], kind: str, at: int) -> tuple[str, int]:
+    """A warning's or an oops's own words come first, and may be a pattern's too:
+    its kind, and its line."""
+    for after in range(at, min(at + 5, len(lines))):
+        if lines[after] == _CUT_HERE:
+            break
+        if _kind(lines[after]) in ("warning", "oops"):
+            return _kind(lines[after]), after
+    return kind, at
 
 
 def _end(lines: list[str], head: int, traced: bool) -> int:
@@ -223,33 +244,45 @@ def _end(lines: list[str], head: int, traced: bool) -> int:
     return last
 
 
-def _place(verdict: Verdict, messages: list[Message]) -> None:
-    """Notes which test each complaint came in."""
-    begun = [(m.sequence, m.text) for m in messages if not m.from_kernel and _BEGIN.search(m.text)]
-    for complaint in verdict.complaints:
-        before = [text for sequence, text in begun if sequence < complaint.sequence]
-        if before:
-            complaint.during = _BEGIN.search(before[-1])[1]
-
-
-def _excuse(verdict: Verdict, messages: list[Message], ended: bool) -> None:
-    for message in messages:
-        if message.from_kernel or not (found := _ANNOUNCEMENT.search(message.text)):
+def _place_and_excuse(verdict: Verdict, messages: list[Message], ended: bool) -> None:
+    """Notes which test each complaint came in, and which of them were announced."""
+    said = [
+        (m.sequence, *found.groups())
+        for m in messages
+        if not m.from_kernel and (found := _SAID.search(m.text))
+    ]
+    during = ""
+    for number, (sequence, what, text) in enumerate(said):
+        if what == "begin":
+            during = text
+            for complaint in verdict.complaints:
+                if complaint.sequence > sequence:
+                    complaint.during = during
             continue
-        must, text = found[1] == "expect", found[2].strip()
+        until = next(
+            (at for at, what, test in said[number:] if what == "begin" and not _same(test, during)),
+            float("inf"),
+        )
         for complaint in verdict.complaints:
             if (
                 not complaint.announced
-                and complaint.sequence > message.sequence
-                and any(text in line for line in complaint.lines)
+                and sequence < complaint.sequence < until
+                and any(text.strip() in line for line in complaint.lines)
             ):
                 complaint.announced = True
                 break
         else:
-            if must and ended:
+            if ended:
                 verdict.faults.append(
-                    f"a test announced a message of the kernel with {text!r}, and none came"
+                    f"a test announced a message of the kernel with {text.strip()!r}, and none came"
+                    + (f" during {during}" if during else "")
                 )
+
+
+def _same(test: str, other: str) -> bool:
+    """Two say that a test begins: who runs it, with its whole name, and the test
+    itself, which may come first and does not know its package."""
+    return test == other or test.endswith(f"::{other}") or other.endswith(f"::{test}")
 
 
 def _judge_taint(verdict: Verdict, taint: int) -> None:

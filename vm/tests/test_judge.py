@@ -114,6 +114,26 @@ class Complaints(unittest.TestCase):
         torn = WARNING.rsplit("\n", 1)[0]
         self.assertEqual(self.kinds(torn, WARNING, taint=1 << 9), ["warning", "warning"])
 
+    def test_inside_the_report_of_another_count_too(self):
+        head, rest = WARNING.split("\nCall Trace:")
+        stall = "rcu: INFO: rcu_preempt self-detected stall on CPU"
+        torn = f"{head}\n{EJECTION}\n{stall}\nCall Trace:{rest}"
+        verdict = judge.judge(log(said("expect underflow"), torn), 1 << 9)
+        self.assertEqual([c.kind for c in verdict.complaints],
+                         ["warning", "ejected scheduler", "RCU stall"])  # fmt: skip
+        self.assertEqual([c.announced for c in verdict.complaints], [True, False, False])
+        self.assertEqual("\n".join(verdict.complaints[0].lines), WARNING)
+        # Nor does an announcement of the inner one excuse the outer.
+        verdict = judge.judge(log(said("expect runnable task stall"), torn), 1 << 9)
+        self.assertEqual([c.announced for c in verdict.complaints], [False, True, False])
+        # Not what an oops says of itself.
+        self.assertEqual(self.kinds(OOPS.replace("\nRIP", "\nOops: again\nRIP"), taint=1 << 7), ["oops"])
+
+    def test_named_by_their_own_words_are_one(self):
+        said = "list_del corruption. prev->next should be ffff, but was 0"
+        cause = WARNING.replace("refcount_t: underflow; use-after-free.", said)
+        self.assertEqual(self.kinds("a", cause, taint=1 << 9), ["warning"])
+
     def test_are_printed_with_their_head(self):
         lines = judge.judge(log("a", WARNING), 1 << 9).lines()
         self.assertIn("  WARNING: lib/refcount.c:28 at refcount_warn_saturate+0xba/0x110, "
@@ -155,11 +175,20 @@ class Announcements(unittest.TestCase):
     def test_are_a_programs(self):
         self.assertFalse(self.verdict("syrup-test: expect underflow", WARNING, taint=1 << 9).good())
 
-    def test_that_nothing_follows_fail_unless_they_only_allow(self):
-        unkept = self.verdict(said("expect underflow"))
-        self.assertIn("'underflow'", " ".join(unkept.lines()))
-        self.assertTrue(self.verdict(said("allow underflow")).good())
-        self.assertTrue(self.verdict(said("allow underflow"), WARNING, taint=1 << 9).good())
+    def test_that_nothing_follows_fail(self):
+        unkept = self.verdict(said("begin a"), said("expect underflow"), said("begin b"))
+        self.assertIn("'underflow', and none came during a", " ".join(unkept.lines()))
+
+    def test_end_with_their_test(self):
+        verdict = self.verdict(
+            said("begin a"), said("expect underflow"), said("begin b"), WARNING, taint=1 << 9
+        )
+        self.assertEqual((len(verdict.unannounced()), len(verdict.faults)), (1, 1))
+
+    def test_may_come_before_the_runner_says_that_their_test_runs(self):
+        early = [said("begin p/t::x"), said("begin m::a"), said("expect underflow"), said("begin p/t::m::a")]
+        self.assertTrue(self.verdict(*early, WARNING, taint=1 << 9).good())
+        self.assertFalse(self.verdict(*early, said("begin p/t::m::b"), WARNING, taint=1 << 9).good())
 
     def test_of_a_command_that_was_stopped_may_be_unkept(self):
         self.assertTrue(self.verdict(said("expect underflow"), taint=None, ended=False).good())

@@ -89,8 +89,9 @@ class Run(unittest.TestCase):
         setting = "/sys/kernel/mm/transparent_hugepage/enabled"
         guest = Guest("warning", f"""
             cat {setting}; echo always >{setting}; cat {setting}
-            # The excuse is for another one.
-            echo 'syrup-test: allow something else' >/dev/kmsg
+            # The excuse was for another test.
+            echo 'syrup-test: expect underflow; use-after-free' >/dev/kmsg
+            echo 'syrup-test: begin another' >/dev/kmsg
             {self.insmod("warn")}
             exit 0""", "--icount")  # fmt: skip
         self.assertEqual((guest.status, guest.result["status"]), (123, 0))

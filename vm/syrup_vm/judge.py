@@ -152,7 +152,7 @@ def dmesg(messages: list[Message]) -> str:
 def judge(messages: list[Message], taint: int | None, console: str = "", ended: bool = True) -> Verdict:
     """`taint` is /proc/sys/kernel/tainted after the command, None when it could
     not be read any more. `ended` says that the command came to its end: only
-    then must the log be complete and each promise kept."""
+    then must that be there, the log be complete and each promise kept."""
     verdict = Verdict()
     kernel = [m for m in messages if m.from_kernel]
     verdict.complaints = [
@@ -172,6 +172,8 @@ def judge(messages: list[Message], taint: int | None, console: str = "", ended: 
 
     if taint is not None:
         _judge_taint(verdict, taint)
+    elif ended:
+        verdict.faults.append("whether the kernel is tainted was not recorded")
     if ended:
         _judge_completeness(verdict, messages)
     return verdict

@@ -5,7 +5,7 @@ repository at the same path, writable for real. Progress is read from files
 that vm/guest.sh writes into the guest's record below target/vm, not from the
 output, which belongs to the command alone."""
 
-import contextlib
+import enum
 import os
 import re
 import shlex
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,10 +98,9 @@ def run(machine: Machine, command: list[str], guest: record.Record) -> int:
     try:
         return _attempt(machine, command, guest, _BOOT_LIMIT_S[machine.accel])
     except BootFailure as failure:
+        # tests/run looks for these words.
         _say(f"{failure}; trying once more, with the guest's console shown")
-        for name in ("kmsg", "console"):
-            with contextlib.suppress(FileNotFoundError):
-                (guest.folder / name).rename(guest.folder / f"{name}.first-boot")
+        guest.set_aside("first-boot")
         guest.note(boots=2)
         return _attempt(replace(machine, console=True), command, guest, _BOOT_LIMIT_S[machine.accel])
 
@@ -120,7 +120,7 @@ def _attempt(machine: Machine, command: list[str], guest: record.Record, boot_li
     with tempfile.TemporaryDirectory(prefix="syrup-vm.") as sockets:
         _write_command(folder / "command.sh", machine, command)
         env = dict(machine.env, TMPDIR=sockets)
-        lifetime_s = _MOST_CROWDED * boot_limit_s + machine.timeout_s + _SHUTDOWN_LIMIT_S
+        lifetime_s = _MOST_CROWDED * (boot_limit_s + _SHUTDOWN_LIMIT_S) + machine.timeout_s
         process = subprocess.Popen(
             _bounded(_vng(machine, folder), lifetime_s),
             stdin=subprocess.DEVNULL,
@@ -136,50 +136,75 @@ def _attempt(machine: Machine, command: list[str], guest: record.Record, boot_li
         if not machine.silent:
             copiers = [_copy(process.stdout, 1, killed), _copy(process.stderr, 2, killed)]
         try:
-            return _watch(process, guest, machine, boot_limit_s)
+            ending = _watch(process, guest, machine, boot_limit_s)
         finally:
             _kill(process, killed)
             for copier in copiers:
                 copier.join()
             _write_dmesg(folder)
+    return _conclude(ending, process.returncode, guest, machine)
 
 
-def _watch(process, guest: record.Record, machine: Machine, boot_limit_s: float) -> int:
-    folder = guest.folder
-    started, status = folder / "started", folder / "status"
+class _Ending(enum.Enum):
+    """How the guest ended, or did not."""
+
+    ENDED = enum.auto()
+    HUNG = enum.auto()  # after the command
+    LATE = enum.auto()
+    DIED = enum.auto()
+
+
+def _watch(process, guest: record.Record, machine: Machine, boot_limit_s: float) -> _Ending:
+    started, status = guest.folder / "started", guest.folder / "status"
 
     begun = time.monotonic()
-    if not _wait(process, started, boot_limit_s, crowded=True):
+    if not _wait(process, started.exists, boot_limit_s, crowded=True):
         raise BootFailure(
             f"the guest did not boot within {time.monotonic() - begun:.0f} s"
             if process.poll() is None
             else f"the guest did not boot (virtme-ng ended with {process.returncode})"
         )
-    guest.note(boot_s=round(time.monotonic() - begun, 1), release=_read(folder / "release").strip())
-    if not _wait(process, status, machine.timeout_s):
-        if process.poll() is None:
-            _say(f"the command did not end within {machine.timeout_s:g} s")
-            _judge(guest, None, ended=False)
-            _show_kernel_messages(folder)
-            return TIMED_OUT
-        _died(process, guest, machine)
-    try:
-        # The last output is on its way until QEMU is gone.
-        process.wait(_SHUTDOWN_LIMIT_S)
-    except subprocess.TimeoutExpired:
-        _say("the guest did not power off; stopped it")
-    ran = int(status.read_text(encoding="ascii"))
-    guest.note(status=ran)
-    _judge(guest, int(_read(folder / "taint") or 0), ended=True)
+    release = _read(guest.folder / "release").strip()
+    guest.note(boot_s=round(time.monotonic() - begun, 1), release=release)
+    if not _wait(process, status.exists, machine.timeout_s):
+        return _Ending.LATE if process.poll() is None else _Ending.DIED
+    # The last output is on its way until QEMU is gone.
+    _wait(process, lambda: False, _SHUTDOWN_LIMIT_S, crowded=True)
+    return _Ending.HUNG if process.poll() is None else _Ending.ENDED
+
+
+def _conclude(ending: _Ending, vng: int, guest: record.Record, machine: Machine) -> int:
+    """What it all means, once the guest is gone and its log complete."""
+    folder = guest.folder
+    ended = ending in (_Ending.ENDED, _Ending.HUNG)
+    if ended:
+        ran = int(_read(folder / "status"))
+        guest.note(status=ran)
+    verdict = _judge(guest, ended)
+    if ending is _Ending.DIED:
+        _died(verdict, vng, guest, machine)
+    if ending is _Ending.HUNG:
+        _show_kernel_messages(folder)
+        raise Error(f"the guest did not power off after the command, which ended with {ran}")
+    if ending is _Ending.LATE:
+        _say(f"the command did not end within {machine.timeout_s:g} s")
+    if not verdict.good():
+        raise KernelComplaint(
+            f"its whole log is {guest.path()}/dmesg. This fails the run, whatever the command says. "
+            "A test that means to bring it about announces it first (vm/README.md)"
+        )
+    if ending is _Ending.LATE:
+        _show_kernel_messages(folder)
+        return TIMED_OUT
     return ran
 
 
-def _died(process, guest: record.Record, machine: Machine):
+def _died(verdict: judge.Verdict, vng: int, guest: record.Record, machine: Machine):
     """The guest is gone while the command ran: raises what that means."""
     facts = {"release": _read(guest.folder / "release").strip(), "accel": machine.accel}
     place = emulator.stale_code(_read(guest.folder / "console")) if machine.accel == "tcg" else None
-    if place:
-        _write_dmesg(guest.folder)
+    # Whatever else the kernel complained of must not go with the guest.
+    if place and all(complaint.kind in ("oops", "panic") for complaint in verdict.unannounced()):
         nr, evidence = emulator.keep(guest, place, facts)
         text = (
             f"the guest died of a breakpoint at {place} that its memory does not hold (any more): "
@@ -190,13 +215,13 @@ def _died(process, guest: record.Record, machine: Machine):
             raise EmulatorFault(text)
         raise Error(f"{text}: more than {emulator.AT_MOST} are not excused. Look at them.")
     _show_kernel_messages(guest.folder)
-    _judge(guest, None, ended=False, died=True)
-    raise Error(f"the guest died while the command ran (virtme-ng ended with {process.poll()})")
+    raise Error(f"the guest died while the command ran (virtme-ng ended with {vng})")
 
 
-def _judge(guest: record.Record, taint: int | None, ended: bool, died: bool = False) -> None:
-    """Shows what the kernel complained of, and raises a KernelComplaint for it
-    unless the guest died of it anyway."""
+def _judge(guest: record.Record, ended: bool) -> judge.Verdict:
+    """Shows what the kernel complained of, and notes it."""
+    said = _read(guest.folder / "taint").strip()
+    taint = int(said) if ended and said else None
     messages = judge.parse(_read(guest.folder / "kmsg"))
     verdict = judge.judge(messages, taint, _read(guest.folder / "console"), ended)
     guest.note(
@@ -207,26 +232,20 @@ def _judge(guest: record.Record, taint: int | None, ended: bool, died: bool = Fa
         ],
         faults=verdict.faults,
     )
-    if verdict.good():
-        return
-    _say("the guest's kernel complained:")
+    if not verdict.good():
+        _say("the guest's kernel complained:")
     for line in verdict.lines():
         print(f"  {line}", file=sys.stderr)
-    if died:
-        return
-    raise KernelComplaint(
-        f"its whole log is {guest.path()}/dmesg. This fails the run, whatever the command says. "
-        "A test that means to bring it about announces it first (vm/README.md)"
-    )
+    return verdict
 
 
-def _wait(process, path: Path, limit_s: float, crowded: bool = False) -> bool:
-    """Until `path` exists (True), the process ends or time is up. With `crowded`
-    a host with three runnable threads per CPU is given three times as long."""
+def _wait(process, done: Callable[[], bool], limit_s: float, crowded: bool = False) -> bool:
+    """Until `done` (True), the process ends or time is up. With `crowded` a host
+    with three runnable threads per CPU is given three times as long."""
     now = time.monotonic()
-    while not path.exists():
+    while not done():
         if process.poll() is not None:
-            return path.exists()
+            return done()
         if limit_s < 0:
             return False
         last, now = now, time.monotonic()
@@ -334,7 +353,6 @@ def _write_dmesg(folder: Path) -> None:
 
 
 def _show_kernel_messages(folder: Path) -> None:
-    _write_dmesg(folder)
     for name, what, last in (("dmesg", "last kernel messages", 20), ("console", "console", 100)):
         lines = _read(folder / name).splitlines()
         if lines:

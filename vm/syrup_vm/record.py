@@ -51,6 +51,14 @@ class Record:
     def knows(self, fact: str) -> bool:
         return fact in self._facts
 
+    def set_aside(self, name: str) -> None:
+        """Moves what a guest left into a folder: nothing may be taken for the next one's."""
+        old = self.folder / name
+        old.mkdir()
+        for path in self.folder.iterdir():
+            if path.name not in (name, "lock", _RESULT):
+                path.rename(old / path.name)
+
     def path(self) -> str:
         """For messages."""
         return os.path.relpath(self.folder, REPOSITORY)

@@ -200,6 +200,10 @@ class Taint(unittest.TestCase):
             with self.subTest(bit=bit):
                 self.assertEqual(len(judge.judge(log("fine"), 1 << bit).faults), 1)
 
+    def test_that_is_not_known_fails(self):
+        self.assertEqual(len(judge.judge(log("fine"), None).faults), 1)
+        self.assertTrue(judge.judge(log("fine"), None, ended=False).good())
+
     def test_by_modules_and_firmware_is_none_of_our_business(self):
         harmless = sum(1 << bit for bit in (0, 1, 2, 3, 6, 8, 10, 11, 12, 13, 15, 16, 17, 18))
         self.assertTrue(judge.judge(log("fine"), harmless).good())

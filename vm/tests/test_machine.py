@@ -1,6 +1,8 @@
 """Commands in guests."""
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import re
@@ -8,9 +10,10 @@ import subprocess
 import tempfile
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import broken_module
-from syrup_vm import btf, kernels, machine, record
+from syrup_vm import Error, btf, emulator, kernels, machine, record
 
 RUN = Path(__file__).resolve().parent.parent / "run"
 
@@ -24,6 +27,112 @@ class CommandLine(unittest.TestCase):
             machine._write_command(script, guest, ["printf", "%s|", *words])
             done = subprocess.run(["sh", script], stdout=subprocess.PIPE, text=True, check=True)
         self.assertEqual(done.stdout, "".join(word + "|" for word in words))
+
+
+# Stands for virtme-ng: what the guest leaves in its folder.
+VNG = r"""#!/bin/sh
+for last; do :; done
+set -- $last
+cd "$3"
+boot() { echo 7.2 >release; : >started; }
+end() {
+	echo '13,9,9,-;syrup-vm: the command ended' >>kmsg
+	echo 0 >taint
+	echo 5 >status
+}
+"""
+STALE = """\
+Oops: int3: 0000 [#1] SMP NOPTI
+CPU: 0 UID: 0 PID: 208 Comm: dmesg Not tainted 7.2.13+deb14-cloud-amd64 #1 PREEMPT(lazy)
+RIP: 0010:sched_tick+0xba/0x230
+Code: 31 d2 48 e8 27 d4 03 00 e9 <81> 00 00 00 4c 89
+---[ end trace 0000000000000000 ]---
+Kernel panic - not syncing: Fatal exception in interrupt
+"""
+
+
+class Endings(unittest.TestCase):
+    """How guests end, and what is made of it."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory(prefix="syrup-vm-test-")
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        runs = self.folder / "vm"
+        for module, name, value in (
+            (record, "RUNS", runs),
+            (emulator, "LOG", runs / "emulator-faults.jsonl"),
+            (emulator, "_EVIDENCE", runs / "emulator-faults"),
+            (machine, "_SHUTDOWN_LIMIT_S", 0.3),
+            (machine, "_BOOT_LIMIT_S", {"tcg": 0.5}),
+        ):
+            patched = mock.patch.object(module, name, value)
+            patched.start()
+            self.addCleanup(patched.stop)
+
+    def run_guest(self, behaviour):
+        """(exit status or exception, what was said) of a guest that behaves so."""
+        vng = self.folder / "vng"
+        vng.write_text(VNG + behaviour)
+        vng.chmod(0o755)
+        env = {**os.environ, "PATH": f"{self.folder}:{os.environ['PATH']}"}
+        guest = machine.Machine(self.folder / "image", env, "tcg", timeout_s=2, silent=True)
+        said = io.StringIO()
+        with record.new("guest") as self.record, contextlib.redirect_stderr(said):
+            try:
+                ended = machine.run(guest, ["true"], self.record)
+            except Error as error:
+                ended = type(error)
+                print(error, file=said)
+        self.said = said.getvalue()
+        self.result = json.loads((self.record.folder / "result.json").read_text())
+        return ended
+
+    def test_in_order_pass_the_commands_status_on(self):
+        self.assertEqual(self.run_guest("boot; end"), 5, self.said)
+
+    def test_that_hang_fail_whatever_the_command_said(self):
+        self.assertEqual(self.run_guest("boot; end; sleep 60"), Error)
+        self.assertIn("the guest did not power off after the command, which ended with 5", self.said)
+        self.assertEqual(self.result["status"], 5)
+
+    def test_are_judged_by_the_last_words_too(self):
+        last = "echo '[ 1.0] BUG: scheduling while atomic: a/12/0x00000002' >console"
+        self.assertEqual(self.run_guest(f"boot; end; sleep 0.1; {last}"), machine.KernelComplaint)
+
+    def test_without_a_taint_are_a_complaint(self):
+        self.assertEqual(self.run_guest("boot; end; rm taint"), machine.KernelComplaint)
+
+    def test_that_come_too_late_are_124(self):
+        self.assertEqual(self.run_guest("boot; sleep 60"), machine.TIMED_OUT)
+        self.assertIn("the command did not end within 2 s", self.said)
+
+    def test_before_the_command_are_tried_once_more_and_leave_nothing_to_it(self):
+        # The command starts at the very moment that the first guest is given up.
+        first = "if [ ! -e first-boot ]; then echo 6 >kmsg; trap 'boot; end; exit' TERM; sleep 60 & wait; fi"
+        self.assertEqual(self.run_guest(f"{first}\nsleep 0.2; [ ! -e status ] && boot && end"), 5)
+        self.assertIn("did not boot within", self.said)
+        self.assertIn("trying once more", self.said)
+        self.assertEqual(self.result["boots"], 2)
+        self.assertTrue((self.record.folder / "first-boot/started").exists())
+        self.assertEqual(self.run_guest("exit 3"), machine.BootFailure)
+
+    def death(self, kmsg=""):
+        (self.folder / "console").write_text(STALE)
+        return self.run_guest(f"boot; echo '{kmsg}' >kmsg; cat {self.folder}/console >console; exit 1")
+
+    def test_by_what_emulation_gets_wrong_are_excused_so_often(self):
+        for _ in range(emulator.AT_MOST):
+            self.assertEqual(self.death(), machine.EmulatorFault, self.said)
+        self.assertEqual(self.death(), Error)
+        self.assertIn("more than 3 are not excused", self.said)
+
+    def test_by_it_excuse_nothing_else_that_the_kernel_said(self):
+        for text in ('sched_ext: BPF scheduler "x" disabled (runnable task stall)',
+                     "INFO: task kworker/0:1:9 blocked for more than 120 seconds."):  # fmt: skip
+            self.assertEqual(self.death(f"4,1,1,-;{text}"), Error, text)
+            self.assertIn(text, self.said)
+        self.assertFalse(emulator.LOG.exists())
 
 
 class Guest:

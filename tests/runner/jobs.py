@@ -15,6 +15,8 @@ VM_COMPLAINT = 123
 VM_TIMED_OUT = 124
 VM_FAILED = 125
 VM_EMULATOR_FAULT = 126
+# It says so when the guest did not boot at first.
+VM_BOOTS_AGAIN = "trying once more"
 VM_STATUS = {
     VM_NOT_OBTAINABLE: "its kernel cannot be downloaded",
     VM_COMPLAINT: "the guest's kernel complained",
@@ -318,6 +320,11 @@ class GuestJob(TestJob):
 
     def where(self):
         return self.guest
+
+    def line(self, text):
+        if text.startswith("vm: ") and VM_BOOTS_AGAIN in text:
+            self.notes.append(f"{self.name}: {text.removeprefix('vm: ')}")
+        super().line(text)
 
     def how_it_ended(self, status):
         return VM_STATUS.get(status) or super().how_it_ended(status)

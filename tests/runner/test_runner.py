@@ -377,6 +377,13 @@ class Guests(Fakes):
         self.assertIn("note: guest: run again, emulation broke the guest", self.said)
         self.assertEqual(len(self.calls.read_text().splitlines()), 2)
 
+    def test_one_that_booted_at_the_second_attempt_only_is_noted(self):
+        self.vm("print('vm: the guest did not boot within 1 s; trying once more, with'); "
+                "sys.exit(run())")
+        self.assert_run(0, "3 passed, 0 failed, 0 skipped")
+        self.assertIn("note: guest: the guest did not boot within 1 s; trying once more",
+                      self.said)
+
     def test_a_failure_before_emulation_broke_is_not_forgotten(self):
         self.vm("""
             if nth > 1: sys.exit(run())

@@ -22,8 +22,8 @@ use syrup_abi::protocol::{DeploymentRef, Nothing};
 use syrup_abi::wire::Connection;
 use syrup_hook::sys;
 use syrup_tests::{
-    CProgram, Ctl, KernelObjects, Need, ThreadClass, binary, maps_of_program, own_network, require,
-    sched_class, wait_for,
+    CProgram, Ctl, KernelObjects, Need, SetOnDrop, ThreadClass, binary, maps_of_program,
+    own_network, require, sched_class, wait_for,
 };
 
 const PORT: u16 = 7100;
@@ -101,13 +101,20 @@ fn while_cpu_is_taken<T>(cpu: usize, f: impl FnOnce() -> T) -> T {
                 std::hint::spin_loop();
             }
         });
+        let _released = SetOnDrop(&release);
         wait_for("the CPU", Duration::from_secs(20), || {
             taken.load(Ordering::Acquire).then_some(())
         });
-        let result = f();
-        release.store(true, Ordering::Release);
-        result
+        f()
     })
+}
+
+#[test]
+fn a_failure_while_a_cpu_is_taken_gives_it_back() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    assert!(std::panic::catch_unwind(|| while_cpu_is_taken(CPU, || panic!("meant"))).is_err());
 }
 
 /// Calls `f` as user `uid`, in a thread that the kernel and the daemon take for theirs.

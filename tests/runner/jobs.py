@@ -122,9 +122,8 @@ class DocTests(Job):
     def line(self, text):
         super().line(text)
         if match := self.LINE.match(text):
-            status = {"ok": "passed", "FAILED": "failed"}.get(match[2])
-            if status:
-                self.record(match[1], status, "" if status == "passed" else "failed")
+            self.record(match[1], *{"ok": ("passed", ""), "FAILED": ("failed", "failed"),
+                                    "ignored": ("skipped", "ignored")}[match[2]])
 
     def done(self, status):
         for outcome in self.failed():
@@ -317,6 +316,8 @@ class GuestJob(TestJob):
     def __post_init__(self):
         super().__post_init__()
         self.attempts = 0
+        # Its kernel could not be downloaded, which was allowed.
+        self.offline = False
 
     def where(self):
         return self.guest
@@ -338,6 +339,7 @@ class GuestJob(TestJob):
             self.running, self.complete, self.any_failed = None, False, False
             return True
         if status == VM_NOT_OBTAINABLE and not self.outcomes and self.allow_offline:
+            self.offline = True
             for test in self.by_id:
                 self.record(test, "skipped", f"{VM_STATUS[status]} ({OFFLINE} is set)")
                 self.outcomes[test].asked_for = True

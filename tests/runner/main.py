@@ -10,6 +10,7 @@ The last line is 'N passed, N failed, N skipped'.
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +31,10 @@ examples:
   tests/run --list                     every test and where it runs
   make test ARGS='--filter rescue'     the same with what it needs installed
 """
+
+
+# An ignored test that another one runs: it has the word "child" in its name.
+CHILD = re.compile(r"(::|_|^)child(_|$)")
 
 
 class Unlistable(Exception):
@@ -53,8 +58,8 @@ def arguments(argv):
     return parser.parse_args(argv)
 
 
-def tests_of(binary: tuple[str, Path, Path]) -> list[Test]:
-    """Its tests but for the ignored ones, which are child processes of others."""
+def tests_of(binary: tuple[str, Path, Path]) -> tuple[list[Test], list[Test]]:
+    """Its tests, and those that it ignores, but for child processes of others."""
     target, path, folder = binary
 
     def names(*options):
@@ -68,9 +73,12 @@ def tests_of(binary: tuple[str, Path, Path]) -> list[Test]:
         return [line.removesuffix(": test") for line in listed.stdout.splitlines()
                 if line.endswith(": test")]
 
-    ignored = set(names("--ignored"))
-    return [Test(f"{target}::{name}", name, path, folder)
-            for name in names() if name not in ignored]
+    def made(chosen):
+        return [Test(f"{target}::{name}", name, path, folder) for name in chosen]
+
+    ignored = names("--ignored")
+    return (made(name for name in names() if name not in ignored),
+            made(name for name in ignored if not CHILD.search(name)))
 
 
 class Run:
@@ -167,10 +175,14 @@ class Run:
         for binary in sorted(binaries):
             target = binary[0]
             try:
-                tests = [test for test in tests_of(binary) if self.options.filter in test.id]
+                tests, ignored = ([test for test in found if self.options.filter in test.id]
+                                  for found in tests_of(binary))
             except Unlistable as error:
                 self.extra.append(Outcome(target, "nowhere", "failed", str(error)))
                 continue
+            if self.wanted(target) or target in guest_targets:
+                self.extra += [Outcome(test.id, "nowhere", "skipped", "#[ignore]")
+                               for test in ignored]
             if target in guest_targets:
                 for_guests += tests
             elif tests:
@@ -256,13 +268,23 @@ class Run:
         self.scheduler.run()
         return self.finish()
 
+    def nothing(self, ended: list[Job], outcomes: list[Outcome]) -> list[Outcome]:
+        """A failure for each part of the selection in which there is no test."""
+        if any(job.vital and job.failed() for job in ended):
+            return []
+        why = "no such test: see tests/run --list"
+        empty = [Outcome(f"--job {name}", "nowhere", "failed", why) for name in self.options.job
+                 if not any(job.name == name for job in ended)]
+        ran = any(outcome.status != "skipped" for outcome in [*outcomes, *empty])
+        if not ran and not any(isinstance(job, GuestJob) and job.offline for job in ended):
+            what = f"--filter {self.options.filter}" if self.options.filter else "this run"
+            empty.append(Outcome(what, "nowhere", "failed", why))
+        return empty
+
     def finish(self) -> int:
         ended = self.scheduler.ended
         outcomes = [outcome for job in ended for outcome in job.outcomes.values()] + self.extra
-        if not outcomes:
-            what = " ".join([f"--filter {self.options.filter}"] * bool(self.options.filter)
-                            + [f"--job {name}" for name in self.options.job])
-            outcomes = [Outcome(what, "nowhere", "failed", "no such test: see tests/run --list")]
+        outcomes += self.nothing(ended, outcomes)
         skips.judge(self.entries, outcomes)
         whole = not self.selective() and not self.options.native
         self.notes += skips.stale(self.entries, whole)

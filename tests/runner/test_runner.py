@@ -129,8 +129,8 @@ class Fakes(unittest.TestCase):
 
 
 class Native(Fakes):
-    def test_tests_that_pass_are_counted_once_and_ignored_ones_not_at_all(self):
-        self.binary("fake/one", "def test_a(): pass\ndef test_ignored_b(): return 1")
+    def test_tests_that_pass_are_counted_once_and_children_of_tests_not_at_all(self):
+        self.binary("fake/one", "def test_a(): pass\ndef test_ignored_child(): return 1")
         self.binary("fake/two", "def test_a(): pass\ndef test_b(): pass")
         self.assert_run(0, "3 passed, 0 failed, 0 skipped")
 
@@ -264,6 +264,16 @@ class Skips(Fakes):
         self.assert_run(0, "1 passed, 0 failed, 1 skipped")
         self.assertIn("needs luck (tests/skips: no luck in CI)", self.said)
 
+    def test_one_that_is_ignored_is_one(self):
+        self.binary("fake/one", "def test_a(): pass\ndef test_ignored_b(): pass")
+        self.binary("fake/two", "def test_a(): pass")
+        self.assert_run(1, "2 passed, 1 failed, 0 skipped")
+        self.assertIn("fake/one::ignored_b (nowhere): skipped: #[ignore]", self.said)
+        self.assert_run(0, "1 passed, 0 failed, 0 skipped", "--job", "fake/two")
+        self.assert_run(0, "1 passed, 0 failed, 0 skipped", "--filter", "one::a")
+        self.skip_list.write_text("*::ignored_b * no luck\n")
+        self.assert_run(0, "2 passed, 0 failed, 1 skipped")
+
     def test_the_list_speaks_of_one_place_only(self):
         self.binary("fake/one", self.TESTS)
         self.skip_list.write_text("fake/one::a guest no luck there\n")
@@ -296,6 +306,9 @@ class Skips(Fakes):
         self.vm(f"open({str(self.folder / 'in-guest')!r}, 'w'); sys.exit(run())")
         self.assert_run(0, "2 passed, 0 failed, 0 skipped")
         (self.folder / "in-guest").unlink()
+        self.assert_run(0, "1 passed, 0 failed, 0 skipped", "--job", "fake/one",
+                        "--filter", "::a")
+        (self.folder / "in-guest").unlink()
         self.assert_run(1, "1 passed, 1 failed, 0 skipped", "--native")
         self.assertIn("root is missing", self.said)
 
@@ -321,6 +334,10 @@ class Selection(Fakes):
         self.assert_run(1, "0 passed, 1 failed, 0 skipped", "--filter", "nonsense")
         self.assertIn("--filter nonsense (nowhere): no such test", self.said)
         self.assert_run(1, "0 passed, 1 failed, 0 skipped", "--job", "nonsense")
+        self.assert_run(1, "2 passed, 1 failed, 0 skipped", "--job", "fake/one", "--job", "nonsense")
+        self.assertIn("--job nonsense (nowhere): no such test", self.said)
+        self.assert_run(1, "0 passed, 1 failed, 1 skipped", "--native", "--job", "guest")
+        self.assert_run(1, "0 passed, 1 failed, 1 skipped", "--native", "--filter", "guest")
 
     def test_that_the_plan_makes_of_nothing_fails_the_run(self):
         self.guests += (plan.Guest("other", "newest", ("fake/gone",)),)
@@ -458,7 +475,8 @@ class Checks(unittest.TestCase):
                           "test b.rs - (line 4) ... FAILED", "test c.rs - (line 5) ... ignored",
                           status=101)
         self.assertEqual(ran, {"a.rs - (line 3)": ("passed", ""),
-                               "b.rs - (line 4)": ("failed", "failed")})
+                               "b.rs - (line 4)": ("failed", "failed"),
+                               "c.rs - (line 5)": ("skipped", "ignored")})
         self.assertEqual(self.judged(jobs.DocTests("docs", [], 9)),
                          {"docs": ("failed", "no test ran")})
         self.assertIn("docs", self.judged(jobs.DocTests("docs", [], 9), "test a ... ok", status=1))

@@ -5,6 +5,7 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
+from unittest import mock
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -166,6 +167,63 @@ class Outcomes(unittest.TestCase):
     def test_what_was_left_out_is_neither(self):
         folder = self.left(x000_ended="skipped\n")
         self.assertTrue(guest._outcome(folder / "000").skipped)
+
+
+class Machines(unittest.TestCase):
+    """What is made of the end of a machine."""
+
+    def run_all(self, vm_run: str, nr_entries=1):
+        """The outcomes of entries in machines of a vm/run that behaves so."""
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        root = Path(folder.name)
+        (root / "vm").mkdir()
+        program = root / "vm/run"
+        program.write_text("""#!/bin/sh
+            echo "$*" >>calls
+            for last; do :; done
+            root=$PWD; cd "${last%/all}"
+            nth=$(wc -l <"$root/calls")
+            green() {
+                for n; do
+                    echo 'test result: ok. 1 passed; 0 failed;' >$n.log; echo 0 >$n.ended
+                done
+            }
+            """ + vm_run)
+        program.chmod(0o755)
+        binary = tree.Binary(targets.Target("tests", "x", "test", "syrup-tests"), Path("/x"))
+        entries = [guest.Entry(f"defect-{n}", binary, (), 20) for n in range(nr_entries)]
+        with mock.patch.object(guest, "ROOT", root):
+            guest.run(entries, targets.plan.Guest("m", "newest", ()), root / "out", lambda _: None)
+        self.calls = (root / "calls").read_text()
+        return [entry.outcome for entry in entries]
+
+    def test_what_it_ran_before_it_died_counts_and_the_rest_goes_on_in_another(self):
+        died = "[ $nth = 1 ] || { green 000; exit 0; }; green 000; touch 001.started; exit 125"
+        outcomes = self.run_all(died, 3)
+        self.assertEqual(outcomes[0].red, "")
+        self.assertIn("the machine died", outcomes[1].red)
+        self.assertEqual(outcomes[2].red, "")
+        self.assertEqual(len(self.calls.splitlines()), 2)
+
+    def test_one_whose_kernel_complained_or_time_ran_out_is_red(self):
+        self.assertIn("complained", self.run_all("touch 000.started; exit 123")[0].red)
+        self.assertIn("out of time", self.run_all("touch 000.started; exit 124")[0].red)
+
+    def test_one_that_emulation_broke_says_nothing(self):
+        broke = "touch 000.started; exit 126"
+        self.assertEqual(self.run_all(f"[ $nth = 3 ] && green 000 && exit 0; {broke}")[0].red, "")
+        # Nor does it use up what make test may excuse.
+        self.assertEqual(self.calls.count("--uncounted"), 3)
+        with self.assertRaisesRegex(Error, "emulation breaks the machine"):
+            self.run_all(broke)
+
+    def test_any_other_end_says_nothing(self):
+        for ending in ("touch 000.started; exit 1", "touch 000.started; kill $$", "exit 77"):
+            with self.subTest(ending), self.assertRaisesRegex(Error, "see .*vm.log"):
+                self.run_all(ending)
+        with self.assertRaisesRegex(Error, "the machine does not start"):
+            self.run_all("exit 125")
 
 
 if __name__ == "__main__":

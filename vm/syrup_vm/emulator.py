@@ -53,13 +53,14 @@ def stale_code(console: str) -> str | None:
     return code[1]
 
 
-def keep(guest: record.Record, place: str, facts: dict) -> tuple[int, Path]:
-    """Counts the fault: how many there were within the time that counts, this
-    one included, and where its evidence is."""
+def keep(guest: record.Record, place: str, facts: dict, counted: bool) -> tuple[int, Path]:
+    """Notes the fault: how many there were within the time that counts, and where
+    the evidence of this one is."""
     _EVIDENCE.mkdir(exist_ok=True)
     evidence = Path(tempfile.mkdtemp(prefix=f"{guest.folder.name}.", dir=_EVIDENCE))
     shutil.copytree(guest.folder, evidence, ignore=shutil.ignore_patterns("lock"), dirs_exist_ok=True)
-    line = {"time": int(time.time()), "place": place, "kept": str(evidence.name), **facts}
+    line = {"time": int(time.time()), "place": place, "kept": str(evidence.name),
+            "counted": counted, **facts}  # fmt: skip
     with cache.locked(record.RUNS / ".lock"):
         with open(LOG, "a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
@@ -67,4 +68,6 @@ def keep(guest: record.Record, place: str, facts: dict) -> tuple[int, Path]:
 
 
 def recent(log: str, now: float) -> int:
-    return sum(now - json.loads(line)["time"] <= WITHIN_S for line in log.splitlines())
+    """Of those that are counted."""
+    faults = [json.loads(line) for line in log.splitlines()]
+    return sum(now - fault["time"] <= WITHIN_S and fault.get("counted", True) for fault in faults)

@@ -46,3 +46,5 @@ class Faults(unittest.TestCase):
         ages = (0, 3600, emulator.WITHIN_S, emulator.WITHIN_S + 1)
         log = "".join(json.dumps({"time": now - age}) + "\n" for age in ages)
         self.assertEqual(emulator.recent(log, now), 3)
+        log += json.dumps({"time": now, "counted": False}) + "\n"
+        self.assertEqual(emulator.recent(log, now), 3)

@@ -73,7 +73,7 @@ class Records(unittest.TestCase):
         for number in (1, 2):
             with record.new("a") as guest:
                 (guest.folder / "console").write_text("Oops")
-                counted, kept = emulator.keep(guest, "sched_tick+0xba", {"accel": "tcg"})
+                counted, kept = emulator.keep(guest, "sched_tick+0xba", {"accel": "tcg"}, counted=True)
             self.assertEqual(counted, number)
         self.assertEqual((kept / "console").read_text(), "Oops")
         lines = [json.loads(line) for line in emulator.LOG.read_text().splitlines()]

@@ -13,8 +13,11 @@ from .native import Outcome, arguments, judge
 from .targets import plan
 from .tree import Binary
 
-# Exit status of vm/run when the machine failed and when emulation broke it.
-MACHINE_FAILED, EMULATOR_FAULT, NOT_OBTAINABLE = 125, 126, 77
+# Exit statuses of vm/run (vm/README.md): what a defect may do to a machine ...
+DIED = {123: "the machine's kernel complained", 124: "the machine was out of time",
+        125: "the machine died"}  # fmt: skip
+# ... and what it may not.
+EMULATOR_FAULT, NOT_OBTAINABLE = 126, 77
 ATTEMPTS = 3
 BOOT_S = 300
 
@@ -86,7 +89,7 @@ def _one_machine(entries: list[Entry], kind: plan.Guest, folder: Path, done) -> 
     total_s = sum(entry.limit_s + 30 for entry in entries)
     command = ["vm/run", "--kernel", kind.kernel, "--cpus", str(kind.cpus),
                "--memory", kind.memory, *(["--icount"] if kind.icount else []),
-               "--timeout", f"{total_s:.0f}", "--", "sh", str(script)]
+               "--uncounted", "--timeout", f"{total_s:.0f}", "--", "sh", str(script)]
     environment = {**os.environ, "SYRUP_TEST_KERNEL": kind.kernel}
     with log.open("w") as output:
         machine = processes.start(command, cwd=ROOT, env=environment, stdout=output,
@@ -102,20 +105,19 @@ def _one_machine(entries: list[Entry], kind: plan.Guest, folder: Path, done) -> 
     if running is None:
         return
     entry = entries[running]
-    if not (folder / f"{running:03}.started").exists():
-        if running > 0:
-            return  # the kernel complained about the one before
-        entry.attempts += 1
-        if entry.attempts == ATTEMPTS:
-            raise Error(f"the machine does not start: see {log}")
-        return
+    started = (folder / f"{running:03}.started").exists()
+    if running > 0 and not started:
+        return  # the kernel complained about the one before
     entry.attempts += 1
     if stuck:
         _end(entry, Outcome(f"the machine hung: {log.relative_to(ROOT)}"), done)
-    elif status == EMULATOR_FAULT and entry.attempts < ATTEMPTS:
-        return
-    else:
-        _end(entry, Outcome(f"the machine died: {log.relative_to(ROOT)}"), done)
+    elif started and status in DIED:
+        _end(entry, Outcome(f"{DIED[status]}: {log.relative_to(ROOT)}"), done)
+    elif started and status != EMULATOR_FAULT:
+        raise Error(f"the machine ended with {status}, which says nothing of {entry.what}: see {log}")
+    elif entry.attempts == ATTEMPTS:
+        what = "emulation breaks the machine" if started else "the machine does not start"
+        raise Error(f"{what}: see {log}")
 
 
 def _watch(machine, entries: list[Entry], folder: Path, done) -> bool:

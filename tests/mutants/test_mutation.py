@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Tests of `run` that build nothing."""
 
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -10,7 +11,7 @@ from unittest import mock
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from mutation import Error, guest, native, patches, targets, tree
+from mutation import Error, campaign, guest, native, patches, targets, tree
 
 DIFF = """\
 --- a/syrupd/src/maps.rs\t2026-01-01
@@ -61,6 +62,18 @@ class Patches(unittest.TestCase):
         folder = self.folder / "empty"
         folder.mkdir()
         return folder
+
+    def test_of_this_repository_that_the_compiler_refuses_are_rotten(self):
+        ours = Path(__file__).parent / "turn-not-kept.patch"
+        theirs = self.folder / "p.patch"
+        theirs.write_text(ours.read_text())
+        found = [patches.parse(path) for path in (ours, theirs)]
+        run = campaign.Campaign(found, native_only=False, builders=1)
+        self.assertEqual(run.rotten(), [])
+        for variant in run.variants:
+            variant.refused = "error: no"
+        self.assertEqual(run.rotten(), found[:1])
+        self.assertEqual(run.count(found), (0, 0))
 
     def test_those_of_this_repository_apply_and_name_tests(self):
         workspace = targets.Workspace()
@@ -134,10 +147,53 @@ class Trees(unittest.TestCase):
             self.assertEqual((self.folder / "kept" / name).read_text(), name)
 
 
+    def test_warnings_are_no_errors_in_a_copy(self):
+        self.assertIn("include/src/compile.rs", tree.RELAXED)
+        for name, changes in tree.RELAXED.items():
+            content = tree.pristine(name).decode()
+            for old, new in changes:
+                self.assertNotIn(old, content)
+                self.assertIn(new, content)
+        with mock.patch.dict(tree.RELAXED, {"Makefile": [("-Wno-such", "")]}):
+            with self.assertRaisesRegex(Error, "Makefile has no -Wno-such"):
+                tree.pristine("Makefile")
+
+    def test_no_other_file_makes_warnings_errors(self):
+        found = subprocess.run(
+            ["git", "grep", "-l", "-e", '"-Werror"', "-e", 'warnings = "deny"', "--",
+             "*.rs", "*.toml"],
+            cwd=tree.ROOT, stdout=subprocess.PIPE, text=True, check=True)
+        # Programs of tests in C, not of the product.
+        self.assertEqual({*found.stdout.split()} - {*tree.RELAXED},
+                         {"tests/src/c_program.rs"})
+
+    def test_a_filter_that_selects_nothing_is_found_beside_one_that_does(self):
+        path = self.folder / "binary"
+        path.write_text('#!/bin/sh\n[ "$3" = --ignored ] || echo a::b: test\necho child: test\n')
+        path.chmod(0o755)
+        found = native.selecting_nothing([tree.Binary(None, path)], ("a", "::b", "c", "child"))
+        self.assertEqual(found, ["c", "child"])
+
+
+class Processes(unittest.TestCase):
+    def test_end_with_the_run_also_when_it_is_killed(self):
+        here = str(Path(__file__).resolve().parent)
+        run = subprocess.Popen(
+            [sys.executable, "-B", "-c", "import sys\n"
+             f"sys.path.insert(0, {here!r})\nfrom mutation import processes\n"
+             "child = processes.start(['sh', '-c', 'echo $$; exec sleep 1000'])\nchild.wait()"],
+            stdout=subprocess.PIPE, text=True)
+        pid = int(run.stdout.readline())
+        self.addCleanup(lambda: subprocess.run(["kill", str(pid)], stderr=subprocess.DEVNULL))
+        run.kill()
+        # Until the pipe has no writer left.
+        run.communicate(timeout=20)
+
+
 class Outcomes(unittest.TestCase):
     def test_what_a_binary_printed_is_judged(self):
         green = "test a ... ok\ntest result: ok. 1 passed; 0 failed; 0 ignored\n"
-        self.assertEqual(native.judge(green, 0), native.Outcome("", 1))
+        self.assertEqual(native.judge(green, 0), native.Outcome())
         red = "test a ... FAILED\ntest b::c ... FAILED\ntest result: FAILED. 3 passed; 2 failed;\n"
         self.assertEqual(native.judge(red, 101).red, "a and 1 more")
         self.assertIn("SIGSEGV", native.judge("", -11).red)

@@ -33,8 +33,9 @@ def start(command, **options) -> subprocess.Popen:
     with _lock:
         if _stopped:
             raise Interrupted
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True,
-                                 **options)
+        # Also when this process is killed outright.
+        child = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", "--", *command],
+                                 stdin=subprocess.DEVNULL, start_new_session=True, **options)
         _running.add(child)
     return child
 

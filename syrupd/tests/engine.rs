@@ -327,8 +327,8 @@ fn flags_that_mean_nothing_at_a_hook_and_values_out_of_range_are_refused() {
         assert!(error.message.contains(says), "{says}: {error}");
     }
     // At the edge they are taken: what is missing then is the kernel's part.
-    for weight in [1, 10_000] {
-        let request = LoadRequest { weight: Some(weight), ..thread.clone() };
+    for (app, weight) in [("least", 1), ("most", 10_000)] {
+        let request = LoadRequest { weight: Some(weight), app: app.to_owned(), ..thread.clone() };
         if let Err(error) = lab.root().load(&request) {
             assert_eq!(error.code, Code::Unsupported, "{error}");
         }

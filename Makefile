@@ -71,4 +71,4 @@ deps: ## install what building and testing need
 .PHONY: format
 format: ## format Rust and C
 	cargo fmt --all
-	clang-format-19 -i $$(git ls-files '*.c' '*.h')
+	scripts/clang-format -i

@@ -228,6 +228,8 @@ class Build(Job):
 class TestJob(Job):
     """Tests of libtest binaries, run by the agent."""
 
+    # Where its plan is written.
+    folder: Path = Path()
     tests: list[Test] = field(default_factory=list)
     test_limit_s: float = 0
     kind = "native"
@@ -241,18 +243,19 @@ class TestJob(Job):
         self.any_failed = False
         self.release = ""
 
-    def write_plan(self, folder: Path) -> Path:
+    def plan(self) -> Path:
+        return self.folder / f"{self.name.replace('/', '-')}.json"
+
+    def write_plan(self) -> None:
         """For the agent: the tests, by binary."""
         binaries: dict[Path, dict] = {}
         for test in self.tests:
             binary = binaries.setdefault(test.binary, {
                 "path": str(test.binary), "folder": str(test.folder), "tests": []})
             binary["tests"].append({"id": test.id, "name": test.name})
-        path = folder / f"{self.name.replace('/', '-')}.json"
-        path.write_text(json.dumps({
+        self.plan().write_text(json.dumps({
             "limit_s": self.test_limit_s, "tied": self.kind == "native",
             "binaries": list(binaries.values())}))
-        return path
 
     def line(self, text):
         # The console of a guest may have left half a line before it.

@@ -8,6 +8,7 @@ The last line is 'N passed, N failed, N skipped'.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import re
@@ -35,6 +36,10 @@ examples:
 
 # An ignored test that another one runs: it has the word "child" in its name.
 CHILD = re.compile(r"(::|_|^)child(_|$)")
+
+
+class Busy(Exception):
+    """Two runs at a time would take each other's plans."""
 
 
 class Unlistable(Exception):
@@ -93,6 +98,7 @@ class Run:
         self.entries = skips.read(skip_list)
         self.vm = vm
         self.root = root
+        self.offline = os.environ.get(jobs.OFFLINE) == "1"
         self.scheduler = Scheduler(options.slots, report.start, self.ended)
         self.extra: list[Outcome] = []
         self.notes: list[str] = []
@@ -114,16 +120,16 @@ class Run:
     def add(self, *added: Job) -> None:
         for job in added:
             job.expected_s = self.times.get(job.name, job.expected_s)
+            if isinstance(job, TestJob):
+                job.write_plan()
         self.scheduler.add(*added)
 
     def checks(self) -> list[Job]:
         """What needs no build, and what cargo does after it."""
-        sources = subprocess.run(["git", "ls-files", "*.c", "*.h"], cwd=ROOT, check=True,
-                                 stdout=subprocess.PIPE, text=True).stdout.split()
         boots = [] if self.options.native else ["--boot"]
         found: list[Job] = [
             Job("Rust is formatted", ["cargo", "fmt", "--all", "--check"], 120),
-            Job("C is formatted", ["clang-format-19", "--dry-run", "--Werror", *sources], 120),
+            Job("C is formatted", ["scripts/clang-format", "--dry-run", "--Werror"], 120),
             jobs.PythonTests("the runner's own tests", [
                 sys.executable, "-B", "-m", "unittest", "discover", "--verbose",
                 "--start-directory", "tests/runner", "--top-level-directory", "tests"], 300),
@@ -136,7 +142,7 @@ class Run:
                           ["cargo", "test", "--workspace", "--doc"],
                           600, lock="cargo", after=("build",), expected_s=20),
             jobs.PythonTests("vm/test", ["vm/test", *boots, "--verbose"], 1200, expected_s=90,
-                             may_skip=self.options.native),
+                             may_skip=self.options.native or self.offline),
         ]
         return [job for job in found if self.wanted(job.name)]
 
@@ -150,21 +156,22 @@ class Run:
 
     def guest_job(self, guest: plan.Guest, tests: list[Test]) -> GuestJob:
         job = GuestJob(
-            guest.name, [], plan_limit(guest), expected_s=guest.expected_s,
+            guest.name, [], plan_limit(guest), folder=self.folder, expected_s=guest.expected_s,
             after=(f"kernel {guest.kernel}",), guest=guest.name, tests=tests,
             test_limit_s=guest.test_limit_s,
             environment={"SYRUP_TEST_KERNEL": guest.kernel},
-            allow_offline=os.environ.get(jobs.OFFLINE) == "1")
+            allow_offline=self.offline)
         job.command = jobs.guest_command(
             guest.kernel, guest.name, cpus=guest.cpus, memory=guest.memory, icount=guest.icount,
-            limit_s=guest.limit_s, plan=job.write_plan(self.folder),
+            limit_s=guest.limit_s, plan=job.plan(),
             vm_run=self.vm / "run")
         return job
 
     def native_job(self, target: str, tests: list[Test]) -> TestJob:
-        job = TestJob(target, [], 3600, tests=tests, test_limit_s=plan.NATIVE_TEST_LIMIT_S)
+        job = TestJob(target, [], 3600, folder=self.folder, tests=tests,
+                      test_limit_s=plan.NATIVE_TEST_LIMIT_S)
         agent = str(Path(__file__).with_name("agent.py"))
-        job.command = [sys.executable, "-I", "-S", agent, str(job.write_plan(self.folder))]
+        job.command = [sys.executable, "-I", "-S", agent, str(job.plan())]
         return job
 
     def plan_tests(self, binaries: list[tuple[str, Path, Path]]) -> list[TestJob]:
@@ -252,7 +259,21 @@ class Run:
         if missed:
             self.add(self.guest_job(plan.ROOT_GUEST, missed))
 
+    def claim(self):
+        """The folder is one run's: keep what this returns."""
+        lock = (self.folder / "lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise Busy(f"another run uses {self.folder}: let it end first") from None
+        return lock
+
     def run(self) -> int:
+        with self.claim():
+            return self.run_all()
+
+    def run_all(self) -> int:
         build = jobs.Build(
             "build", ["cargo", "test", "--workspace", "--no-run",
                       "--message-format=json-render-diagnostics"],
@@ -336,7 +357,7 @@ def main(argv=None) -> int:
     try:
         run = Run(options, report)
         return list_tests(run) if options.list else run.run()
-    except skips.Malformed as error:
+    except (Busy, skips.Malformed) as error:
         print(f"tests/run: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -24,7 +24,8 @@ class Running:
         self.out_of_time = False
         self.partial = b""
         self.process = subprocess.Popen(
-            job.command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            # A program that is not there fails its job, by env's own words.
+            ["env", *job.command], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=None if job.shows_progress else subprocess.STDOUT,
             # Ctrl-C comes to us alone, and we end the jobs.
             start_new_session=True, env={**os.environ, **job.environment})

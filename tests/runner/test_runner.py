@@ -128,6 +128,57 @@ class Fakes(unittest.TestCase):
         self.assertEqual(self.run_all(*options), (status, last), self.said)
 
 
+class Whole(Fakes):
+    def outcome(self, *added):
+        """(exit status, what was said) of a run of these jobs."""
+        run = self.make()
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            run.add(*added)
+            run.scheduler.run()
+            status = run.finish()
+        self.assertNotIn("Traceback", said.getvalue())
+        return status, said.getvalue()
+
+    def test_after_a_build_that_failed_nothing_runs(self):
+        built = jobs.Build("build", ["false"], 10)
+        self.binary("fake/one", "def test_a(): pass")
+        built.binaries = self.binaries
+        seen = self.folder / "seen"
+        status, said = self.outcome(built, jobs.Job("a check", ["touch", str(seen)], 9,
+                                                    after=("build",)))
+        self.assertEqual(status, 1)
+        self.assertIn("note: nothing else was run: build failed", said)
+        self.assertTrue(said.endswith("0 passed, 1 failed, 0 skipped\n"), said)
+        self.assertEqual([line for line in said.splitlines() if "start " in line],
+                         [line for line in said.splitlines() if line.endswith("start   build")])
+        self.assertFalse(seen.exists())
+
+    def test_after_a_check_that_failed_all_does(self):
+        status, said = self.outcome(jobs.Job("a", ["false"], 9, expected_s=99),
+                                    jobs.Job("b", ["true"], 9, after=("a",)))
+        self.assertEqual(status, 1)
+        self.assertIn("1 passed, 1 failed", said)
+
+    def test_a_program_that_is_not_there_fails_its_job_alone(self):
+        status, said = self.outcome(jobs.Job("a", ["no-such-program", "-x"], 9),
+                                    jobs.Job("b", ["true"], 9, after=("a",)))
+        self.assertEqual(status, 1)
+        self.assertRegex(said, "no-such-program.*No such file")
+        self.assertIn("1 passed, 1 failed", said)
+
+    def test_has_its_folder_to_itself(self):
+        with self.make().claim(), self.assertRaisesRegex(main.Busy, "another run uses"):
+            self.make().run()
+        self.make().claim().close()
+
+    def test_that_only_lists_writes_no_plan(self):
+        self.binary("fake/one", "def test_a(): pass")
+        run = self.make("--list")
+        self.assertTrue(run.plan_tests(self.binaries))
+        self.assertEqual(list((self.folder / "out").glob("*.json")), [])
+
+
 class Native(Fakes):
     def test_tests_that_pass_are_counted_once_and_children_of_tests_not_at_all(self):
         self.binary("fake/one", "def test_a(): pass\ndef test_ignored_child(): return 1")
@@ -498,10 +549,6 @@ class Checks(unittest.TestCase):
         self.assertIn("vm", self.judged(jobs.PythonTests("vm", [], 9), status=1))
         self.assertIn("vm", self.judged(
             jobs.PythonTests("vm", [], 9), "test_a (t.R.test_a) ... ok", "Ran 2 tests in 0.1s"))
-
-    def test_after_a_build_that_failed_nothing_runs_and_after_a_check_all_does(self):
-        self.assertTrue(jobs.Build("build", ["false"], 1).vital)
-        self.assertFalse(jobs.Job("a check", ["false"], 1).vital)
 
     def test_cargos_messages_name_binaries_by_package_and_target(self):
         build = jobs.Build("build", [], 9)

@@ -1,5 +1,5 @@
 //! The C functions, used by C programs as applications would use them. What the
-//! thread hook adds is in `tests/tests/cross_layer.rs`.
+//! thread hook adds is in `tests/tests/cross_layer`.
 
 #![allow(clippy::unwrap_used)]
 

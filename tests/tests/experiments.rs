@@ -47,12 +47,6 @@ fn runs(folder: &Path, round: u32) -> Vec<(String, u64)> {
         .collect()
 }
 
-/// Folders of pins that belong to experiments.
-fn pins() -> Vec<PathBuf> {
-    let entries = std::fs::read_dir("/sys/fs/bpf").unwrap().flatten().map(|entry| entry.path());
-    entries.filter(|path| path.to_string_lossy().contains("/syrup-bench-")).collect()
-}
-
 /// Waits until `done`, or panics.
 fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -131,7 +125,6 @@ fn an_experiment_that_is_killed_goes_on_with_the_round_it_was_in_and_is_judged()
     assert_eq!(rounds(), after);
     let error = refused(bench(&[&arguments[..], &["--seed", "7"]].concat(), out.path()));
     assert!(error.contains("--fresh"), "{error}");
-    assert!(pins().iter().all(|path| *path != own_pins));
 }
 
 #[test]

@@ -249,6 +249,15 @@ class Native(Fakes):
         self.assert_run(1, "1 passed, 1 failed, 0 skipped")
         self.assertRegex(self.said, r"left processes behind: sleep \(\d+")
 
+    def test_what_a_test_mounts_goes_with_its_job_where_it_may_mount(self):
+        here = os.readlink("/proc/self/ns/mnt")
+        self.binary("fake/one", f"""
+            def test_a():
+                same = os.readlink("/proc/self/ns/mnt") == {here!r}
+                return None if same == (os.geteuid() != 0) else 1
+            """)
+        self.assert_run(0, "1 passed, 0 failed, 0 skipped")
+
     def test_a_childs_last_words_are_not_the_tests(self):
         self.binary("fake/one", """
             SUMMARY = "ok\\n\\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured\\n\\n"

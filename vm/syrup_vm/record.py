@@ -70,6 +70,8 @@ def new(name: str | None):
     nothing remains."""
     if name is not None and not re.fullmatch(r"\w[\w.+-]*", name):
         raise Error(f"--name {name}: letters, digits and .+-_ only, please")
+    if name is not None and name.startswith("emulator-faults"):
+        raise Error(f"--name {name}: such names are taken (vm/README.md)")
     RUNS.mkdir(parents=True, exist_ok=True)
     with cache.locked(RUNS / ".lock"):
         if name is None:

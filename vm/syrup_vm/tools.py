@@ -1,6 +1,7 @@
 """virtme-ng, which boots a kernel on the machine's own file system, and
 virtiofsd, which serves that file system to the guest."""
 
+import hashlib
 import os
 import platform
 import re
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from . import Error, cache, debian, network
 
-VIRTME_NG = "1.42"
+VIRTME_NG = Path(__file__).resolve().parent.parent / "virtme-ng.txt"
 
 # What the package `virtiofsd` installs, on the releases that have it.
 _VIRTIOFSD = ("/usr/libexec/virtiofsd", "/usr/lib/virtiofsd")
@@ -59,20 +60,22 @@ def qemu_version() -> str:
 def _virtme_ng(progress) -> Path:
     # A venv belongs to one version of Python, and works only where it was made.
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    venv = cache.folder(f"virtme-ng-{VIRTME_NG}-python{python}")
+    wanted = hashlib.sha256(VIRTME_NG.read_bytes()).hexdigest()[:12]
+    venv = cache.folder(f"virtme-ng-{wanted}-python{python}")
     complete = venv / "complete"
     if not complete.exists():
-        progress(f"installing virtme-ng {VIRTME_NG}")
+        progress("installing virtme-ng")
         log = cache.folder("virtme-ng.log")
         with open(log, "w", encoding="utf-8") as out:
             for command in (
                 [sys.executable, "-m", "venv", "--clear", venv],
-                [venv / "bin/pip", "install", f"virtme-ng=={VIRTME_NG}"],
-            ):
+                [venv / "bin/pip", "install", "--require-hashes", "--only-binary=:all:",
+                 "--requirement", VIRTME_NG],
+            ):  # fmt: skip
                 if subprocess.run(command, stdout=out, stderr=out).returncode != 0:
                     out.flush()
                     said = log.read_text(encoding="utf-8")[-2000:]
-                    raise network.failure(f"installing virtme-ng {VIRTME_NG}", said)
+                    raise network.failure("installing virtme-ng", said)
         complete.touch()
     return venv / "bin"
 

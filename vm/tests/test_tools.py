@@ -1,6 +1,7 @@
 """What a host must have."""
 
 import os
+import subprocess
 import tempfile
 import unittest
 from unittest import mock
@@ -22,6 +23,28 @@ class Processor(unittest.TestCase):
         with mock.patch.object(tools.platform, "machine", return_value="aarch64"):
             with self.assertRaisesRegex(Error, "x86-64 only.*aarch64"):
                 tools.prepare()
+
+
+class VirtmeNg(unittest.TestCase):
+    def test_is_installed_by_the_hash_of_each_package_only(self):
+        lines = [line for line in tools.VIRTME_NG.read_text().splitlines() if line[0] != "#"]
+        for line in lines:
+            self.assertRegex(line, r"^[\w-]+==[\w.]+ --hash=sha256:[0-9a-f]{64}$")
+        commands = []
+
+        def run(command, **_):
+            commands.append(list(map(str, command)))
+            return subprocess.CompletedProcess(command, 0)
+
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            mock.patch.dict(os.environ, SYRUP_CACHE=folder),
+            mock.patch.object(tools.subprocess, "run", run),
+            mock.patch.object(tools.Path, "touch"),
+        ):
+            tools._virtme_ng(lambda text: None)
+        self.assertIn("--require-hashes", commands[-1])
+        self.assertEqual(commands[-1][-1], str(tools.VIRTME_NG))
 
 
 class Kvm(unittest.TestCase):

@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Tests of `run` that build nothing."""
 
+import contextlib
+import io
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -280,6 +283,37 @@ class Machines(unittest.TestCase):
                 self.run_all(ending)
         with self.assertRaisesRegex(Error, "the machine does not start"):
             self.run_all("exit 125")
+
+
+class ExitStatus(unittest.TestCase):
+    def judged(self, caught, viable, *options, rotten=(), error=None):
+        """(exit status, last line) of a run with such an outcome."""
+        run = mock.Mock(**{"count.return_value": (caught, viable), "run.side_effect": error,
+                           "rotten.return_value": list(rotten)})
+        main = runpy.run_path(str(Path(__file__).with_name("run")))["main"]
+        said = io.StringIO()
+        with (
+            mock.patch.object(campaign, "claim"),
+            mock.patch.object(campaign, "Campaign", return_value=run),
+            mock.patch.object(sys, "argv", ["run", "--only", "turn-not-kept", *options]),
+            contextlib.redirect_stdout(said), contextlib.redirect_stderr(said),
+        ):
+            return main(), said.getvalue().splitlines()[-1]
+
+    def test_tells_whether_enough_were_caught(self):
+        self.assertEqual(self.judged(2, 2), (0, "caught 2 of 2"))
+        self.assertEqual(self.judged(1, 2), (1, "caught 1 of 2"))
+        self.assertEqual(self.judged(1, 2, "--at-least", "50"), (0, "caught 1 of 2"))
+
+    def test_of_a_run_in_which_nothing_was_viable_is_1(self):
+        self.assertEqual(self.judged(0, 0), (1, "caught 0 of 0"))
+
+    def test_of_a_run_with_a_rotten_patch_is_1(self):
+        patch = patches.Patch("p", Path("p.patch"), "d")
+        self.assertEqual(self.judged(2, 2, rotten=[patch]), (1, "caught 2 of 2"))
+
+    def test_of_a_run_that_means_nothing_is_2(self):
+        self.assertEqual(self.judged(2, 2, error=Error("why")), (2, "mutants: why"))
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ fn what_is_not_there_is_told_apart_from_what_failed() {
 }
 
 #[test]
-fn a_mapped_access_takes_at_most_five_nanoseconds() {
+fn a_mapped_access_costs_a_fortieth_of_a_system_call_at_most() {
     if !require(&[Need::Root]) {
         return;
     }
@@ -140,7 +140,8 @@ fn a_mapped_access_takes_at_most_five_nanoseconds() {
     let add = ns_each(Box::new(move |i| three.fetch_add(i, 1)), 10_000);
     let call = ns_each(Box::new(move |i| map.lookup(i as u32).unwrap()), 200);
     println!("ns: load {load:.1}, store {store:.1}, add {add:.1}; by system call {call:.0}");
-    assert!(load <= 5.0 && store <= 5.0, "load {load:.1} ns, store {store:.1} ns");
+    // Not in ns: an emulated processor takes ten for what another does in one.
+    assert!(load.max(store) * 40.0 <= call, "load {load:.1}, store {store:.1}, call {call:.0} ns");
 }
 
 fn libc_enoent() -> i32 {

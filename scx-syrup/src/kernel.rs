@@ -77,7 +77,7 @@ pub(crate) fn probe() -> Probe {
                 "Linux {} has no sched_ext (CONFIG_SCHED_CLASS_EXT is not set; {SYSFS} is not there)",
                 release.trim()
             ),
-            advice: "boot a kernel with CONFIG_SCHED_CLASS_EXT=y, Linux 6.12 or later: Debian \
+            advice: "boot a kernel with CONFIG_SCHED_CLASS_EXT=y, Linux 7.0 or later: Debian \
                      has it in the kernels of trixie-backports and sid"
                 .to_owned(),
         };

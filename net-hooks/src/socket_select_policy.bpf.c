@@ -64,9 +64,8 @@ int syrup_policy(struct sk_reuseport_md *ctx)
 		__u32 zero = 0;
 		struct syrup_group *group = bpf_map_lookup_elem(&syrup_group, &zero);
 
-		add_one(&syrup_counters, group && index < group->nr_executors
-						 ? SYRUP_ENFORCE_FAILED
-						 : SYRUP_OUT_OF_RANGE);
+		add_one(&syrup_counters, group && index < group->nr_executors ? SYRUP_ENFORCE_FAILED
+									      : SYRUP_OUT_OF_RANGE);
 		return SK_PASS;
 	}
 	add_one(&syrup_verdicts, index);

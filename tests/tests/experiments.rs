@@ -182,8 +182,9 @@ fn the_cost_of_a_policy_is_measured_beside_that_of_a_bare_program() {
             "round-robin" => {
                 assert!(spread.iter().all(|one| (1.0..1.3).contains(one)), "{spread:?}")
             }
+            // Who still serves a SCAN is left out; all six would be one for all.
             "scan-avoid" => {
-                assert!(spread.iter().all(|one| (1.0..1.5).contains(one)), "{spread:?}")
+                assert!(spread.iter().all(|one| (1.0..3.0).contains(one)), "{spread:?}")
             }
             _ => assert!((through_syrup / bare - 1.0).abs() < 0.15, "{spread:?}"),
         }

@@ -264,9 +264,9 @@ fn a_policy_that_names_no_queue_is_degraded_and_its_threads_run() {
         ScxSyrup.register(&app, Executor::Thread { tid }, None).unwrap();
     }
     crew.wait_for_progress();
-    let health = eventually("inputs", || {
+    let health = eventually("verdicts", || {
         let seen = ScxSyrup.read(&app).unwrap().unwrap();
-        (seen.counters.get(abi::SYRUP_INPUTS) > 0).then_some(seen.health)
+        (seen.counters.get(abi::SYRUP_OUT_OF_RANGE) > 0).then_some(seen.health)
     });
     assert!(matches!(&health, Health::Degraded(why) if why.contains("out of range")), "{health:?}");
 

@@ -150,6 +150,8 @@ impl Hook for SocketSelect {
         let mut record = pins.record()?;
         record.generation += 1;
         describe_policy(&mut record, policy);
+        // For whoever reads it after a death before the count below.
+        record.counted_before = pins.counters()?.0;
         program.with_fd(|fd| pins.replace(fd, &record))?;
         // Only then: what the old policy still decided is not held against the new.
         sys::wait_for_running_programs();

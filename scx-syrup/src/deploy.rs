@@ -149,6 +149,8 @@ pub(crate) fn replace(app: &App, policy: &Linked) -> Result<()> {
     root.set_app(record.slot, &conf)?;
     record.generation += 1;
     describe(&mut record, policy, nr_executors);
+    // For whoever reads it after a death before the count below.
+    record.counted_before = counters(&root, record.slot)?.0;
     let live = root.program_id(record.slot)?;
     let replaced = program.with_fd(|fd| {
         pin::replace(&dir, live, fd, &record, || root.set_program(record.slot, Some(fd)))

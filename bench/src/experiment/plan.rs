@@ -157,6 +157,10 @@ pub struct Config {
     /// Executors, services, flows and requests are those of the plan.
     #[serde(skip)]
     pub twin: Option<simulate::Options>,
+    /// Its threads may starve, and that is what it shows: its thread policy is live
+    /// although many of them had to be rescued.
+    #[serde(skip)]
+    pub may_starve: bool,
 }
 
 /// A policy of a configuration.
@@ -242,6 +246,7 @@ impl Config {
             kernel: Vec::new(),
             loads: Vec::new(),
             twin: None,
+            may_starve: false,
         }
     }
 
@@ -281,6 +286,12 @@ impl Config {
     pub fn kernel(mut self, file: &str, value: &str) -> Self {
         self.kernel.push((file.to_owned(), value.to_owned()));
         self
+    }
+
+    /// Whose threads may starve.
+    #[must_use]
+    pub fn may_starve(self) -> Self {
+        Self { may_starve: true, ..self }
     }
 
     /// At these loads in one of `every` rounds; loads that are never named are not

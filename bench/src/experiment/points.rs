@@ -36,6 +36,8 @@ pub struct Round {
     pub twin: Option<Twin>,
     /// Hooks of the configuration's policies, each of which has to be live.
     pub hooks: Vec<&'static str>,
+    /// Whether a thread policy under which threads starve is live all the same.
+    pub may_starve: bool,
 }
 
 /// What the simulator gives for a run.
@@ -159,7 +161,8 @@ impl Round {
             })
         });
         let hooks = config.policies.iter().map(|policy| policy.hook).collect();
-        Ok(Self { run: run.clone(), latencies, twin: twin.transpose()?, hooks })
+        let may_starve = config.may_starve;
+        Ok(Self { run: run.clone(), latencies, twin: twin.transpose()?, hooks, may_starve })
     }
 
     /// Requests of the executor that got most, over those of the mean one.
@@ -204,7 +207,13 @@ impl Round {
             let why = match (&*one.state, chosen) {
                 ("live", 0) => "never chose".to_owned(),
                 ("live", _) => return None,
-                (state, _) => format!("{state}: {}", one.reason.as_deref().unwrap_or("no reason")),
+                (state, _) => {
+                    let reason = one.reason.as_deref().unwrap_or("no reason");
+                    if self.may_starve && reason.starts_with("threads starve") {
+                        return None;
+                    }
+                    format!("{state}: {reason}")
+                }
             };
             Some(format!("{} at {hook} in round {round} ({why})", one.policy))
         };
@@ -350,7 +359,7 @@ pub(crate) mod tests {
             policy: "sita".to_owned(),
             policy_sha256: "00".to_owned(),
             state: state.to_owned(),
-            reason: None,
+            reason: (state == "degraded").then(|| "threads starve, 9 rescues".to_owned()),
             counters: [("chosen".to_owned(), chosen)].into(),
         });
         Run {

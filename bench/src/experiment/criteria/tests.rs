@@ -270,6 +270,19 @@ fn a_policy_that_is_gone_or_not_live_or_never_chose_falls_short() {
 }
 
 #[test]
+fn threads_starve_only_where_that_is_what_a_row_shows() {
+    let with = |config: Config, state| {
+        let config = config.policy("socket-select", "sita", &[]);
+        let plan = Plan { configs: vec![config], ..plan(&["a"], &[100.0]) };
+        points(&plan, vec![Made { deployed: Some((state, 5)), ..made("a", 100.0, &[9]) }])
+    };
+    let (strict, may) = (Config::new("a", ""), Config::new("a", "").may_starve());
+    assert!(!only(Criterion::Live, &with(strict, "degraded")).holds());
+    assert!(only(Criterion::Live, &with(may.clone(), "degraded")).holds());
+    assert!(!only(Criterion::Live, &with(may, "ejected")).holds());
+}
+
+#[test]
 fn books_that_do_not_balance_fall_short() {
     let with =
         |served| points(&plan(&["a"], &[100.0]), vec![Made { served, ..made("a", 100.0, &[9]) }]);

@@ -16,7 +16,7 @@ const DILATION: f64 = 45.0;
 /// Of the kernel's one-CPU base slice: EEVDF multiplies it by 1 + log2 of the CPUs,
 /// of which it counts 8 at most.
 const BASE_SLICE_US: f64 = 700.0;
-const THREADS_PER_CPU: u32 = 32;
+const THREADS_PER_CPU: u32 = 20;
 const HALF: f64 = 0.5;
 /// A row that is compared at half load only is measured in one of two rounds.
 const SOME: u32 = 2;
@@ -69,6 +69,7 @@ pub fn plan(setting: &Setting) -> Plan {
             .at(&[at(0.2), half], 1),
             Config::new("get-priority", &format!("scx-syrup with get-priority; {ext}"))
                 .policy("scx-syrup", "get-priority", &[&ext_long])
+                .may_starve()
                 .at(&[half], SOME),
             scan_avoid(
                 "both",
@@ -103,7 +104,7 @@ pub fn plan(setting: &Setting) -> Plan {
         streams: vec![Stream::gets_and_scans(0.5)],
         loads: vec![half],
         rounds: if setting.quick { 1 } else { 4 },
-        seconds: if setting.quick { 3.0 } else { 8.0 },
+        seconds: if setting.quick { 3.0 } else { 16.0 },
         warmup_s: 1.0,
         // A SCAN that waits for its turn.
         grace_s: 5.0,
@@ -168,7 +169,9 @@ pub fn plan(setting: &Setting) -> Plan {
             "There is no simulated twin: the simulator knows neither kernel code that is slow, nor \
              CPUs that share a host's thread."
                 .to_owned(),
-            "Thread scheduling alone cannot help: GETs wait in the sockets, behind SCANs. Without \
+            "Thread scheduling alone cannot help: GETs wait in the sockets, behind SCANs; and as \
+             nobody says what a request is before its thread has read it, SCANs start as GETs and \
+             may then starve, which the row shows as rescues. Without \
              preemption a GET waits for a SCAN's slice. Transparent huge pages are off in all rows \
              but one; there a GET waits, now \
              and then, for khugepaged to move the memory it touches (docs/scx-syrup.md)."

@@ -92,9 +92,7 @@ void BPF_PROG(syrup_policy, struct task_struct *p, u64 enq_flags)
 	id = to_core ? core_id(syrup_slot, cpu) : queue_id(syrup_slot, queue);
 	scx_bpf_dsq_insert_vtime(p, id, slice_ns, in->rank, enq_flags);
 	if (to_core)
-		scx_bpf_kick_cpu(cpu, enq_flags & ENUM(scx_enq_flags, SCX_ENQ_LAST)
-					      ? 0
-					      : ENUM(scx_kick_flags, SCX_KICK_IDLE));
+		scx_bpf_kick_cpu(cpu, ENUM(scx_kick_flags, SCX_KICK_IDLE));
 	else
 		call_cpu(p, app, syrup_slot, queue, syrup_preempt, has_cpu, enq_flags);
 }

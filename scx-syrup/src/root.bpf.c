@@ -432,8 +432,9 @@ bool SEC("struct_ops/yield") BPF_PROG(syrup_yield, struct task_struct *from, str
 
 /*
  * A thread can be queued between the last look of a CPU that goes idle and the
- * moment when the CPU counts as idle. Then nobody called this CPU, so it looks
- * once more.
+ * moment when the CPU counts as idle: the one that was running there itself
+ * (SCX_ENQ_LAST), or one that came from elsewhere. Nobody calls this CPU for it,
+ * so it looks once more.
  */
 void SEC("struct_ops/update_idle") BPF_PROG(syrup_update_idle, s32 cpu, bool idle)
 {

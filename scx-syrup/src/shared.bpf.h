@@ -190,14 +190,11 @@ static __always_inline void call_cpu(struct task_struct *p, const struct syrup_s
 	s32 idle;
 
 	/*
-	 * Its CPU found nothing else to run (dispatch_app() in the root
-	 * scheduler): that CPU shall look again, if it is one of the app's.
+	 * Its CPU found nothing else to run (dispatch_app() in the root scheduler). If
+	 * it is one of the app's it goes idle now, and looks again (ops.update_idle).
 	 */
-	if (enq_flags & ENUM(scx_enq_flags, SCX_ENQ_LAST) &&
-	    app_has_cpu(app, scx_bpf_task_cpu(p))) {
-		scx_bpf_kick_cpu(scx_bpf_task_cpu(p), 0);
+	if (enq_flags & ENUM(scx_enq_flags, SCX_ENQ_LAST) && app_has_cpu(app, scx_bpf_task_cpu(p)))
 		return;
-	}
 	/*
 	 * select_cpu found an idle CPU; the wake-up itself makes it look. Unless it
 	 * has chosen another thread meanwhile: its run queue, locked here, tells.

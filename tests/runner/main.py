@@ -354,9 +354,10 @@ def list_tests(run: Run) -> int:
 
 def main(argv=None) -> int:
     options = arguments(argv)
-    # Stopped by whoever started us: as Ctrl-C.
+    # Stopped by whoever started us: as Ctrl-C, which a background job of a script
+    # is started without.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.signal(number, signal.default_int_handler)
     report = Report(options.verbose, sys.stdout.isatty())
     try:
         run = Run(options, report)

@@ -590,8 +590,12 @@ class Interrupted(Fakes):
                 os.rename({str(self.folder / 'pid.new')!r}, {str(self.folder / 'pid')!r})
                 time.sleep(1000)
             """)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with self.subTest(signal=number):
+        def ignore_sigint():
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+        for number, before in ((signal.SIGINT, None), (signal.SIGTERM, None),
+                               (signal.SIGTERM, ignore_sigint)):
+            with self.subTest(signal=number, before=before):
                 (self.folder / "pid").unlink(missing_ok=True)
                 script = textwrap.dedent(f"""
                     import sys
@@ -608,7 +612,7 @@ class Interrupted(Fakes):
                     main.Run.run = run
                     sys.exit(main.main([]))
                     """)
-                child = subprocess.Popen([sys.executable, "-B", "-c", script],
+                child = subprocess.Popen([sys.executable, "-B", "-c", script], preexec_fn=before,
                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
                 self.addCleanup(child.kill)
                 wait_for(lambda: (self.folder / "pid").exists())

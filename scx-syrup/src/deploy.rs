@@ -14,6 +14,7 @@ use syrup_hook::{
     PolicyObject, Probe, Result, Target, process, set_constant,
 };
 
+use crate::health::Waits;
 use crate::layout::{SYRUP_SCX_RESCUE_MS, syrup_scx_app};
 use crate::root::{Root, nr_cpus};
 use crate::{cpus, health, kernel, threads};
@@ -265,13 +266,19 @@ pub(crate) fn read(app: &App) -> Result<Option<Deployment>> {
     let root = Root::open(&app.bpffs)?;
     let mut counted = Counters::default();
     let (mut program_id, mut nr_threads, mut cores) = (0, 0, Vec::new());
+    let mut waits = Waits::default();
     let state = match &root {
         Some(root) => {
             counted = counters(root, record.slot)?;
             program_id = root.program_id(record.slot)?;
             record = pin::live_record(&dir, program_id)?.unwrap_or(record);
             nr_threads = root.members(record.slot)?;
-            cores = cpus::get(&root.app(record.slot)?);
+            let conf = root.app(record.slot)?;
+            cores = cpus::get(&conf);
+            waits = Waits {
+                longest: root.longest_wait(record.slot)?,
+                deadline: Duration::from_nanos(conf.rescue_ns),
+            };
             root.state()?
         }
         None => crate::root::State::Ejected("the root scheduler's pins are gone".to_owned()),
@@ -296,6 +303,7 @@ pub(crate) fn read(app: &App) -> Result<Option<Deployment>> {
             &state,
             program_id != 0,
             &counted.since(&Counters(record.counted_before)),
+            waits,
         ),
         counters: counted,
         verdicts: (0..nr_verdicts).map(|key| verdicts.sum(key)).collect::<Result<_>>()?,

@@ -1,5 +1,7 @@
 //! Does a deployment do what it should?
 
+use std::time::Duration;
+
 use syrup_abi::abi::{
     SYRUP_CHOSEN, SYRUP_ENFORCE_FAILED, SYRUP_INPUTS, SYRUP_NO_POLICY, SYRUP_OUT_OF_RANGE,
     SYRUP_RESCUED,
@@ -13,9 +15,28 @@ use crate::root::State;
 const STARVING: u64 = 20;
 /// Fewer say nothing yet.
 const FEW_RESCUES: u64 = 20;
+/// The rescue comes late for a thread that has waited for so many deadlines, or for
+/// half of the kernel's watchdog: as in `rescue.bpf.h`.
+const BEHIND: u32 = 10;
+const BEHIND_AT_MOST: Duration = Duration::from_secs(5);
+
+/// How long threads wait.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Waits {
+    /// The longest wait of a thread that waits now.
+    pub longest: Duration,
+    /// After which a thread is rescued.
+    pub deadline: Duration,
+}
+
+impl Waits {
+    fn far_behind(self) -> bool {
+        self.longest >= BEHIND_AT_MOST.min(self.deadline * BEHIND)
+    }
+}
 
 /// The verdict over what was read. `has_program` is false when the slot is empty.
-pub(crate) fn judge(state: &State, has_program: bool, counters: &Counters) -> Health {
+pub(crate) fn judge(state: &State, has_program: bool, counters: &Counters, waits: Waits) -> Health {
     if let State::Ejected(why) = state {
         return Health::Ejected(why.clone());
     }
@@ -49,10 +70,17 @@ pub(crate) fn judge(state: &State, has_program: bool, counters: &Counters) -> He
              decided them"
         ));
     }
+    if !waits.longest.is_zero() && waits.far_behind() {
+        return Health::Degraded(format!(
+            "threads starve, one has waited for {:.1} s: threads of other classes keep the app's \
+             cores busy, or the app has more threads than its share of them can rescue",
+            waits.longest.as_secs_f64()
+        ));
+    }
     if rescued > FEW_RESCUES && rescued * STARVING > inputs {
         return Health::Degraded(format!(
             "threads starve, {rescued} rescues in {inputs} inputs: the policy passes them over, or \
-             they are too many for the app's share of its cores"
+             they are too many for the app's share of its cores, or other classes keep these busy"
         ));
     }
     Health::Live
@@ -71,12 +99,13 @@ mod tests {
     }
 
     fn degraded(values: &[(u32, u64)]) -> bool {
-        matches!(judge(&State::Live, true, &counters(values)), Health::Degraded(_))
+        let waits = Waits::default();
+        matches!(judge(&State::Live, true, &counters(values), waits), Health::Degraded(_))
     }
 
     #[test]
     fn a_deployment_without_threads_yet_is_live() {
-        assert_eq!(judge(&State::Live, true, &Counters::default()), Health::Live);
+        assert_eq!(judge(&State::Live, true, &Counters::default(), Waits::default()), Health::Live);
     }
 
     #[test]
@@ -95,16 +124,39 @@ mod tests {
     #[test]
     fn an_empty_slot_is_degraded_and_an_ejection_says_why() {
         let none = Counters::default();
-        assert!(matches!(judge(&State::Live, false, &none), Health::Degraded(_)));
+        assert!(matches!(judge(&State::Live, false, &none, Waits::default()), Health::Degraded(_)));
         assert_eq!(
-            judge(&State::Ejected("stall".into()), true, &none),
+            judge(&State::Ejected("stall".into()), true, &none, Waits::default()),
             Health::Ejected("stall".into())
         );
     }
 
     #[test]
+    fn a_thread_that_the_rescue_does_not_reach_degrades() {
+        let waiting = |longest_ms, deadline_ms| {
+            let waits = Waits {
+                longest: Duration::from_millis(longest_ms),
+                deadline: Duration::from_millis(deadline_ms),
+            };
+            let values = counters(&[(SYRUP_INPUTS, 9), (SYRUP_CHOSEN, 9)]);
+            judge(&State::Live, true, &values, waits)
+        };
+        assert_eq!(waiting(1999, 200), Health::Live);
+        assert!(
+            matches!(waiting(2000, 200), Health::Degraded(why) if why.contains("waited for 2.0 s"))
+        );
+        assert_eq!(waiting(4999, 2000), Health::Live);
+        assert!(matches!(waiting(5000, 2000), Health::Degraded(_)));
+    }
+
+    #[test]
     fn each_reason_is_told_with_its_numbers() {
-        let why = |values: &[(u32, u64)]| match judge(&State::Live, true, &counters(values)) {
+        let why = |values: &[(u32, u64)]| match judge(
+            &State::Live,
+            true,
+            &counters(values),
+            Waits::default(),
+        ) {
             Health::Degraded(why) => why,
             other => panic!("{values:?}: {other:?}"),
         };

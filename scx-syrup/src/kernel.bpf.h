@@ -24,6 +24,7 @@
 
 #define EOPNOTSUPP      95
 #define CLOCK_MONOTONIC 1
+#define SCHED_EXT       7
 
 extern int LINUX_KERNEL_VERSION __kconfig;
 

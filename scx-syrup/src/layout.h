@@ -10,7 +10,7 @@
 
 #include <syrup/abi.h>
 
-#define SYRUP_SCX_VERSION   2
+#define SYRUP_SCX_VERSION   3
 #define SYRUP_SCX_CPU_WORDS (SYRUP_MAX_CPUS / 64)
 
 /* How long a thread runs when its policy does not say: as the kernel's own default. */
@@ -57,7 +57,17 @@ enum syrup_scx_state {
 	SYRUP_SCX_YIELDED = 1 << 2,
 	SYRUP_SCX_RESCUE = 1 << 3,   /* runs on a slice of the rescue, not of its policy */
 	SYRUP_SCX_IDLE_CPU = 1 << 4, /* select_cpu found an idle CPU, which will dispatch */
+	SYRUP_SCX_PUT_BACK = 1 << 5, /* was taken too early: keeps its place, nobody is asked */
+	SYRUP_SCX_PREEMPTS = 1 << 6, /* its policy lets it preempt others */
 };
+
+/* What became of an app's time: written by the root scheduler; a cache line for each. */
+struct syrup_scx_time {
+	__u64 vtime_ns;   /* CPU time by weight that it has had */
+	__u64 longest_ns; /* longest wait of a thread that waits, when the rescue last looked */
+	__u64 _pad[6];
+};
+_Static_assert(sizeof(struct syrup_scx_time) == 64, "syrup_scx_time");
 
 /* One entry: what the root scheduler and later loaders must know. */
 struct syrup_scx_root {

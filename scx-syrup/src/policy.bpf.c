@@ -49,6 +49,7 @@ void BPF_PROG(syrup_policy, struct task_struct *p, u64 enq_flags)
 	struct syrup_thread *in;
 	u64 slice_ns, id;
 	__s32 verdict;
+	s32 home;
 
 	in = bpf_map_lookup_elem(&syrup_input, &zero);
 	if (!t || !app || !in)
@@ -86,11 +87,13 @@ void BPF_PROG(syrup_policy, struct task_struct *p, u64 enq_flags)
 		slice_us = SYRUP_SCX_MAX_SLICE_US;
 
 	has_cpu = t->state & SYRUP_SCX_IDLE_CPU;
-	t->state = 0;
+	t->state = syrup_preempt ? SYRUP_SCX_PREEMPTS : 0;
 	t->queue = queue;
 	slice_ns = grant(t, slice_us * 1000ULL);
 	id = to_core ? core_id(syrup_slot, cpu) : queue_id(syrup_slot, queue);
-	scx_bpf_dsq_insert_vtime(p, id, slice_ns, in->rank, enq_flags);
+	home = to_core ? (s32)cpu : home_of(p, app, scx_bpf_task_cpu(p));
+	insert(p, id, home, slice_ns, in->rank, enq_flags);
+	note_place(p, queue);
 	if (to_core)
 		scx_bpf_kick_cpu(cpu, ENUM(scx_kick_flags, SCX_KICK_IDLE));
 	else

@@ -43,15 +43,6 @@ struct {
 	__type(value, struct tick);
 } syrup_tick SEC(".maps");
 
-static __always_inline bool may_run_on(const struct task_struct *p, u32 cpu)
-{
-	/* A queued thread is not current, so nobody else changes its migration_disabled. */
-	if (bpf_core_field_exists(p->migration_disabled) && p->migration_disabled &&
-	    scx_bpf_task_cpu(p) != (s32)cpu)
-		return false;
-	return bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
-}
-
 static __always_inline bool far_behind(const struct syrup_scx_app *app, u64 waited)
 {
 	return waited >= RESCUE_BEHIND * app->rescue_ns || waited >= RESCUE_BEHIND_NS;
@@ -195,11 +186,12 @@ static __always_inline void appoint(struct task_struct *p, u32 slot,
 __noinline u64 watch_app(u32 slot)
 {
 	struct syrup_scx_app *app = app_of(slot);
+	struct syrup_scx_time *time = time_of(slot);
 	u64 now = bpf_ktime_get_ns(), longest = 0;
 	struct task_struct *p;
 	u32 index;
 
-	if (!app || !app->rescue_ns)
+	if (!app || !time || !app->rescue_ns)
 		return NSEC_PER_SEC;
 	bpf_rcu_read_lock();
 	bpf_for(index, 0, nr_all_queues(app)) {
@@ -213,6 +205,7 @@ __noinline u64 watch_app(u32 slot)
 		}
 	}
 	bpf_rcu_read_unlock();
+	time->longest_ns = longest;
 	if (far_behind(app, longest))
 		return app->rescue_ns >> (RESCUE_TICK_SHIFT + 2);
 	if (longest >= app->rescue_ns)

@@ -36,18 +36,6 @@ struct {
 	__type(value, struct syrup_scx_exit);
 } syrup_exit SEC(".maps");
 
-/* CPU time by weight that an app has had. */
-struct app_time {
-	u64 vtime_ns;
-} __attribute__((aligned(64)));
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, SYRUP_MAX_APPS);
-	__type(key, __u32);
-	__type(value, struct app_time);
-} syrup_times SEC(".maps");
-
 /*
  * Threads of each app that are SCHED_EXT now, counted where they enter and leave
  * the class, so that nobody who asks has to look at every thread of the machine.
@@ -63,14 +51,24 @@ struct {
 /* The furthest virtual time of an app that ran: where apps that slept start again. */
 static u64 vtime_now;
 
-static __always_inline struct app_time *time_of(u32 slot)
-{
-	return bpf_map_lookup_elem(&syrup_times, &slot);
-}
-
 static __always_inline u64 by_weight(u64 runtime_ns, const struct syrup_scx_app *app)
 {
 	return runtime_ns * 100 / (app->weight ?: 100);
+}
+
+/* An app that slept, or is new, has saved up at most one slice against the others. */
+static __always_inline void limit_lag(struct syrup_scx_time *time)
+{
+	u64 oldest = vtime_now - SYRUP_SCX_SLICE_US * 1000ULL;
+
+	if (before(time->vtime_ns, oldest))
+		time->vtime_ns = oldest;
+}
+
+/* Joined while it ran, so that no ops.enqueue has placed it. */
+static __always_inline bool never_placed(const struct syrup_scx_thread *t)
+{
+	return !t->runnable_at_ns;
 }
 
 /* A child of a registered thread belongs to the same app, under no index. */
@@ -126,8 +124,10 @@ s32 SEC("struct_ops/select_cpu")
 	if (!app || app->cores)
 		return prev_cpu;
 	cpu = take_idle_cpu(p, app, prev_cpu);
-	if (cpu < 0)
-		return prev_cpu;
+	if (cpu < 0) {
+		cpu = home_of(p, app, prev_cpu);
+		return cpu < 0 ? prev_cpu : cpu;
+	}
 	if (t)
 		t->state |= SYRUP_SCX_IDLE_CPU;
 	return cpu;
@@ -138,7 +138,7 @@ static __always_inline u32 begin_wait(struct syrup_scx_thread *t, u64 enq_flags,
 {
 	u32 flags = 0;
 
-	if (enq_flags & ENUM(scx_enq_flags, SCX_ENQ_WAKEUP) || !t->runnable_at_ns) {
+	if (enq_flags & ENUM(scx_enq_flags, SCX_ENQ_WAKEUP) || never_placed(t)) {
 		flags = SYRUP_THREAD_WAKEUP;
 		t->runnable_at_ns = now;
 		t->waits_since_ns = now;
@@ -160,7 +160,7 @@ void SEC("struct_ops/enqueue") BPF_PROG(syrup_enqueue_op, struct task_struct *p,
 	struct syrup_scx_thread *t = thread_of(p);
 	u32 zero = 0, slot = slot_of(t), flags, queue;
 	struct syrup_scx_app *app = app_of(slot);
-	struct app_time *time = time_of(slot);
+	struct syrup_scx_time *time = time_of(slot);
 	u64 now = bpf_ktime_get_ns(), slice_ns = SYRUP_SCX_SLICE_US * 1000ULL;
 	struct syrup_thread *in;
 	bool has_cpu;
@@ -169,15 +169,25 @@ void SEC("struct_ops/enqueue") BPF_PROG(syrup_enqueue_op, struct task_struct *p,
 	if (!app || !time || !in)
 		return; /* cannot be: array entries always exist */
 
+	if (t && slot && t->state & SYRUP_SCX_PUT_BACK) {
+		t->state &= SYRUP_SCX_PREEMPTS;
+		slice_ns = grant(t, t->slice_ns);
+		scx_bpf_dsq_insert_vtime(p, queue_id(slot, t->queue), slice_ns, p->scx.dsq_vtime,
+					 enq_flags);
+		note_place(p, t->queue);
+		call_cpu(p, app, slot, t->queue, t->state, false, enq_flags);
+		return;
+	}
+
 	flags = t ? begin_wait(t, enq_flags, now) : SYRUP_THREAD_WAKEUP;
 
-	/* An app that slept, or is new, has saved up at most one slice against the others. */
-	if (flags & SYRUP_THREAD_WAKEUP && before(time->vtime_ns, vtime_now - slice_ns))
-		time->vtime_ns = vtime_now - slice_ns;
+	if (flags & SYRUP_THREAD_WAKEUP)
+		limit_lag(time);
 
 	count(slot, SYRUP_INPUTS);
 	if (!t || !slot) {
 		scx_bpf_dsq_insert_vtime(p, queue_id(0, 0), slice_ns, now, enq_flags);
+		note_place(p, 0);
 		call_cpu(p, app, 0, 0, false, false, enq_flags);
 		return;
 	}
@@ -203,7 +213,9 @@ void SEC("struct_ops/enqueue") BPF_PROG(syrup_enqueue_op, struct task_struct *p,
 	t->state = 0;
 	t->queue = queue;
 	slice_ns = grant(t, slice_ns);
-	scx_bpf_dsq_insert_vtime(p, queue_id(slot, queue), slice_ns, t->runnable_at_ns, enq_flags);
+	insert(p, queue_id(slot, queue), home_of(p, app, scx_bpf_task_cpu(p)), slice_ns,
+	       t->runnable_at_ns, enq_flags);
+	note_place(p, queue);
 	call_cpu(p, app, slot, queue, false, has_cpu, enq_flags);
 }
 
@@ -229,15 +241,7 @@ __noinline int app_waits(u32 slot, u32 cpu)
 	return app->cores && scx_bpf_dsq_nr_queued(core_id(slot, cpu)) > 0;
 }
 
-/*
- * Gives this CPU a thread of `slot`. `limit` is how many queues may be served:
- * all, or with `prev`, a thread of the same app that was expired or preempted
- * and would go on, those that come before its own. When there is none in them
- * nothing is dispatched and the kernel hands prev to ops.enqueue with
- * SCX_ENQ_LAST, where its policy places it anew and makes this CPU look again.
- * Serving prev's own queue instead would ignore rank, and later ones would break
- * the order of queues whenever a slice ends.
- */
+/* Gives this CPU a thread of `slot` from the first `limit` queues. */
 __noinline int dispatch_app(u32 slot, u32 cpu, u32 limit)
 {
 	struct syrup_scx_app *app = app_of(slot);
@@ -258,18 +262,17 @@ __noinline int dispatch_app(u32 slot, u32 cpu, u32 limit)
 
 /*
  * Of the candidates (a bit per slot) that have a thread for this CPU, the one
- * that had least. The app of the thread that would go on (`prev_slot`, which
- * has run `prev_ran_ns` uncharged) competes too. SYRUP_MAX_APPS: none.
+ * that had least. The app of the thread that would go on (`prev_slot`) competes
+ * too. SYRUP_MAX_APPS: none.
  */
-__noinline u32 pick_app(u64 candidates, u32 cpu, u32 prev_slot, u64 prev_ran_ns)
+__noinline u32 pick_app(u64 candidates, u32 cpu, u32 prev_slot)
 {
 	u32 i, best = SYRUP_MAX_APPS;
 	u64 best_vtime = 0;
 
 	bpf_for(i, 0, SYRUP_MAX_APPS) {
 		struct syrup_scx_app *app;
-		struct app_time *time;
-		u64 vtime;
+		struct syrup_scx_time *time;
 		u32 slot;
 
 		if (!candidates)
@@ -280,28 +283,101 @@ __noinline u32 pick_app(u64 candidates, u32 cpu, u32 prev_slot, u64 prev_ran_ns)
 		time = time_of(slot);
 		if (!app || !time)
 			continue;
-		vtime = time->vtime_ns;
-		if (slot == prev_slot)
-			vtime += by_weight(prev_ran_ns, app);
-		else if (!app_waits(slot, cpu))
+		if (slot != prev_slot && !app_waits(slot, cpu))
 			continue;
-		if (best == SYRUP_MAX_APPS || before(vtime, best_vtime)) {
+		if (best == SYRUP_MAX_APPS || before(time->vtime_ns, best_vtime)) {
 			best = slot;
-			best_vtime = vtime;
+			best_vtime = time->vtime_ns;
 		}
 	}
 	return best;
+}
+
+/*
+ * Must this CPU choose again, because it runs another thread than the one that counts
+ * on it, which still waits (see call_cpu())?
+ */
+static __always_inline bool called_away(struct syrup_running *on)
+{
+	u32 called = on->called, slot = called_slot(called), queue = called_queue(called);
+
+	on->called = 0;
+	return called && !(slot == on->slot && on->queue <= queue) &&
+	       scx_bpf_dsq_nr_queued(queue_id(slot, queue)) > 0;
+}
+
+/* Charges the thread that runs, and its app, with what it ran since the last charge. */
+static __always_inline void charge(struct syrup_running *on, struct task_struct *p,
+				   struct syrup_scx_thread *t)
+{
+	u64 ran = p->se.sum_exec_runtime - on->exec_start;
+	struct syrup_scx_app *app = app_of(on->slot);
+	struct syrup_scx_time *time = time_of(on->slot);
+
+	on->exec_start += ran;
+	if (app && time)
+		__sync_fetch_and_add(&time->vtime_ns, by_weight(ran, app));
+	if (!t)
+		return;
+	t->runtime_ns += ran;
+	t->ran_ns += ran;
+	/* A rescue is on top of the thread's own slice, and a lost trial was none. */
+	if (!on->rescued && !on->put_back)
+		t->used_ns += ran;
+}
+
+static __always_inline bool slice_ended(const struct syrup_scx_thread *t)
+{
+	return t->state & SYRUP_SCX_YIELDED ||
+	       (!(t->state & SYRUP_SCX_RESCUE) && t->used_ns >= t->slice_ns);
+}
+
+/*
+ * The thread whose slice ended, or that was to give way, goes on: nothing that this
+ * CPU could run comes before it. There is nothing to choose from, so its policy is
+ * asked only when there is (`unasked`). Leaving the choice to the kernel (no thread dispatched, and
+ * SCX_ENQ_LAST) would end the work of the deadline server, which starts again only
+ * when a thread comes to a CPU that had none: beside an ordinary thread that never
+ * sleeps, that is never.
+ */
+static __always_inline void go_on(struct syrup_running *on, struct task_struct *prev,
+				  struct syrup_scx_thread *t)
+{
+	u64 slice_ns = SYRUP_SCX_SLICE_US * 1000ULL, now = bpf_ktime_get_ns();
+	struct syrup_scx_time *time = time_of(on->slot);
+
+	if (time && before(vtime_now, time->vtime_ns))
+		vtime_now = time->vtime_ns;
+	if (t && on->slot && !never_placed(t)) {
+		if (slice_ended(t)) {
+			t->runnable_at_ns = now;
+			t->used_ns = 0;
+			on->unasked = 1;
+		}
+		t->waits_since_ns = now;
+		t->state = 0;
+		slice_ns = grant(t, t->slice_ns);
+		on->queue = t->queue;
+	}
+	on->rescued = 0;
+	on->put_back = 0;
+	scx_bpf_task_set_slice(prev, slice_ns);
+	/* Called while it chose: see call_cpu(). */
+	if (called_away(on))
+		scx_bpf_kick_cpu(scx_bpf_task_cpu(prev), ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
 }
 
 void SEC("struct_ops/dispatch") BPF_PROG(syrup_dispatch, s32 cpu, struct task_struct *prev)
 {
 	struct syrup_running *on = running_on(cpu);
 	struct syrup_scx_root *root_state = root();
-	u32 attempt, prev_slot = SYRUP_MAX_APPS, prev_queue = 0;
-	u64 candidates, prev_ran_ns = 0;
+	struct syrup_scx_thread *t = NULL;
+	u32 attempt, prev_slot = SYRUP_MAX_APPS, limit = 0;
+	u64 candidates;
 
 	if (!on || !root_state)
 		return;
+	on->trial = SYRUP_NO_TRIAL;
 	if (on->rescue) {
 		u32 slot = on->rescue - 1;
 
@@ -315,18 +391,25 @@ void SEC("struct_ops/dispatch") BPF_PROG(syrup_dispatch, s32 cpu, struct task_st
 		/* Outside its app's cores it does not go on: see running. */
 		if (app && app_has_cpu(app, cpu)) {
 			prev_slot = on->slot;
-			prev_queue = on->queue;
-			prev_ran_ns = prev->se.sum_exec_runtime - on->exec_start;
+			t = thread_of(prev);
+			charge(on, prev, t);
+			/* With some of its slice left it keeps its place in its queue. */
+			limit = on->queue;
+			if (!t || slice_ended(t) || on->unasked || on->rescued || on->put_back)
+				limit = SYRUP_MAX_QUEUES;
 		}
 	}
 	candidates = root_state->slots_in_use;
 	bpf_for(attempt, 0, SYRUP_MAX_APPS) {
-		u32 slot = pick_app(candidates, cpu, prev_slot, prev_ran_ns);
+		u32 slot = pick_app(candidates, cpu, prev_slot);
 
 		if (slot >= SYRUP_MAX_APPS)
 			return;
 		if (slot == prev_slot) {
-			dispatch_app(slot, cpu, prev_queue);
+			if (!dispatch_app(slot, cpu, limit))
+				go_on(on, prev, t);
+			else if (limit == SYRUP_MAX_QUEUES && !on->rescued)
+				on->trial = SYRUP_TRIAL;
 			return;
 		}
 		if (dispatch_app(slot, cpu, SYRUP_MAX_QUEUES))
@@ -336,16 +419,26 @@ void SEC("struct_ops/dispatch") BPF_PROG(syrup_dispatch, s32 cpu, struct task_st
 	}
 }
 
+/* Has the thread, taken on trial, its place behind the one that was left for the other? */
+static __always_inline bool trial_lost(const struct syrup_running *on, const struct task_struct *p)
+{
+	return on->trial == SYRUP_TRIAL_PLACED &&
+	       (on->left_queue < on->queue ||
+		(on->left_queue == on->queue && before(on->left_rank, p->scx.dsq_vtime)));
+}
+
 void SEC("struct_ops/running") BPF_PROG(syrup_running_op, struct task_struct *p)
 {
 	struct syrup_scx_thread *t = thread_of(p);
-	struct syrup_running *on = running_on(scx_bpf_task_cpu(p));
-	u32 slot = slot_of(t), called;
+	u32 slot = slot_of(t), cpu = scx_bpf_task_cpu(p);
+	struct syrup_running *on = running_on(cpu);
 	struct syrup_scx_app *app = app_of(slot);
-	struct app_time *time = time_of(slot);
+	struct syrup_scx_time *time = time_of(slot);
+	bool same_app;
 
 	if (!on || !app || !time)
 		return;
+	same_app = on->slot == slot;
 	on->exec_start = p->se.sum_exec_runtime;
 	on->slot = slot;
 	on->rescued = t && t->state & SYRUP_SCX_RESCUE;
@@ -353,54 +446,46 @@ void SEC("struct_ops/running") BPF_PROG(syrup_running_op, struct task_struct *p)
 		on->rescued_at_ns = bpf_ktime_get_ns();
 	/* A rescue is short, and preempted at once it would be none. */
 	on->queue = t && slot && !on->rescued ? t->queue : 0;
+	on->put_back = same_app && !on->rescued && trial_lost(on, p);
+	on->unasked = t && never_placed(t);
+	if (on->unasked)
+		limit_lag(time);
+	on->trial = SYRUP_NO_TRIAL;
 	on->active = 1;
-	called = on->called;
-	on->called = 0;
 	if (before(vtime_now, time->vtime_ns))
 		vtime_now = time->vtime_ns;
-	if (on->rescued)
+	if (on->rescued) {
+		on->called = 0;
 		return;
+	}
 	/*
-	 * This CPU chooses again when it runs another thread than the one that counts
-	 * on it, which still waits (see call_cpu()), and when the thread is outside
-	 * its app's cores: one that joins its app goes on where it ran.
+	 * This CPU chooses again, also when the thread is outside its app's cores: one
+	 * that joins its app goes on where it ran.
 	 */
-	if ((called && !(called_slot(called) == slot && on->queue <= called_queue(called)) &&
-	     scx_bpf_dsq_nr_queued(queue_id(called_slot(called), called_queue(called))) > 0) ||
-	    !app_has_cpu(app, scx_bpf_task_cpu(p)))
-		scx_bpf_kick_cpu(scx_bpf_task_cpu(p), ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
+	if (called_away(on) || on->put_back || !app_has_cpu(app, cpu))
+		scx_bpf_kick_cpu(cpu, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
 }
 
 void SEC("struct_ops/stopping") BPF_PROG(syrup_stopping, struct task_struct *p, bool runnable)
 {
 	struct syrup_scx_thread *t = thread_of(p);
 	struct syrup_running *on = running_on(scx_bpf_task_cpu(p));
-	struct syrup_scx_app *app;
-	struct app_time *time;
-	u64 ran, now = bpf_ktime_get_ns();
-	bool rescued, cut_short;
+	bool cut_short, put_back;
+	u64 now = bpf_ktime_get_ns();
 
 	if (!on || !on->active)
 		return;
-	ran = p->se.sum_exec_runtime - on->exec_start;
+	charge(on, p, t);
 	on->active = 0;
 	/* By the clock: a rescued thread can be charged from the CPU's last tick on. */
-	rescued = on->rescued;
-	cut_short = rescued && before(now, on->rescued_at_ns + RESCUE_SLICE_NS / 2);
+	cut_short = on->rescued && before(now, on->rescued_at_ns + RESCUE_SLICE_NS / 2);
+	put_back = on->put_back;
 	on->rescued = 0;
-	app = app_of(on->slot);
-	time = time_of(on->slot);
-	if (app && time)
-		__sync_fetch_and_add(&time->vtime_ns, by_weight(ran, app));
+	on->put_back = 0;
 	if (!t)
 		return;
-	t->runtime_ns += ran;
-	t->ran_ns += ran;
-	/* A rescue is on top of the thread's own slice. */
-	if (!rescued)
-		t->used_ns += ran;
 	/* A rescue that something cut short is none: the thread is still overdue. */
-	if (!cut_short)
+	if (!cut_short && !put_back)
 		t->waits_since_ns = now;
 	if (!runnable) {
 		t->state = 0;
@@ -411,9 +496,10 @@ void SEC("struct_ops/stopping") BPF_PROG(syrup_stopping, struct task_struct *p, 
 	 * decides. The end of a rescue is no end of a slice: the thread keeps its
 	 * place.
 	 */
-	if (t->state & SYRUP_SCX_YIELDED ||
-	    (!(t->state & SYRUP_SCX_RESCUE) && t->used_ns >= t->slice_ns))
+	if (slice_ended(t) || on->unasked)
 		t->state = SYRUP_SCX_EXPIRED;
+	else if (put_back)
+		t->state = SYRUP_SCX_PUT_BACK | (t->state & SYRUP_SCX_PREEMPTS);
 	else
 		t->state = SYRUP_SCX_PREEMPTED | (t->state & SYRUP_SCX_RESCUE);
 }

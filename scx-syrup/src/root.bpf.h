@@ -22,6 +22,18 @@ static __always_inline struct syrup_scx_root *root(void)
 	return bpf_map_lookup_elem(&syrup_root, &zero);
 }
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SYRUP_MAX_APPS);
+	__type(key, __u32);
+	__type(value, struct syrup_scx_time);
+} syrup_times SEC(".maps");
+
+static __always_inline struct syrup_scx_time *time_of(u32 slot)
+{
+	return bpf_map_lookup_elem(&syrup_times, &slot);
+}
+
 /* Threads of nobody, and of apps that are gone, belong to slot 0. */
 static __always_inline u32 slot_of(const struct syrup_scx_thread *t)
 {

@@ -16,6 +16,7 @@ use syrup_hook::{Error, PolicyObject, Result};
 use crate::kernel::Scheduler;
 use crate::layout::{
     Plain as _, SYRUP_SCX_VERSION, syrup_scx_app, syrup_scx_make_cores, syrup_scx_root,
+    syrup_scx_time,
 };
 
 const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/root.o"));
@@ -287,6 +288,14 @@ impl Root {
         let bytes = self.map("syrup_members")?.lookup(&slot.to_ne_bytes())?.unwrap_or_default();
         let count = bytes.try_into().map(i64::from_ne_bytes).unwrap_or_default();
         Ok(u32::try_from(count.max(0)).unwrap_or(u32::MAX))
+    }
+
+    /// For how long the thread of a slot that waits longest has waited when the
+    /// rescue last looked.
+    pub fn longest_wait(&self, slot: u32) -> Result<Duration> {
+        let bytes = self.map("syrup_times")?.lookup(&slot.to_ne_bytes())?.unwrap_or_default();
+        let time = syrup_scx_time::from_bytes(&bytes).unwrap_or_default();
+        Ok(Duration::from_nanos(time.longest_ns))
     }
 
     /// Kernel id of the program in a slot; 0 when it is empty.

@@ -57,8 +57,24 @@ struct syrup_running {
 	__u32 called;  /* call_for() a thread that counts on this CPU; 0: none does */
 	__u32 rescue;  /* slot + 1 of an app with a starved thread for this CPU */
 	__u32 rescued; /* a rescued thread runs: the timer ends it */
-	__u32 _pad[4];
+	__u32 trial;   /* enum syrup_trial */
+	__u32 left_queue;
+	__u64 left_rank;
+	__u32 put_back; /* the thread that runs lost its trial: it goes back to its place */
+	__u32 unasked;  /* its slice ended and it went on: `queue` is what it was */
 } __attribute__((aligned(64)));
+
+/*
+ * Where a thread comes whose slice has ended is known when its policy was asked,
+ * and that is after the CPU has chosen the next thread. So the next one of its app
+ * is taken on trial, and gives way at once if the place that was left for the other
+ * comes before its own.
+ */
+enum syrup_trial {
+	SYRUP_NO_TRIAL,
+	SYRUP_TRIAL,        /* the next one was taken, the policy was not asked yet */
+	SYRUP_TRIAL_PLACED, /* left_queue and left_rank are the other's place */
+};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -113,6 +129,84 @@ static __always_inline u32 nr_cpus(void)
 	u32 nr = bpf_ksym_exists(scx_bpf_nr_cpu_ids) ? scx_bpf_nr_cpu_ids() : SYRUP_MAX_CPUS;
 
 	return nr < SYRUP_MAX_CPUS ? nr : SYRUP_MAX_CPUS;
+}
+
+static __always_inline bool may_run_on(const struct task_struct *p, u32 cpu)
+{
+	/* A queued thread is not current, so nobody else changes its migration_disabled. */
+	if (bpf_core_field_exists(p->migration_disabled) && p->migration_disabled &&
+	    scx_bpf_task_cpu(p) != (s32)cpu)
+		return false;
+	return bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
+}
+
+/*
+ * Does a thread of another class run on the CPU? While it does, the CPU comes for
+ * threads of this class only when the kernel's deadline server makes it, and the
+ * server works only while a thread of the class has the CPU as its own.
+ */
+static __always_inline bool taken_by_others(u32 cpu)
+{
+	struct task_struct *curr;
+
+	if (!bpf_ksym_exists(scx_bpf_cpu_curr))
+		return false;
+	curr = scx_bpf_cpu_curr(cpu);
+	return curr && curr->pid && curr->policy != SCHED_EXT;
+}
+
+/*
+ * The thread's own CPU if it is one of the app's, else one of these on which it may
+ * run, if possible one that others have not taken; negative when there is none.
+ */
+static __always_inline s32 home_of(struct task_struct *p, const struct syrup_scx_app *app, u32 own)
+{
+	u32 nr = nr_cpus(), i;
+	s32 home = -1;
+
+	if (app_has_cpu(app, own))
+		return own;
+	bpf_for(i, 0, nr) {
+		u32 cpu = (p->pid + i) % nr;
+
+		if (!app_has_cpu(app, cpu) || !may_run_on(p, cpu))
+			continue;
+		if (!taken_by_others(cpu))
+			return cpu;
+		if (home < 0)
+			home = cpu;
+	}
+	return home;
+}
+
+/*
+ * Queues the thread. `home` is a CPU that will come for it. One that is not the
+ * thread's own and is taken by another class may never come (taken_by_others()):
+ * then the thread goes to its own queue, which makes it that CPU's, at the cost of
+ * order.
+ */
+static __always_inline void insert(struct task_struct *p, u64 id, s32 home, u64 slice_ns, u64 rank,
+				   u64 enq_flags)
+{
+	if (home >= 0 && home != scx_bpf_task_cpu(p) && taken_by_others(home) &&
+	    may_run_on(p, home))
+		scx_bpf_dsq_insert(p, ENUM(scx_dsq_id_flags, SCX_DSQ_LOCAL_ON) | (u32)home,
+				   slice_ns, enq_flags);
+	else
+		scx_bpf_dsq_insert_vtime(p, id, slice_ns, rank, enq_flags);
+}
+
+/* Tells a trial on this thread's CPU where the thread was put. */
+static __always_inline void note_place(struct task_struct *p, u32 queue)
+{
+	struct syrup_running *own = running_on(scx_bpf_task_cpu(p));
+
+	/* Between stopping and running of two threads nobody else is queued from here. */
+	if (!own || own->trial != SYRUP_TRIAL || own->active)
+		return;
+	own->left_queue = queue;
+	own->left_rank = p->scx.dsq_vtime;
+	own->trial = SYRUP_TRIAL_PLACED;
 }
 
 /*
@@ -190,8 +284,8 @@ static __always_inline void call_cpu(struct task_struct *p, const struct syrup_s
 	s32 idle;
 
 	/*
-	 * Its CPU found nothing else to run (dispatch_app() in the root scheduler). If
-	 * it is one of the app's it goes idle now, and looks again (ops.update_idle).
+	 * It may not go on where it ran, and its CPU found nothing else. If it is one of
+	 * the app's it goes idle now, and looks again (ops.update_idle).
 	 */
 	if (enq_flags & ENUM(scx_enq_flags, SCX_ENQ_LAST) && app_has_cpu(app, scx_bpf_task_cpu(p)))
 		return;
@@ -218,12 +312,17 @@ static __always_inline void call_cpu(struct task_struct *p, const struct syrup_s
 		return;
 	bpf_for(cpu, 0, nr_cpus()) {
 		struct syrup_running *on = running_on(cpu);
+		u32 theirs;
 
-		if (!on || !on->active || on->called || on->slot != slot || on->queue <= worst)
+		if (!on || !on->active || on->called || on->slot != slot)
+			continue;
+		/* One that was not asked may be in the last by now: it is asked then. */
+		theirs = on->unasked ? app->last_queue : on->queue;
+		if (theirs <= worst)
 			continue;
 		if (!app_has_cpu(app, cpu) || !bpf_cpumask_test_cpu(cpu, p->cpus_ptr))
 			continue;
-		worst = on->queue;
+		worst = theirs;
 		victim = cpu;
 	}
 	if (victim < SYRUP_MAX_CPUS) {

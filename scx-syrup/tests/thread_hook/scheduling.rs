@@ -1,27 +1,42 @@
 //! What the root scheduler does with verdicts.
 
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
 use syrup_abi::abi::{self, SYRUP_THREAD_EXPIRED, syrup_thread_policy};
-use syrup_hook::Hook as _;
+use syrup_hook::{App, Health, Hook as _, Target};
 use syrup_scx::ScxSyrup;
 
 use crate::support::fixture::{Fixture, on_cpus, register, take_program_away};
 use crate::support::policy::{Scripted, at, cores, policy, preempting, queues};
-use crate::support::workers::{Crew, eventually};
+use crate::support::workers::{Crew, allow, eventually};
 
-/// In which order threads take their first turn.
-#[derive(Default)]
-struct Order(Mutex<Vec<usize>>);
+/// In which order threads take turns. Noting one neither waits for another thread
+/// nor for memory: what comes between two notes is the scheduler's doing.
+struct Order {
+    next: AtomicUsize,
+    numbers: [AtomicUsize; 4096],
+}
 
 impl Order {
+    const NOBODY: usize = usize::MAX;
+
+    fn new() -> Self {
+        let numbers = [const { AtomicUsize::new(Self::NOBODY) }; 4096];
+        Self { next: AtomicUsize::new(0), numbers }
+    }
+
     fn note(&self, number: usize) {
-        self.0.lock().unwrap().push(number);
+        let next = self.next.fetch_add(1, SeqCst);
+        if let Some(place) = self.numbers.get(next) {
+            place.store(number, SeqCst);
+        }
     }
 
     fn seen(&self) -> Vec<usize> {
-        self.0.lock().unwrap().clone()
+        let numbers = self.numbers.iter().map(|number| number.load(SeqCst));
+        numbers.take_while(|&number| number != Self::NOBODY).collect()
     }
 }
 
@@ -54,7 +69,7 @@ fn queues_are_served_in_order_and_each_by_rank() {
     ScxSyrup.deploy(&app, &script.policy(attributes(2)), &on_cpus(&[1])).unwrap();
     ScxSyrup.replace(&app, &script.policy(attributes(8))).unwrap();
 
-    let order = Arc::new(Order::default());
+    let order = Arc::new(Order::new());
     let noted = order.clone();
     let waiters = Crew::of(places.len() + defaulted.len(), move |worker, _| {
         std::thread::park();
@@ -126,16 +141,23 @@ fn fifo_gives_each_thread_its_slice_in_turn_and_a_yield_ends_one() {
         let placed = told.iter().position(|told| told.thread.index == 5);
         placed.map(|_| script.calls())
     });
-    let before = hogs.workers[1].nr_slices();
-    eventually("ten slices of the first", || {
-        (ends_of_slices(calls).iter().filter(|&&index| index == 4).count() >= 10).then_some(())
+    let ran = || [hogs.workers[0].cpu_time(), hogs.workers[1].cpu_time()];
+    let before = ran();
+    eventually("thirty slices of the first", || {
+        (ends_of_slices(calls).iter().filter(|&&index| index == 4).count() >= 30).then_some(())
     });
-    assert!(hogs.workers[1].nr_slices() <= before + 1, "the larger rank had turns");
+    // It is taken while the policy is asked about the first, and gives way at once.
+    let [first, second] = ran();
+    let (first, second) = (first - before[0], second - before[1]);
+    println!("the smaller rank ran for {first:?}, the larger for {second:?}");
+    assert!(second * 4 < first, "the larger rank had turns: {second:?} beside {first:?}");
+    let told = script.told_since(calls);
+    assert!(told.iter().all(|told| told.thread.index == 4), "asked again though it kept its place");
     drop(hogs);
 
     // 100 ms slices: a thread that yields is over long before.
     (8..10).for_each(|index| script.place(index, at(0).slice_us(100_000)));
-    let order = Arc::new(Order::default());
+    let order = Arc::new(Order::new());
     let noted = order.clone();
     let go = Arc::new(AtomicBool::new(false));
     let gate = go.clone();
@@ -202,6 +224,64 @@ fn a_thread_whose_cores_are_taken_for_good_is_rescued_on_another() {
     taker.pin_to(1);
     taker.become_fifo();
     eventually("the thread to run elsewhere", || (crew.cpus() & !(1 << 1) != 0).then_some(()));
+}
+
+#[test]
+fn ordinary_threads_that_never_sleep_leave_an_app_what_the_deadline_server_gives() {
+    let Some(fixture) = Fixture::resident() else { return };
+    // Where ordinary threads take all cores, an app has what the kernel's deadline
+    // server gives the class: 50 ms of each second.
+    let taken = |cores: std::ops::Range<usize>| -> Vec<Crew> {
+        let pinned = |cpu| {
+            let crew = Crew::spinning(1);
+            crew.pin_to(cpu);
+            crew
+        };
+        cores.map(pinned).collect()
+    };
+    let nappers = |count| {
+        Crew::of(count, |worker, stop| {
+            while !stop.load(SeqCst) {
+                let until = worker.cpu_time() + Duration::from_millis(1);
+                while worker.cpu_time() < until {}
+                worker.turn();
+                std::thread::sleep(Duration::from_millis(3));
+            }
+        })
+    };
+    // Longer than the kernel's watchdog waits.
+    let keeps_running = |app: &App, crews: &[&Crew]| {
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_secs(12) {
+            crews.iter().for_each(|crew| crew.wait_for_progress());
+        }
+        let seen = ScxSyrup.read(app).unwrap().unwrap();
+        assert!(!matches!(seen.health, Health::Ejected(_)), "{:?}", seen.health);
+    };
+
+    let one = fixture.app("one");
+    ScxSyrup.deploy(&one, &policy("get-priority"), &Target::default()).unwrap();
+    let (spinning, napping) = (Crew::spinning(2), nappers(4));
+    register(&one, &spinning, 0);
+    register(&one, &napping, 2);
+    // Some of the app's threads wait elsewhere when its cores are taken.
+    let two = fixture.app("two");
+    ScxSyrup.deploy(&two, &policy("fifo"), &on_cpus(&[1])).unwrap();
+    let core = taken(1..2);
+    let confined = Crew::spinning(2);
+    confined.tids().into_iter().for_each(|tid| allow(tid, [1, 2]));
+    register(&two, &confined, 0);
+    drop(core);
+    // And some have a core of their own.
+    let three = fixture.app("three");
+    ScxSyrup.deploy(&three, &Scripted::new().policy(cores()), &on_cpus(&[3])).unwrap();
+    let everywhere = taken(0..4);
+    let bound = Crew::spinning(2);
+    register(&three, &bound, 0);
+    keeps_running(&one, &[&spinning, &napping, &confined, &bound]);
+    drop(everywhere);
+    drop((spinning, napping, confined, bound));
+    assert_eq!(ScxSyrup.read(&two).unwrap().unwrap().health, Health::Live);
 }
 
 #[test]

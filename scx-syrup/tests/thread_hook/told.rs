@@ -71,9 +71,13 @@ fn a_policy_is_told_of_the_end_of_a_slice_and_of_a_preemption() {
     let script = Scripted::new();
     script.place(1, at(1).slice_us(100));
     ScxSyrup.deploy(&app, &script.policy(preempting(2)), &on_cpus(&[1])).unwrap();
+    // One that is alone goes on, and nobody is asked.
     let hog = Crew::spinning(1);
     hog.pin_to(1);
     register(&app, &hog, 1);
+    let other = Crew::spinning(1);
+    script.place(2, at(1).slice_us(100));
+    register(&app, &other, 2);
 
     // A sixth slice: what is told at its start is of five that ended.
     let told = eventually_told(&script, 1, 6);
@@ -100,6 +104,8 @@ fn a_policy_is_told_of_the_end_of_a_slice_and_of_a_preemption() {
     }
     let expired = told.iter().filter(|told| told.thread.flags == SYRUP_THREAD_EXPIRED).count();
     assert!(expired >= 3, "{told:?}");
+
+    drop(other);
 
     // Slices that never end: whatever interrupts it now is a preemption.
     script.place(1, at(1).slice_us(u32::MAX));

@@ -102,6 +102,8 @@ pub type Verdicts = Vec<u64>;
 pub enum Health {
     /// The policy decides.
     Live,
+    /// It is in order and nothing reaches it yet: what it waits for.
+    Waiting(String),
     /// It is deployed but the default decides some or all inputs.
     Degraded(String),
     /// The kernel threw it out.

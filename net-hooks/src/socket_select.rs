@@ -249,7 +249,10 @@ impl Hook for SocketSelect {
         let alive = pins.cookies()?.into_iter().flatten().count() as u32;
         let counters = pins.counters()?;
         let recent = counters.since(&Counters(record.counted_before));
-        let health = health(program, registered, alive, &recent);
+        let health = match health(program, registered, alive, &recent) {
+            Health::Live if alive == 0 => without_sockets(&app.name, &record, registered),
+            health => health,
+        };
         Ok(Some(Deployment {
             app: app.name.clone(),
             uid: record.uid,
@@ -448,6 +451,57 @@ fn health(program: Option<u32>, registered: u32, alive: u32, counters: &Counters
     } else {
         Health::Degraded(format!("{}: the kernel's hash decides these", reasons.join(", ")))
     }
+}
+
+/// The state of a deployment that has no socket. Its dispatcher is in no group, so
+/// what arrives is not counted; who has the port tells whether anything may.
+fn without_sockets(app: &str, record: &syrup_record, registered: u32) -> Health {
+    let load = format!("'syrupctl unload {} --app {app}' and load it again", HookId::SocketSelect);
+    let waits = if registered == 0 {
+        "it waits for its first socket"
+    } else {
+        "it waits for sockets: all it had are closed"
+    };
+    let register = "let the application register its sockets (syr_register_socket)";
+    let Some(proto) = Proto::from_number(record.proto).filter(|_| record.port != 0) else {
+        return Health::Waiting(format!("{waits}; {register}"));
+    };
+    let port = record.port;
+    let (here, elsewhere): (Vec<_>, Vec<_>) = sockets::servers(port)
+        .into_iter()
+        .partition(|server| server.netns_cookie == record.netns_cookie);
+    let (ours, others): (Vec<_>, Vec<_>) =
+        here.into_iter().partition(|server| server.proto == proto);
+    if let Some(server) = ours.iter().find(|server| server.unfit.is_none()) {
+        return Health::Degraded(format!(
+            "the sockets of process {} at {proto} port {port} are not registered: {load} to adopt \
+             them, or {register}",
+            server.pid
+        ));
+    }
+    if let Some((server, unfit)) = ours.iter().find_map(|server| Some((server, server.unfit?))) {
+        return Health::Degraded(format!(
+            "process {} cannot be adopted: {unfit}; have it set SO_REUSEPORT before it \
+             binds, then {load}",
+            server.pid
+        ));
+    }
+    let instead = if let Some(server) = others.first() {
+        let other = server.proto;
+        format!(
+            "process {} has {other} port {port}: for that, {load} with --proto {other}",
+            server.pid
+        )
+    } else if let Some(server) = elsewhere.iter().find(|server| server.proto == proto) {
+        format!(
+            "process {pid} has {proto} port {port} in another network namespace: for that, {load} \
+             with --pid {pid}",
+            pid = server.pid
+        )
+    } else {
+        format!("{register}, or {load} while the server runs")
+    };
+    Health::Waiting(format!("{waits}; {instead}"))
 }
 
 /// The apps' folders below the root.

@@ -398,6 +398,44 @@ fn reuseport_members(pid: i32, proto: Proto, port: u16) -> Result<Vec<Member>> {
     Ok(members)
 }
 
+/// A socket that somebody serves a port with.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub pid: i32,
+    pub proto: Proto,
+    pub netns_cookie: u64,
+    /// Why it can be no executor, if it cannot.
+    pub unfit: Option<Unfit>,
+}
+
+/// The sockets that serve `port` in any network namespace, by process. Processes
+/// that we may not look into are left out.
+pub(crate) fn servers(port: u16) -> Vec<Server> {
+    let mut found = Vec::new();
+    let mut seen = HashSet::new();
+    for pid in holders(&[Proto::Udp, Proto::Tcp], port) {
+        for (_, fd) in process::sockets(pid).unwrap_or_default() {
+            let (Ok(netns_cookie), Ok(cookie)) =
+                (netns_cookie(fd.as_fd()), sockopt::socket_cookie(&fd))
+            else {
+                continue;
+            };
+            let (proto, address, unfit) = match inspect(fd) {
+                Ok(Ok(Member { key, .. })) => (key.proto, key.address, None),
+                Ok(Err(unfit @ Unfit::NoReusePort(proto, address))) => {
+                    (proto, address, Some(unfit))
+                }
+                // A client's, or nobody's yet.
+                _ => continue,
+            };
+            if address.port() == port && seen.insert(cookie) {
+                found.push(Server { pid, proto, netns_cookie, unfit });
+            }
+        }
+    }
+    found
+}
+
 /// Some socket of a group, taken from whoever holds one; `hint` is asked first.
 pub(crate) fn any_member(key: &GroupKey, hint: i32) -> Option<OwnedFd> {
     if hint > 0
@@ -405,25 +443,26 @@ pub(crate) fn any_member(key: &GroupKey, hint: i32) -> Option<OwnedFd> {
     {
         return Some(fd);
     }
+    holders(&[key.proto], key.address.port()).find_map(|pid| member_of(pid, key))
+}
+
+/// The processes that hold a socket bound to `port` of their network namespace.
+fn holders(protos: &[Proto], port: u16) -> impl Iterator<Item = i32> {
     let own = std::process::id() as i32;
     let mut by_netns: HashMap<PathBuf, BTreeSet<u64>> = HashMap::new();
-    for pid in processes() {
+    processes().into_iter().filter(move |&pid| {
         // Our own threads may live in other namespaces than our leader.
-        if pid != own {
-            let dir = PathBuf::from(format!("/proc/{pid}"));
-            let Ok(netns) = fs::read_link(dir.join("ns/net")) else { continue };
-            let inodes = by_netns.entry(netns).or_insert_with(|| {
-                bound_inodes(&dir, key.proto, key.address.port()).unwrap_or_default()
-            });
-            if socket_inodes(pid).is_disjoint(inodes) {
-                continue;
-            }
+        if pid == own {
+            return true;
         }
-        if let Some(fd) = member_of(pid, key) {
-            return Some(fd);
-        }
-    }
-    None
+        let dir = PathBuf::from(format!("/proc/{pid}"));
+        let Ok(netns) = fs::read_link(dir.join("ns/net")) else { return false };
+        let inodes = by_netns.entry(netns).or_insert_with(|| {
+            let bound = |&proto| bound_inodes(&dir, proto, port).unwrap_or_default();
+            protos.iter().flat_map(bound).collect()
+        });
+        !inodes.is_empty() && !socket_inodes(pid).is_disjoint(inodes)
+    })
 }
 
 fn member_of(pid: i32, key: &GroupKey) -> Option<OwnedFd> {

@@ -135,10 +135,10 @@ fn sockets_are_registered_at_the_index_they_ask_for() {
     let lab = Lab::new();
     // Before there are sockets: those of the port would be adopted.
     lab.hook.deploy(&lab.app, &constant("fifth", "5"), &Lab::target()).unwrap();
-    let (sockets, flow) = (udp_sockets(3), flows(1));
     let waiting = lab.read();
-    assert_eq!((waiting.nr_executors, waiting.health), (0, Health::Live));
-    assert_eq!(waiting.port, Some((Proto::Udp, PORT)));
+    assert_eq!((waiting.nr_executors, waiting.port), (0, Some((Proto::Udp, PORT))));
+    assert!(waits(&lab).starts_with("it waits for its first socket"));
+    let (sockets, flow) = (udp_sockets(3), flows(1));
     // Nothing is attached yet.
     spread(&sockets, &flow, 1);
     assert_eq!(lab.count(SYRUP_INPUTS), 0);
@@ -493,7 +493,7 @@ fn a_restarted_app_registers_again() {
     lab.deploy(&builtin("round-robin"), &sockets);
     drop(sockets);
     assert_eq!(lab.read().nr_executors, 0);
-    assert_eq!(lab.read().health, Health::Live);
+    assert!(waits(&lab).starts_with("it waits for sockets: all it had are closed"));
     // Its process runs: it is no garbage, nor in the way of a second deployment.
     assert!(lab.hook.collect_garbage(&lab.bpffs.path()).unwrap().is_empty());
     let again = lab.hook.deploy(&lab.app, &builtin("hash"), &Lab::target());
@@ -503,6 +503,28 @@ fn a_restarted_app_registers_again() {
         assert_eq!(lab.register(socket, None).unwrap(), index);
     }
     assert_eq!(spread(&sockets, &flow, 10), [5, 5], "two executors, not four");
+}
+
+/// No dispatcher is in the group of the new sockets, so nothing is counted.
+#[test]
+fn a_server_that_came_back_without_registering_is_degraded() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    lab.deploy(&builtin("round-robin"), &udp_sockets(2));
+    waits(&lab);
+    let (sockets, flow) = (udp_sockets(2), flows(1));
+    spread(&sockets, &flow, 4);
+    assert_eq!(lab.count(SYRUP_INPUTS), 0);
+    let Health::Degraded(reason) = lab.read().health else { panic!("not degraded") };
+    let own = std::process::id();
+    let what = format!("the sockets of process {own} at udp port {PORT} are not registered");
+    assert!(reason.starts_with(&what), "{reason}");
+    assert!(reason.contains("'syrupctl unload socket-select --app demo'"), "{reason}");
+    // The way out that it names.
+    lab.register(&sockets[0], None).unwrap();
+    assert_eq!(lab.read().health, Health::Live);
 }
 
 #[test]
@@ -540,6 +562,13 @@ fn half_a_deployment_can_still_be_removed() {
     // The dispatcher could not be detached without knowing its group, and
     // finds its slot empty.
     assert_eq!(spread(&sockets, &flows(40), 1).iter().sum::<u64>(), 40);
+}
+
+/// What a deployment that is in order waits for.
+fn waits(lab: &Lab) -> String {
+    let health = lab.read().health;
+    let Health::Waiting(what) = health else { panic!("{health:?}") };
+    what
 }
 
 /// A socket that is not bound.

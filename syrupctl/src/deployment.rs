@@ -49,19 +49,18 @@ pub fn trouble(deployment: &DeploymentInfo) -> Option<Error> {
 }
 
 /// What a live deployment waits for before it can decide anything.
-pub fn waits_for(deployment: &DeploymentInfo) -> Option<&'static str> {
-    if deployment.threads == Some(0) {
-        Some(
-            "it waits for its first thread: load it with --pid, or let the application register \
-             its threads (syr_register_thread)",
-        )
-    } else if deployment.executors == 0 {
-        Some(
-            "it waits for its first socket: load it while the server runs, or let the application \
-             register its sockets (syr_register_socket)",
-        )
-    } else {
-        None
+pub fn waits_for(deployment: &DeploymentInfo) -> Option<String> {
+    let DeploymentInfo { app, hook, state, reason, threads, .. } = deployment;
+    match reason {
+        _ if state != "live" => None,
+        Some(reason) => Some(reason.clone()),
+        None => (*threads == Some(0)).then(|| {
+            format!(
+                "it waits for its first thread; let the application register its threads \
+                 (syr_register_thread), or 'syrupctl unload {hook} --app {app}' and load it again \
+                 with --pid"
+            )
+        }),
     }
 }
 
@@ -92,7 +91,7 @@ pub fn list(deployments: &[DeploymentInfo]) -> String {
     )
 }
 
-/// `status`: a row of counters each, then what is wrong.
+/// `status`: a row of counters each, then what is wrong or not there yet.
 pub fn status(deployments: &[DeploymentInfo]) -> String {
     let mut text = table(
         ["APP", "HOOK", "POLICY", "STATE", "INPUTS", "CHOSEN", "PASSED", "DROPPED", "FAULTS"],
@@ -115,14 +114,23 @@ pub fn status(deployments: &[DeploymentInfo]) -> String {
             })
             .collect(),
     );
-    let troubles: Vec<Error> = deployments.iter().filter_map(trouble).collect();
-    if !troubles.is_empty() {
+    let remarks: Vec<String> = deployments.iter().filter_map(remark).collect();
+    if !remarks.is_empty() {
         text.push('\n');
     }
-    for error in troubles {
-        text.push_str(&format!("{error}\n"));
+    for remark in remarks {
+        text.push_str(&format!("{remark}\n"));
     }
     text
+}
+
+/// Why it does not decide its inputs.
+fn remark(deployment: &DeploymentInfo) -> Option<String> {
+    let DeploymentInfo { app, hook, policy, .. } = deployment;
+    trouble(deployment).map(|error| error.message).or_else(|| {
+        let waits = waits_for(deployment)?;
+        Some(format!("{policy} of app {app} is live at {hook}: {waits}"))
+    })
 }
 
 /// `show`: everything about one.
@@ -319,10 +327,23 @@ pub mod tests {
     fn a_deployment_without_threads_or_sockets_waits_for_them() {
         assert_eq!(waits_for(&example()), None);
         assert_eq!(waits_for(&thread_example()), None);
-        let no_socket = DeploymentInfo { executors: 0, ..example() };
-        assert!(waits_for(&no_socket).unwrap().contains("first socket"));
-        let no_thread = DeploymentInfo { threads: Some(0), ..thread_example() };
-        assert!(waits_for(&no_thread).unwrap().contains("first thread"));
+        let live = |reason: Option<&str>, threads| DeploymentInfo {
+            state: "live".to_owned(),
+            reason: reason.map(str::to_owned),
+            threads,
+            ..thread_example()
+        };
+        let no_socket = live(Some("it waits for its first socket"), None);
+        assert_eq!(waits_for(&no_socket).unwrap(), "it waits for its first socket");
+        let no_thread = live(None, Some(0));
+        let waits = waits_for(&no_thread).unwrap();
+        assert!(waits.contains("first thread"), "{waits}");
+        assert!(waits.contains("'syrupctl unload scx-syrup --app rocksdb'"), "{waits}");
+        assert_eq!(waits_for(&live(None, Some(1))), None);
+        let status = status(&[no_socket]);
+        let said =
+            "\nget-priority of app rocksdb is live at scx-syrup: it waits for its first socket\n";
+        assert!(status.ends_with(said), "{status}");
     }
 
     #[test]

@@ -4,9 +4,10 @@
 
 mod support;
 
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::process::{Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
@@ -27,6 +28,29 @@ fn reuseport() -> OwnedFd {
     let address: SocketAddr = format!("127.0.0.1:{PORT}").parse().unwrap();
     rustix::net::bind(&socket, &address).unwrap();
     socket
+}
+
+/// A process with two sockets, which ends with the value.
+struct Server(Child);
+
+impl Server {
+    fn start() -> Self {
+        let mut child = Command::new("python3")
+            .args(["-c", SERVER, PORT, "2", "0"])
+            .env("SYRUP_APP", "")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0; 2]).unwrap();
+        Self(child)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn json(text: &str) -> Value {
@@ -57,6 +81,44 @@ fn what_is_loaded_but_does_not_decide_everything_is_code_10() {
     assert!(replaced.stderr.contains("1 of 3 sockets are closed"), "{}", replaced.stderr);
     assert!(replaced.stderr.contains("help:"), "{}", replaced.stderr);
     ctl.run(&["unload", "socket-select"]).ok();
+    ctl.assert_empty();
+}
+
+/// Each command's advice in a state without sockets is one that ends it.
+#[test]
+fn advice_leads_out_of_a_deployment_without_sockets() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    own_network();
+    let ctl = Ctl::new();
+    let load = || ctl.run(&["load", "socket-select", "--policy", "hash", "--port", PORT]);
+    let replace = || ctl.run(&["replace", "socket-select", "--policy", "round-robin"]);
+    let out = "syrupctl unload socket-select --app default";
+    let loaded = load();
+    assert_eq!(loaded.code, 0, "{}", loaded.stderr);
+    assert!(loaded.stderr.contains("waits for its first socket"), "{}", loaded.stderr);
+    assert!(loaded.stderr.contains(out), "{}", loaded.stderr);
+    let status = ctl.run(&["status"]).ok();
+    assert!(status.contains("hash of app default is live at socket-select: it waits"), "{status}");
+
+    // A server that does not know of Syrup.
+    let server = Server::start();
+    let status = ctl.run(&["status"]);
+    assert_eq!(status.code, 10, "{}", status.stdout);
+    assert!(status.stdout.contains("are not registered"), "{}", status.stdout);
+    load().fails(7, out);
+    let replaced = replace();
+    assert_eq!(replaced.code, 10, "{}", replaced.stderr);
+    assert!(replaced.stderr.contains(out), "{}", replaced.stderr);
+    ctl.run(&["unload", "socket-select", "--app", "default"]).ok();
+    load().ok();
+    assert_eq!(ctl.deployment("default", "socket-select")["executors"], 2);
+    // With sockets, 'replace' is what one wants.
+    load().fails(7, "syrupctl replace socket-select");
+    replace().ok();
+    drop(server);
+    ctl.run(&["unload", "--all"]).ok();
     ctl.assert_empty();
 }
 

@@ -42,7 +42,7 @@ pub struct DeploymentInfo {
     pub cpus: Vec<u32>,
     /// "live", "degraded" or "ejected".
     pub state: String,
-    /// Why, when it is not live.
+    /// Why, when it is not live; what it waits for, when it is and nothing reaches it yet.
     pub reason: Option<String>,
     /// Counter name and sum.
     pub counters: std::collections::BTreeMap<String, u64>,

@@ -438,15 +438,7 @@ impl Arbiter for AsCaller {
         let _lock = self.engine.lock()?;
         let app = self.own_app(&request.app)?;
         if app.hook_dir(hook.id()).is_dir() {
-            return Err(Error::new(
-                Code::Conflict,
-                format!("app '{}' has a policy at {} already", app.name, hook.id()),
-            )
-            .advise(format!(
-                "syrupctl replace {0} --app {1} --policy ..., or syrupctl unload {0} --app {1}",
-                hook.id(),
-                app.name
-            )));
+            return Err(already(&app, hook));
         }
         self.engine.make_app_folder(&app)?;
         let deployed = (|| -> Result<()> {
@@ -622,6 +614,21 @@ fn not_deployed(app: &str, hook: HookId) -> Error {
     ))
 }
 
+/// A second `load`. Whoever wants executors adopted does not get them by `replace`.
+fn already(app: &App, hook: &dyn Hook) -> Error {
+    let what = format!("app '{}' has a policy at {} already", app.name, hook.id());
+    let unload = format!("syrupctl unload {} --app {}", hook.id(), app.name);
+    let without_executors =
+        hook.read(app).ok().flatten().is_some_and(|deployment| {
+            deployment.nr_executors == 0 || deployment.nr_threads == Some(0)
+        });
+    Error::new(Code::Conflict, what).advise(if without_executors {
+        format!("it has no executors, and 'replace' brings it none: {unload}, then load it again")
+    } else {
+        format!("syrupctl replace {} --app {} --policy ..., or {unload}", hook.id(), app.name)
+    })
+}
+
 /// What failed after a policy became live, which it stays.
 fn live_but(app: &App, hook: &dyn Hook, error: Error) -> Error {
     let Error { message, .. } = &error;
@@ -643,6 +650,7 @@ fn no_app(app: &str) -> Error {
 fn info(deployment: Deployment) -> DeploymentInfo {
     let (state, reason) = match deployment.health {
         Health::Live => ("live", None),
+        Health::Waiting(what) => ("live", Some(what)),
         Health::Degraded(why) => ("degraded", Some(why)),
         Health::Ejected(why) => ("ejected", Some(why)),
     };

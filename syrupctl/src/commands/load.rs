@@ -127,7 +127,7 @@ pub fn print(context: &Context, loaded: &DeploymentInfo) -> Result<u8> {
     match deployment::trouble(loaded) {
         None => {
             if let Some(waits) = deployment::waits_for(loaded) {
-                report::note(waits);
+                report::note(&waits);
             }
             Ok(0)
         }

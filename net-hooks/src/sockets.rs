@@ -92,7 +92,7 @@ pub(crate) enum Unfit {
     NoPacketSocket,
     Unbound,
     Connected,
-    NotListening,
+    NotListening(SocketAddr),
     NoReusePort(Proto, SocketAddr),
 }
 
@@ -102,7 +102,9 @@ impl fmt::Display for Unfit {
             Self::NoPacketSocket => f.write_str("it is no UDP or TCP socket"),
             Self::Unbound => f.write_str("it is not bound to a port"),
             Self::Connected => f.write_str("it is connected to one peer"),
-            Self::NotListening => f.write_str("it does not listen yet"),
+            Self::NotListening(address) => {
+                write!(f, "it is bound to tcp {address} and does not listen yet")
+            }
             Self::NoReusePort(proto, address) => {
                 write!(f, "it is bound to {proto} {address} without SO_REUSEPORT")
             }
@@ -140,7 +142,7 @@ pub(crate) fn inspect(fd: OwnedFd) -> io::Result<Result<Member, Unfit>> {
         return Ok(Err(Unfit::NoReusePort(proto, address)));
     }
     if proto == Proto::Tcp && !sockopt::socket_acceptconn(&fd)? {
-        return Ok(Err(Unfit::NotListening));
+        return Ok(Err(Unfit::NotListening(address)));
     }
     let v6only = domain == rustix::net::AddressFamily::INET6 && sockopt::ipv6_v6only(&fd)?;
     let key = GroupKey {
@@ -232,6 +234,7 @@ pub(crate) fn adoptable(pid: i32, proto: Option<Proto>, port: Option<u16>) -> Re
     let mut members = Vec::new();
     let mut seen = HashSet::new();
     let mut unshared = BTreeSet::new();
+    let mut others = BTreeSet::new();
     for (number, fd) in process::sockets(pid)? {
         let found = inspect(fd)
             .map_err(|e| Error::kernel(format!("inspect socket {number} of process {pid}"), e))?;
@@ -242,8 +245,15 @@ pub(crate) fn adoptable(pid: i32, proto: Option<Proto>, port: Option<u16>) -> Re
             {
                 members.push(member);
             }
+            // Looked at only when none fits: then the protocol is another.
+            Ok(Member { key, .. }) if port == Some(key.address.port()) => {
+                others.insert(format!("{} {}", key.proto, key.address));
+            }
             Err(Unfit::NoReusePort(p, address)) if fits(p, address.port()) => {
                 unshared.insert(format!("{p} {address}"));
+            }
+            Err(Unfit::NotListening(address)) if fits(Proto::Tcp, address.port()) => {
+                others.insert(format!("tcp {address} that does not listen yet"));
             }
             _ => {}
         }
@@ -267,18 +277,25 @@ pub(crate) fn adoptable(pid: i32, proto: Option<Proto>, port: Option<u16>) -> Re
     };
     match groups.as_slice() {
         [_] => Ok(members),
-        [] if unshared.is_empty() => Err(Error::NotFound {
-            what: format!("process {pid} has no SO_REUSEPORT socket bound to {wanted}"),
-            advice: "give the process and port of a server whose sockets are bound".to_owned(),
-        }),
-        [] => Err(Error::NotFound {
-            what: format!(
-                "process {pid} has no SO_REUSEPORT socket bound to {wanted}, only {} without it",
-                unshared.into_iter().collect::<Vec<_>>().join(", ")
-            ),
-            advice: "have the server set SO_REUSEPORT before it binds, one socket per thread"
-                .to_owned(),
-        }),
+        [] => {
+            let list = |names: BTreeSet<String>| Vec::from_iter(names).join(", ");
+            let none = format!("process {pid} has no SO_REUSEPORT socket bound to {wanted}");
+            let (what, advice) = if !unshared.is_empty() {
+                (
+                    format!("{none}, only {} without it", list(unshared)),
+                    "have the server set SO_REUSEPORT before it binds, one socket per thread",
+                )
+            } else if !others.is_empty() {
+                (
+                    format!("{none}, only {}", list(others)),
+                    "name the server's protocol (--proto tcp, --proto udp), or wait until it \
+                     listens",
+                )
+            } else {
+                (none, "give the process and port of a server whose sockets are bound")
+            };
+            Err(Error::NotFound { what, advice: advice.to_owned() })
+        }
         several => Err(Error::Usage(format!(
             "process {pid} has several reuseport groups: {}; a deployment covers one, so name its \
              port and protocol, or let the app register its sockets",
@@ -300,6 +317,9 @@ pub(crate) fn of_target(target: &Target) -> Result<(Option<i32>, Vec<Member>)> {
     let Some(port) = target.port else { return Ok((None, Vec::new())) };
     let proto = target.proto.unwrap_or(Proto::Udp);
     let owners = owners(proto, port)?;
+    if owners.is_empty() && target.proto.is_none() {
+        refuse_other_proto(proto, port)?;
+    }
     let mut members: Vec<Member> = Vec::new();
     let mut seen = HashSet::new();
     for &pid in &owners {
@@ -319,6 +339,28 @@ pub(crate) fn of_target(target: &Target) -> Result<(Option<i32>, Vec<Member>)> {
         }
     }
     Ok((owners.first().copied(), members))
+}
+
+/// Who named no protocol, and has a server of the other one on the port, may have
+/// meant that one: a deployment that waits for the first would never tell.
+fn refuse_other_proto(proto: Proto, port: u16) -> Result<()> {
+    let here = own_netns_cookie()?;
+    let mut servers = servers(port);
+    servers.retain(|server| server.netns_cookie == here);
+    match servers.first() {
+        Some(Server { pid, proto: other, .. }) if servers.iter().all(|s| s.proto != proto) => {
+            Err(Error::Conflict {
+                what: format!(
+                    "port {port} has {other} sockets only (process {pid}), and a deployment is for \
+                     {proto} unless it says otherwise"
+                ),
+                advice: format!(
+                    "add --proto {other} for these, or --proto {proto} to wait for {proto} sockets"
+                ),
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The processes that together hold all `SO_REUSEPORT` sockets bound to `port`

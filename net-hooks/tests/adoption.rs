@@ -3,8 +3,9 @@
 
 mod support;
 
+use rustix::net::SocketType;
 use support::*;
-use syrup_hook::{Error, Executor, Hook as _, Proto, Target};
+use syrup_hook::{Error, Executor, Health, Hook as _, Proto, Target};
 use syrup_net_hooks::{owners, reuseport_sockets};
 use syrup_tests::{Need, own_network, require, wait_for};
 
@@ -124,9 +125,98 @@ fn a_server_that_cannot_be_adopted_is_refused_with_the_reason() {
     assert_eq!(lab.read().port, Some((Proto::Tcp, PORT)));
     lab.hook.remove(&lab.app).unwrap();
     both.stop_now();
-    let single = Server::python("single", 1);
+    let mut single = Server::python("single", 1);
     let error = refused(Target { pid: Some(single.pid()), ..Default::default() });
     assert!(error.to_string().contains("only udp 127.0.0.1:9000 without it"), "{error}");
+    let tcp = refused(Target { pid: Some(single.pid()), proto: Some(Proto::Tcp), ..Lab::target() });
+    assert!(!tcp.to_string().contains("udp"), "its datagrams are not asked for: {tcp}");
+    single.stop_now();
+    let listeners = listeners(1);
+    let pid = Some(std::process::id() as i32);
+    let udp = refused(Target { pid, proto: Some(Proto::Udp), ..Lab::target() });
+    let Error::NotFound { what, advice } = udp else { panic!("{udp:?}") };
+    assert!(what.contains("bound to udp port 9000, only tcp 127.0.0.1:9000"), "{what}");
+    assert!(advice.contains("--proto tcp"), "{advice}");
+    drop(listeners);
+    let bound = reuseport(&format!("127.0.0.1:{PORT}"), SocketType::STREAM);
+    let deaf = refused(Target { pid, proto: Some(Proto::Tcp), ..Lab::target() });
+    assert!(deaf.to_string().contains("tcp 127.0.0.1:9000 that does not listen"), "{deaf}");
+    drop(bound);
     let error = refused(Target { pid: Some(i32::MAX), ..Default::default() });
     assert!(matches!(error, Error::NotFound { .. }), "{error:?}");
+}
+
+/// `--port` alone does not say whose: the policy is loaded, and its state tells why it
+/// got no socket.
+#[test]
+fn a_port_without_a_socket_to_adopt_says_who_has_it() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let deployed = |target: Target| {
+        lab.hook.deploy(&lab.app, &builtin("hash"), &target).unwrap();
+        let read = lab.read();
+        assert_eq!(read.nr_executors, 0);
+        lab.hook.remove(&lab.app).unwrap();
+        read.health
+    };
+    let health = deployed(Lab::target());
+    assert!(matches!(health, Health::Waiting(_)), "nobody has the port: {health:?}");
+
+    let mut single = Server::python("single", 1);
+    let health = deployed(Lab::target());
+    let Health::Degraded(reason) = health else { panic!("{health:?}") };
+    let unfit = format!(
+        "process {} cannot be adopted: it is bound to udp 127.0.0.1:9000 without \
+         SO_REUSEPORT",
+        single.pid()
+    );
+    assert!(reason.contains(&unfit), "{reason}");
+    single.stop_now();
+
+    // What the default, UDP, leaves open.
+    let own = std::process::id();
+    let _listeners = listeners(1);
+    let refused = lab.hook.deploy(&lab.app, &builtin("hash"), &Lab::target()).unwrap_err();
+    let Error::Conflict { what, advice } = refused else { panic!("{refused:?}") };
+    assert!(what.contains("port 9000") && what.contains(&format!("process {own}")), "{what}");
+    assert!(advice.contains("--proto tcp") && advice.contains("--proto udp"), "{advice}");
+    let health = deployed(Target { proto: Some(Proto::Udp), ..Lab::target() });
+    let Health::Waiting(what) = health else { panic!("{health:?}") };
+    assert!(what.contains(&format!("process {own} has tcp port 9000")), "{what}");
+    // With UDP sockets beside it there is no doubt.
+    let sockets = udp_sockets(2);
+    lab.hook.deploy(&lab.app, &builtin("hash"), &Lab::target()).unwrap();
+    assert_eq!((lab.read().nr_executors, lab.read().health), (2, Health::Live));
+    drop(sockets);
+}
+
+#[test]
+fn a_server_in_another_network_namespace_is_named() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    // No other test's: these run in namespaces of their own, too.
+    let port = 9077;
+    let elsewhere = std::thread::spawn(move || {
+        own_network();
+        [0; 3].map(|_| reuseport(&format!("127.0.0.1:{port}"), SocketType::DGRAM))
+    });
+    let _elsewhere = elsewhere.join().unwrap();
+    let target = || Target { port: Some(port), ..Default::default() };
+    lab.hook.deploy(&lab.app, &builtin("hash"), &target()).unwrap();
+    let health = lab.read().health;
+    let Health::Waiting(what) = health else { panic!("{health:?}") };
+    let own = std::process::id();
+    assert!(
+        what.contains(&format!("process {own} has udp port {port} in another network")),
+        "{what}"
+    );
+    assert!(what.contains(&format!("--pid {own}")), "{what}");
+    lab.hook.remove(&lab.app).unwrap();
+    let target = Target { pid: Some(own as i32), ..target() };
+    lab.hook.deploy(&lab.app, &builtin("hash"), &target).unwrap();
+    assert_eq!((lab.read().nr_executors, lab.read().health), (3, Health::Live));
 }

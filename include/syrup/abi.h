@@ -5,7 +5,8 @@
  * (include/build.rs), BPF programs and C applications include this file.
  *
  * Any change of a layout or a number raises SYRUP_ABI_VERSION: pins left by
- * another version are then refused instead of misread.
+ * another version, and policies compiled for it, are then refused instead of
+ * misread.
  */
 #ifndef SYRUP_ABI_H
 #define SYRUP_ABI_H

@@ -23,6 +23,13 @@
 #define SYRUP_INLINE static inline __attribute__((always_inline))
 
 /*
+ * What the object was compiled against, for the check: structs of another version would
+ * be misread without a word. libbpf makes no Map of a section of this name.
+ */
+static const __u32 __syrup_abi_version __attribute__((section(".syrup.abi"), used)) =
+	SYRUP_ABI_VERSION;
+
+/*
  * SYRUP_MAP(name, entries): a Map of __u64 values with keys 0..entries-1,
  * shared by all policies of the app that name it and by the app's processes,
  * which may map it into memory. New entries are 0.

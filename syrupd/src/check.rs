@@ -23,6 +23,9 @@ const HELPERS: &[(i32, &str)] = &[
     (8, "bpf_get_smp_processor_id"),
 ];
 
+/// Where an object says of which version its headers were.
+const ABI_SECTION: &str = ".syrup.abi";
+
 /// Variables that the trusted half defines for policies.
 const SDK_VARIABLES: &[&str] = &["syrup_nr_executors"];
 
@@ -66,6 +69,7 @@ pub fn check(file_name: &str, image: &[u8]) -> Result<Checked> {
     })?;
     let lines = LineTable::of(&elf);
 
+    check_abi(file_name, &elf)?;
     check_sections(file_name, &elf)?;
     let instructions = check_code(file_name, &elf, &lines)?;
     check_symbols(file_name, &elf)?;
@@ -83,6 +87,24 @@ fn refuse(message: String) -> Error {
     Error::new(Code::SourceRejected, message)
 }
 
+/// The SDK's headers leave their version in each object (`policy.h`).
+fn check_abi(file_name: &str, elf: &object::File<'_>) -> Result<()> {
+    let ours = abi::SYRUP_ABI_VERSION;
+    let theirs = elf.section_by_name(ABI_SECTION).and_then(|section| section.data().ok());
+    let what = match theirs.map(<[u8; 4]>::try_from) {
+        Some(Ok(version)) if u32::from_le_bytes(version) == ours => return Ok(()),
+        Some(Ok(version)) => {
+            format!("is an object of SDK ABI {}", u32::from_le_bytes(version))
+        }
+        Some(Err(_)) => format!("has a {ABI_SECTION} section of the wrong size"),
+        None => "does not say of which SDK ABI it is".to_owned(),
+    };
+    Err(refuse(format!("{file_name} {what}; this Syrup speaks {ours}")).advise(
+        "compile it again with this Syrup's headers: it must include <syrup/packet.h> or \
+         <syrup/thread.h>",
+    ))
+}
+
 fn check_sections(file_name: &str, elf: &object::File<'_>) -> Result<()> {
     for section in elf.sections() {
         let name = section.name().unwrap_or("?");
@@ -92,7 +114,7 @@ fn check_sections(file_name: &str, elf: &object::File<'_>) -> Result<()> {
             | SectionKind::ReadOnlyData
             | SectionKind::ReadOnlyString
             | SectionKind::UninitializedData => {
-                matches!(name, ".maps" | ".data" | ".bss" | ".BTF" | ".BTF.ext")
+                matches!(name, ".maps" | ".data" | ".bss" | ".BTF" | ".BTF.ext" | ABI_SECTION)
                     || name == ".rodata"
                     || name.starts_with(".rodata.")
             }

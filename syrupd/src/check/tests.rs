@@ -79,6 +79,7 @@ fn names_of_the_sdk_cannot_be_taken() {
 
 #[test]
 fn schedule_must_be_there_with_a_known_prototype() {
+    let refused = |source: &str| refused(&(of_abi(abi::SYRUP_ABI_VERSION) + source));
     assert!(refused("int other(void) { return 0; }\n").contains("does not define schedule()"));
     let message = refused("int schedule(int x) { return x; }\n");
     assert!(message.contains("unknown prototype"), "{message}");
@@ -130,6 +131,35 @@ fn call(kind: u8, imm: i32) -> [u8; 8] {
     [BPF_CALL, kind << 4, 0, 0, a, b, c, d]
 }
 
+/// What the SDK's headers leave in an object, for sources without them.
+fn of_abi(version: u32) -> String {
+    format!(
+        "static const unsigned abi __attribute__((section(\".syrup.abi\"), used)) = {version};\n"
+    )
+}
+
+#[test]
+fn an_object_of_another_sdk_is_told_to_be_compiled_again() {
+    let bare = "int schedule(void *s, void *e) { return s == e; }\n";
+    let with = |abi: &str| check("p.o", &compile(&format!("{abi}{bare}")));
+    let ours = abi::SYRUP_ABI_VERSION;
+    with(&of_abi(ours)).unwrap();
+    // By the headers, once, however many of them are included.
+    check("p.o", &packet("#include <syrup/policy.h>", "return 0;")).unwrap();
+    for (abi, says) in [
+        (of_abi(ours + 1), format!("p.o is an object of SDK ABI {}", ours + 1)),
+        (of_abi(ours - 1), format!("p.o is an object of SDK ABI {}", ours - 1)),
+        (String::new(), "p.o does not say of which SDK ABI it is".to_owned()),
+        (of_abi(ours).replace("unsigned", "char"), "of the wrong size".to_owned()),
+    ] {
+        let error = with(&abi).unwrap_err();
+        assert_eq!(error.code, Code::SourceRejected);
+        assert!(error.message.contains(&says), "{error}");
+        assert!(error.message.ends_with(&format!("; this Syrup speaks {ours}")), "{error}");
+        assert!(error.advice.unwrap().contains("compile it again"));
+    }
+}
+
 /// clang with arguments that are not Syrup's.
 fn clang(args: &[&str], source: &str) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
@@ -149,7 +179,9 @@ fn clang(args: &[&str], source: &str) -> Vec<u8> {
 
 #[test]
 fn objects_of_another_machine_or_without_types_are_refused() {
-    let source = "int schedule(void *s, void *e) { return s == e; }\n";
+    let source =
+        of_abi(abi::SYRUP_ABI_VERSION) + "int schedule(void *s, void *e) { return s == e; }\n";
+    let source = source.as_str();
     assert_eq!(
         check("p.o", &clang(&["-target", "bpf", "-g"], source)).unwrap().input,
         Input::Packet
@@ -304,7 +336,8 @@ fn a_maps_name_and_definition_are_checked() {
 #[test]
 fn schedule_takes_a_packet_or_a_thread_and_nothing_else() {
     let with = |declarations: &str, parameters: &str| {
-        let source = format!("{declarations}\nint schedule({parameters}) {{ return 1; }}\n");
+        let abi = of_abi(abi::SYRUP_ABI_VERSION);
+        let source = format!("{abi}{declarations}\nint schedule({parameters}) {{ return 1; }}\n");
         check("p.c", &compile(&source)).map(|checked| checked.input)
     };
     assert_eq!(with("", "void *s, void *e"), Ok(Input::Packet));
@@ -327,7 +360,8 @@ fn schedule_takes_a_packet_or_a_thread_and_nothing_else() {
         let error = with(declarations, parameters).unwrap_err();
         assert!(error.message.contains("unknown prototype"), "{parameters}: {error}");
     }
-    let variable = check("p.c", &compile("int schedule = 1;\n")).unwrap_err();
+    let variable = of_abi(abi::SYRUP_ABI_VERSION) + "int schedule = 1;\n";
+    let variable = check("p.c", &compile(&variable)).unwrap_err();
     assert!(variable.message.contains("does not define schedule()"), "{variable}");
 }
 

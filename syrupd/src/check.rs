@@ -5,8 +5,8 @@
 
 use libbpf_rs::btf::{Btf, BtfType, ReferencesType as _, types};
 use object::{
-    Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget, SectionKind,
-    SymbolSection,
+    Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget, SectionKind, SymbolKind,
+    SymbolScope, SymbolSection,
 };
 use syrup_abi::abi;
 use syrup_hook::Input;
@@ -229,6 +229,17 @@ fn check_symbols(file_name: &str, elf: &object::File<'_>) -> Result<()> {
                 return Err(refuse(format!("{file_name}: defines '{name}'"))
                     .advise("names starting with syrup_ belong to Syrup: rename it"));
             }
+            SymbolSection::Section(_)
+                if symbol.kind() == SymbolKind::Text && symbol.scope() == SymbolScope::Dynamic =>
+            {
+                // The verifier would check it apart from its caller, and find its
+                // arguments wanting in words that do not say why.
+                return Err(refuse(format!("{file_name}: the function '{name}' is global"))
+                    .advise(
+                        "compile it with -fvisibility=hidden, or give the C file and let Syrup \
+                         compile it",
+                    ));
+            }
             _ => {}
         }
     }
@@ -276,9 +287,9 @@ fn input_of(file_name: &str, elf: &object::File<'_>, btf: &Btf<'_>) -> Result<In
             "include <syrup/packet.h> or <syrup/thread.h> and define the schedule() it declares",
         )
     };
-    let defined = elf.symbols().any(|s| {
-        s.name() == Ok("schedule") && s.kind() == object::SymbolKind::Text && !s.is_undefined()
-    });
+    let defined = elf
+        .symbols()
+        .any(|s| s.name() == Ok("schedule") && s.kind() == SymbolKind::Text && !s.is_undefined());
     if !defined {
         return Err(missing());
     }

@@ -1,8 +1,9 @@
 //! What the documentation promises exists, and what exists is documented.
 
 use std::path::PathBuf;
+use std::process::Command;
 
-use syrup_tests::{Ctl, Need, require};
+use syrup_tests::{Ctl, Need, own_network, require};
 
 fn repository() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -57,5 +58,41 @@ fn the_policy_of_the_documentation_compiles_and_checks() {
             let file = ctl.file(&format!("page{number}.c"), source);
             ctl.run(&["check", &file, "--hook", "socket-select"]).ok();
         }
+    }
+}
+
+#[test]
+fn the_compiler_call_of_the_documentation_makes_an_object_that_loads() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    own_network();
+    let ctl = Ctl::new();
+    let page = read("docs/add-a-policy.md");
+    let block = page.split("```\n").find(|block| block.starts_with("clang ")).unwrap();
+    let call = block.split("syrupctl").next().unwrap();
+    let source = page.split("```c\n").nth(1).unwrap().split("```").next().unwrap();
+    // What the page calls mine.c, the SDK's folder and clang.
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("mine.c"), source).unwrap();
+    std::os::unix::fs::symlink(repository().join("include"), dir.path().join("include")).unwrap();
+    let clang = syrup_abi::Compiler::find().unwrap();
+    std::os::unix::fs::symlink(clang.path(), dir.path().join("clang")).unwrap();
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+    let compile = |call: &str| {
+        let mut sh = Command::new("sh");
+        let status =
+            sh.args(["-ec", call]).current_dir(dir.path()).env("PATH", &path).status().unwrap();
+        assert!(status.success(), "{call}");
+        dir.path().join("mine.o").to_str().unwrap().to_owned()
+    };
+    let object = compile(call);
+    ctl.run(&["check", &object, "--hook", "socket-select"]).ok();
+    ctl.run(&["load", "socket-select", "--policy", &object]).ok();
+    ctl.run(&["unload", "--all"]).ok();
+    // What the page says of each option happens without it.
+    for (option, says) in [("-fvisibility=hidden", "-fvisibility=hidden"), ("-g", "-g")] {
+        let object = compile(&call.replace(&format!(" {option} "), " "));
+        ctl.run(&["check", &object, "--hook", "socket-select"]).fails(3, says);
     }
 }

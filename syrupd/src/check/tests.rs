@@ -160,13 +160,15 @@ fn an_object_of_another_sdk_is_told_to_be_compiled_again() {
     }
 }
 
+const HIDDEN: &str = "-fvisibility=hidden";
+
 /// clang with arguments that are not Syrup's.
 fn clang(args: &[&str], source: &str) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let (from, to) = (dir.path().join("p.c"), dir.path().join("p.o"));
     std::fs::write(&from, source).unwrap();
     let status = std::process::Command::new(Compiler::find().unwrap().path())
-        .args(["-O2", "-ffreestanding", "-fvisibility=hidden", "-c"])
+        .args(["-O2", "-ffreestanding", "-c"])
         .args(args)
         .arg(&from)
         .arg("-o")
@@ -183,9 +185,13 @@ fn objects_of_another_machine_or_without_types_are_refused() {
         of_abi(abi::SYRUP_ABI_VERSION) + "int schedule(void *s, void *e) { return s == e; }\n";
     let source = source.as_str();
     assert_eq!(
-        check("p.o", &clang(&["-target", "bpf", "-g"], source)).unwrap().input,
+        check("p.o", &clang(&["-target", "bpf", "-g", HIDDEN], source)).unwrap().input,
         Input::Packet
     );
+    // The verifier would refuse a global function of void pointers, in words of its own.
+    let global = check("p.o", &clang(&["-target", "bpf", "-g"], source)).unwrap_err();
+    assert!(global.message.contains("function 'schedule' is global"), "{global}");
+    assert!(global.advice.unwrap().contains(HIDDEN));
     let host = clang(&["-g"], source);
     assert!(says(&host).contains("not a little-endian BPF object"));
     let big = clang(&["-target", "bpfeb", "-g"], source);

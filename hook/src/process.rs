@@ -81,6 +81,12 @@ pub fn threads(pid: i32) -> Result<Vec<i32>> {
     Ok(tids)
 }
 
+/// Is there such a process? One that ended and was not waited for still is.
+#[must_use]
+pub fn is_running(pid: i32) -> bool {
+    fs::exists(format!("/proc/{pid}")).unwrap_or(false)
+}
+
 /// The process a thread belongs to.
 #[must_use]
 pub fn tgid_of(tid: i32) -> Option<i32> {

@@ -20,7 +20,7 @@ use syrup_hook::pin::{self, Staged, TEMPORARY};
 use syrup_hook::sys;
 use syrup_hook::{
     App, Builtin, Counters, Deployment, Error, Executor, Health, Hook, HookId, Input, Linked,
-    LoadedProgram, POLICY_PROGRAM, PolicyObject, Probe, Proto, Result, Target,
+    LoadedProgram, POLICY_PROGRAM, PolicyObject, Probe, Proto, Result, Target, process,
 };
 
 use crate::POLICIES;
@@ -218,7 +218,7 @@ impl Hook for SocketSelect {
         let Some(wanted) = index.map(|index| index as usize).or(present).or_else(free) else {
             return Err(Error::Usage(format!("all {SYRUP_MAX_EXECUTORS} indexes are in use")));
         };
-        if record.pid <= 0 || !is_running(record.pid) {
+        if record.pid <= 0 || !process::is_running(record.pid) {
             record.pid = sockets::holder(member.fd.as_fd()).unwrap_or(0);
         }
         let wanted = wanted as u32;
@@ -265,7 +265,7 @@ impl Hook for SocketSelect {
             port: Proto::from_number(record.proto)
                 .filter(|_| record.port != 0)
                 .map(|proto| (proto, record.port)),
-            pid: Some(record.pid).filter(|&pid| pid > 0 && is_running(pid)),
+            pid: Some(record.pid).filter(|&pid| pid > 0 && process::is_running(pid)),
             nr_executors: alive,
             nr_threads: None,
             cpus: Vec::new(),
@@ -415,16 +415,12 @@ fn is_dead(dir: &Path) -> bool {
         let pins = Pins::open(dir)?;
         let record = pins.record()?;
         Ok(record.pid > 0
-            && !is_running(record.pid)
+            && !process::is_running(record.pid)
             && pins.group()?.nr_executors > 0
             && pins.cookies()?.iter().all(Option::is_none))
     };
     // One that cannot be read is for `unload` to clear, not for us to guess.
     ask().unwrap_or(false)
-}
-
-fn is_running(pid: i32) -> bool {
-    Path::new("/proc").join(pid.to_string()).exists()
 }
 
 fn health(program: Option<u32>, registered: u32, alive: u32, counters: &Counters) -> Health {

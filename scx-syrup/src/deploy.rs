@@ -295,7 +295,7 @@ pub(crate) fn read(app: &App) -> Result<Option<Deployment>> {
         generation: record.generation,
         deployed_at: UNIX_EPOCH + Duration::from_nanos(record.deployed_at_ns),
         port: None,
-        pid: (record.pid > 0).then_some(record.pid),
+        pid: Some(record.pid).filter(|&pid| pid > 0 && process::is_running(pid)),
         nr_executors: record.nr_executors,
         nr_threads: Some(nr_threads),
         cpus: cores,

@@ -205,3 +205,28 @@ fn an_endless_loop_is_refused_by_the_verifier_and_leaves_no_scheduler() {
     let state = std::fs::read_to_string("/sys/kernel/sched_ext/state").unwrap();
     assert_ne!(state.trim(), "enabled");
 }
+
+#[test]
+fn a_process_that_ended_is_not_named() {
+    if !require(&[Need::Root, Need::SchedExt]) {
+        return;
+    }
+    let ctl = Ctl::new();
+    let program = Program::start();
+    load(&ctl, "fifo", &program).ok();
+    let pid: u32 = program.pid().parse().unwrap();
+    assert_eq!(ctl.deployment("calc", "scx-syrup")["pid"], pid);
+    drop(program);
+    let deployment = ctl.deployment("calc", "scx-syrup");
+    assert_eq!(deployment["pid"], serde_json::Value::Null);
+    let show = ctl.run(&["show", "calc"]).ok();
+    assert!(!show.contains("process"), "{show}");
+    // Without threads there is nothing to replace the policy for.
+    wait_for("its threads to be gone", Duration::from_secs(30), || {
+        (ctl.deployment("calc", "scx-syrup")["threads"] == 0).then_some(())
+    });
+    ctl.run(&["load", "scx-syrup", "--policy", "fifo", "--app", "calc"])
+        .fails(7, "syrupctl unload scx-syrup --app calc, then load it again");
+    let status = ctl.run(&["status"]).ok();
+    assert!(status.contains("it waits for its first thread"), "{status}");
+}

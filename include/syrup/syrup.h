@@ -124,7 +124,7 @@ int syr_register_socket(int fd, int index);
  *
  * Returns the index.
  *   -ENOENT  this app has no thread policy: the kernel's default scheduler runs it
- *   -EBUSY   there is no such thread
+ *   -EBUSY   there is no such thread, or another app has it
  *   -EPERM   it is another user's
  */
 int syr_register_thread(pid_t tid, int index);

@@ -79,6 +79,7 @@ fn deploy_on(
     let nr_executors = settings.nr_executors(cpus)?;
     let verdicts = verdict_map(cpus)?;
 
+    refuse_taken(root, &app.bpffs, tids, slot)?;
     let staged = Staged::new(&app.hook_dir(HOOK))?;
     sys::obj_pin(verdicts.as_fd(), &staged.path().join(VERDICTS))?;
     let mut record = syrup_record {
@@ -231,6 +232,7 @@ pub(crate) fn register(app: &App, executor: Executor, index: Option<u32>) -> Res
         return Err(Error::Usage(format!("the executors of {HOOK} are threads, not sockets")));
     };
     let (record, root) = deployed(app)?;
+    refuse_taken(&root, &app.bpffs, &[tid], record.slot)?;
     if index == Some(abi::SYRUP_INDEX_NONE) {
         return Err(Error::Usage(format!("{} is no index", abi::SYRUP_INDEX_NONE)));
     }
@@ -542,6 +544,28 @@ fn free_slot(records: &[syrup_record]) -> Result<u32> {
             what: format!("all {} app slots are taken", abi::SYRUP_MAX_APPS - 1),
             advice: "unload a thread policy first".to_owned(),
         })
+}
+
+/// A thread is one app's: two policies cannot both decide about it, and its app would
+/// lose it without a word.
+fn refuse_taken(root: &Root, bpffs: &Path, tids: &[i32], slot: u32) -> Result<()> {
+    let table = root.map("syrup_threads")?;
+    for &tid in tids {
+        let Some(owner) = threads::slot_of(&table, tid)?.filter(|&owner| owner != slot) else {
+            continue;
+        };
+        if let Some(record) = records(bpffs)?.iter().find(|record| record.slot == owner) {
+            let app = pin::field_name(&record.app);
+            return Err(Error::Conflict {
+                what: format!("thread {tid} is scheduled for app '{app}'"),
+                advice: format!(
+                    "'syrupctl unload {HOOK} --app {app}' gives its threads back, \
+                     'chrt --other --pid 0 {tid}' takes this one from it"
+                ),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// A thread that may run on none of the app's cores would only ever be rescued.

@@ -53,6 +53,15 @@ pub(crate) fn register(threads: &Map, tid: i32, slot: u32, index: u32) -> Result
     }
 }
 
+/// The slot of the app that schedules a thread now; `None` when none does.
+pub(crate) fn slot_of(threads: &Map, tid: i32) -> Result<Option<u32>> {
+    if !is_ext(tid) {
+        return Ok(None);
+    }
+    let Some(pidfd) = pidfd(tid)? else { return Ok(None) };
+    Ok(lookup(threads, pidfd.as_raw_fd().to_ne_bytes())?.map(|thread| thread.slot))
+}
+
 /// Gives every thread of `slot` back to the kernel's default scheduler.
 pub(crate) fn release_all(threads: &Map, slot: u32) -> Result<()> {
     for _ in 0..RELEASE_ROUNDS {

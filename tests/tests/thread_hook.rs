@@ -207,6 +207,58 @@ fn an_endless_loop_is_refused_by_the_verifier_and_leaves_no_scheduler() {
 }
 
 #[test]
+fn the_threads_of_another_app_are_refused_by_its_name() {
+    if !require(&[Need::Root, Need::SchedExt]) {
+        return;
+    }
+    let ctl = Ctl::new();
+    let daemon = ctl.daemon();
+    let program = Program::start();
+    load(&ctl, "fifo", &program).ok();
+    let threads = program.threads().len();
+    let thief = || {
+        ctl.run(&[
+            "load",
+            "scx-syrup",
+            "--policy",
+            "fifo",
+            "--app",
+            "thief",
+            "--pid",
+            &program.pid(),
+        ])
+    };
+    let refused = thief();
+    refused.fails(7, "is scheduled for app 'calc'");
+    assert!(refused.stderr.contains("unload scx-syrup --app calc"), "{}", refused.stderr);
+    assert_eq!(ctl.json(&["list"])["deployments"].as_array().unwrap().len(), 1);
+    assert_eq!(ctl.deployment("calc", "scx-syrup")["threads"], threads);
+    // One by one, too; and its own app may.
+    ctl.run(&["load", "scx-syrup", "--policy", "fifo", "--app", "thief"]).ok();
+    let register = |app: &str, tid: i32| {
+        let app = syrup::App::named(app).at_socket(ctl.socket());
+        app.register_thread(tid, None)
+    };
+    let tid = program.threads()[1];
+    let refused = register("thief", tid).unwrap_err();
+    assert!(refused.to_string().contains("is scheduled for app 'calc'"), "{refused}");
+    register("calc", tid).unwrap();
+    assert_eq!(ctl.deployment("calc", "scx-syrup")["threads"], threads);
+    assert_eq!(ctl.deployment("thief", "scx-syrup")["threads"], 0);
+    // What the advice says: one of them, then all.
+    let chrt = Command::new("chrt").args(["--other", "--pid", "0", &tid.to_string()]).status();
+    assert!(chrt.unwrap().success());
+    register("thief", tid).unwrap();
+    assert_eq!(ctl.deployment("calc", "scx-syrup")["threads"], threads - 1);
+    assert_eq!(ctl.deployment("thief", "scx-syrup")["threads"], 1);
+    ctl.run(&["unload", "scx-syrup", "--app", "calc"]).ok();
+    ctl.run(&["unload", "scx-syrup", "--app", "thief"]).ok();
+    thief().ok();
+    assert_eq!(ctl.deployment("thief", "scx-syrup")["threads"], threads);
+    drop(daemon);
+}
+
+#[test]
 fn a_process_that_ended_is_not_named() {
     if !require(&[Need::Root, Need::SchedExt]) {
         return;

@@ -335,10 +335,10 @@ static __always_inline bool slice_ended(const struct syrup_scx_thread *t)
 /*
  * The thread whose slice ended, or that was to give way, goes on: nothing that this
  * CPU could run comes before it. There is nothing to choose from, so its policy is
- * asked only when there is (`unasked`). Leaving the choice to the kernel (no thread dispatched, and
- * SCX_ENQ_LAST) would end the work of the deadline server, which starts again only
- * when a thread comes to a CPU that had none: beside an ordinary thread that never
- * sleeps, that is never.
+ * asked only when there is (`unasked`). Leaving the choice to the kernel (no thread
+ * dispatched, and SCX_ENQ_LAST) would end the work of the deadline server, which
+ * starts again only when a thread comes to a CPU that had none: beside an ordinary
+ * thread that never sleeps, that is never.
  */
 static __always_inline void go_on(struct syrup_running *on, struct task_struct *prev,
 				  struct syrup_scx_thread *t)
@@ -471,10 +471,12 @@ void SEC("struct_ops/stopping") BPF_PROG(syrup_stopping, struct task_struct *p, 
 	struct syrup_scx_thread *t = thread_of(p);
 	struct syrup_running *on = running_on(scx_bpf_task_cpu(p));
 	bool cut_short, put_back;
+	struct syrup_scx_app *app;
 	u64 now = bpf_ktime_get_ns();
 
 	if (!on || !on->active)
 		return;
+	app = app_of(on->slot);
 	charge(on, p, t);
 	on->active = 0;
 	/* By the clock: a rescued thread can be charged from the CPU's last tick on. */
@@ -494,11 +496,11 @@ void SEC("struct_ops/stopping") BPF_PROG(syrup_stopping, struct task_struct *p, 
 	/*
 	 * The slice the kernel keeps says 0 for both after a preemption, so time
 	 * decides. The end of a rescue is no end of a slice: the thread keeps its
-	 * place.
+	 * place. Whether that is a core's or the app's only the policy knows.
 	 */
 	if (slice_ended(t) || on->unasked)
 		t->state = SYRUP_SCX_EXPIRED;
-	else if (put_back)
+	else if (put_back && app && !app->cores)
 		t->state = SYRUP_SCX_PUT_BACK | (t->state & SYRUP_SCX_PREEMPTS);
 	else
 		t->state = SYRUP_SCX_PREEMPTED | (t->state & SYRUP_SCX_RESCUE);

@@ -322,6 +322,23 @@ fn executors_can_be_cores() {
     assert_eq!((seen.nr_executors, seen.verdicts.len()), (2, 2));
     assert!(seen.verdicts.iter().all(|&n| n > 0), "{:?}", seen.verdicts);
     assert_eq!(seen.counters.get(abi::SYRUP_ENFORCE_FAILED), 0);
+    // One that is taken too early goes back to its core, not to another.
+    let tried =
+        |index: u32, rank| script.place(index, at(index as i32 % 2).slice_us(100).rank(rank));
+    (0..2).for_each(|index| tried(index, 1));
+    (2..4).for_each(|index| tried(index, 2));
+    let calls = script.calls();
+    crew.forget();
+    eventually("the larger ranks to be taken on trial", || {
+        let told = script.told_since(calls);
+        let asked = |index| told.iter().filter(|told| told.thread.index == index).count();
+        (asked(0) >= 30 && asked(2) >= 30).then_some(())
+    });
+    let cpus: Vec<u64> = crew.workers.iter().map(|w| w.cpus()).collect();
+    assert!(
+        cpus.iter().zip([1, 3].iter().cycle()).all(|(cpus, core)| cpus & !(1 << core) == 0),
+        "{cpus:?}"
+    );
     // A policy with queues takes over threads that wait for a core.
     ScxSyrup.replace(&app, &policy("fifo")).unwrap();
     crew.wait_for_progress();

@@ -42,7 +42,7 @@ PATCHES := tests/mutants
 
 .PHONY: mutants
 mutants: deps ## tests of the tests: defects put in, one at a time (PATCHES=FOLDER: yours)
-	tests/mutants/run --patches $(PATCHES) $(if $(filter $(PATCHES),tests/mutants),--generated 300)
+	tests/mutants/run --patches $(PATCHES) $(if $(filter $(PATCHES),tests/mutants),--generated 300) $(ARGS)
 
 .PHONY: native
 native: figures ## the same as figures

@@ -3,6 +3,7 @@
 
 import contextlib
 import io
+import json
 import runpy
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from unittest import mock
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from mutation import Error, campaign, guest, native, patches, targets, tree
+from mutation import Error, campaign, guest, native, patches, processes, results, targets, tree
 
 DIFF = """\
 --- a/syrupd/src/maps.rs\t2026-01-01
@@ -204,6 +205,59 @@ class Outcomes(unittest.TestCase):
         # It ended well without having reported.
         self.assertTrue(native.judge("", 0).red)
 
+    def run_twice(self, *answers, filters=("a", "b")):
+        """The outcome of a binary that gives these answers, (output, status), one
+        after another; what each time was selected is in `selected`."""
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        waiting, self.selected = list(answers), []
+
+        def run(command, _limit_s, stdout, **_options):
+            self.selected.append(command[command.index("--test-threads=1") + 1:])
+            output, status = waiting.pop(0)
+            stdout.write(output)
+            return status
+
+        binary = tree.Binary(targets.Target("hook", "x", "unit", "syrup-hook"), Path("/x"))
+        with mock.patch.object(processes, "run", run):
+            return native.run(binary, filters, Path(folder.name), Path(folder.name) / "x.log", 9)
+
+    RED = ("test m::a ... FAILED\ntest m::b ... ok\ntest m::c ... FAILED\n", 101)
+    GREEN = ("test m::a ... ok\ntest result: ok. 1 passed;\n", 0)
+
+    def test_a_red_test_runs_once_more_without_the_others(self):
+        outcome = self.run_twice(self.RED, self.RED)
+        self.assertEqual((outcome.red, outcome.unsteady), ("m::a and 1 more", ""))
+        self.assertEqual(self.selected, [["a", "b"], ["--exact", "m::a", "m::c"]])
+
+    def test_a_verdict_may_be_behind_what_a_child_printed(self):
+        red = ("test m::a ... cannot open it\nFAILED\n\nfailures:\n\n---- m::a stdout ----\n"
+               "   0: f\n\nfailures:\n    m::a\n\ntest result: FAILED. 0 passed; 1 failed;\n", 101)
+        self.assertEqual(self.run_twice(red, red).red, "m::a")
+        self.assertEqual(self.selected[1], ["--exact", "m::a"])
+
+    def test_red_and_then_green_is_neither(self):
+        outcome = self.run_twice(self.RED, self.GREEN, self.GREEN)
+        self.assertEqual((outcome.red, outcome.unsteady), ("", "m::a and 1 more"))
+
+    def test_a_test_that_is_red_only_behind_others_is_red(self):
+        self.assertEqual(self.run_twice(self.RED, self.GREEN, self.RED).red, "m::a and 1 more")
+        self.assertEqual(self.selected[2], ["a", "b"])
+
+    def test_a_test_that_does_not_end_is_given_as_much_time_again(self):
+        hangs = ("test m::a ... ok\ntest m::b ... ", None)
+        self.assertIn("no end", self.run_twice(hangs, hangs).red)
+        self.assertEqual(self.selected[1], ["--exact", "m::b"])
+        self.assertIn("no end", self.run_twice(hangs, self.GREEN, self.GREEN).unsteady)
+
+    def test_an_end_that_names_no_test_is_seen_twice(self):
+        crash = ("thread panicked while panicking\n", -6)
+        self.assertIn("SIGABRT", self.run_twice(crash, crash).red)
+        self.assertEqual(self.selected, [["a", "b"]] * 2)
+
+    def test_green_is_believed_at_once(self):
+        self.assertEqual(self.run_twice(self.GREEN), native.Outcome())
+
     def left(self, **files):
         """A folder with the files that a guest left."""
         folder = tempfile.TemporaryDirectory()
@@ -258,16 +312,97 @@ class Machines(unittest.TestCase):
         return [entry.outcome for entry in entries]
 
     def test_what_it_ran_before_it_died_counts_and_the_rest_goes_on_in_another(self):
-        died = "[ $nth = 1 ] || { green 000; exit 0; }; green 000; touch 001.started; exit 125"
+        died = """case $nth in
+            1) green 000; touch 001.started; exit 125 ;;
+            2) [ -e 000.last ] && touch 000.started; exit 125 ;;
+            *) green 000 ;;
+            esac"""
         outcomes = self.run_all(died, 3)
         self.assertEqual(outcomes[0].red, "")
         self.assertIn("the machine died", outcomes[1].red)
         self.assertEqual(outcomes[2].red, "")
-        self.assertEqual(len(self.calls.splitlines()), 2)
+        self.assertEqual(len(self.calls.splitlines()), 3)
+
+    def test_one_that_died_under_it_once_is_neither_red_nor_green(self):
+        died = "[ $nth = 1 ] || { green 000; exit 0; }; touch 000.started; exit 125"
+        [outcome] = self.run_all(died)
+        self.assertEqual(outcome.red, "")
+        self.assertIn("the machine died", outcome.unsteady)
 
     def test_one_whose_kernel_complained_or_time_ran_out_is_red(self):
         self.assertIn("complained", self.run_all("touch 000.started; exit 123")[0].red)
         self.assertIn("out of time", self.run_all("touch 000.started; exit 124")[0].red)
+
+    def test_one_that_died_with_this_run_says_nothing(self):
+        start = processes.start
+
+        def stopped(*command, **options):
+            child = start(*command, **options)
+            processes._stopped = True
+            return child
+
+        with (
+            mock.patch.object(processes, "_stopped", False),
+            mock.patch.object(processes, "start", stopped),
+            self.assertRaises(processes.Interrupted),
+        ):
+            self.run_all("touch 000.started; exit 125")
+
+    def in_machine(self, test: str):
+        """The outcome of a test binary in machines whose kernel log is the file
+        `kernel`; `nth` counts its runs, `selected` is what they were to run."""
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        root = Path(folder.name)
+        for name, text in {
+            "vm/run": f'echo >>{root}/machines; : >{root}/kernel\n'
+                      f'for last; do :; done; PATH={root}/vm:$PATH exec sh "$last"',
+            "vm/dmesg": f"cat {root}/kernel",
+            "binary": f'cd {root}; shift; echo "$*" >>selected; nth=$(wc -l <selected)\n'
+                      f"red() {{ echo 'test m::a ... FAILED'; exit 101; }}\n"
+                      f"green() {{ echo 'test result: ok. 1 passed;'; exit 0; }}\n{test}",
+        }.items():
+            path = root / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"#!/bin/sh\n{text}\n")
+            path.chmod(0o755)
+        binary = tree.Binary(targets.Target("tests", "x", "test", "syrup-tests"), root / "binary")
+        entry = guest.Entry("defect", binary, ("a", "b"), 20)
+        with mock.patch.object(guest, "ROOT", root):
+            guest.run([entry], targets.plan.Guest("m", "newest", ()), root / "out", lambda _: None)
+        self.selected = (root / "selected").read_text().splitlines()
+        self.nr_machines = len((root / "machines").read_text().splitlines())
+        return entry.outcome
+
+    def test_a_red_test_runs_once_more_in_the_same_machine(self):
+        self.assertEqual(self.in_machine("red").red, "m::a")
+        self.assertEqual((self.selected, self.nr_machines), (["a b", "--exact m::a"], 1))
+
+    def test_red_and_then_green_in_a_machine_is_neither(self):
+        outcome = self.in_machine("[ $nth = 1 ] && red; green")
+        self.assertEqual((outcome.red, outcome.unsteady), ("", "m::a"))
+        self.assertEqual(self.selected, ["a b", "--exact m::a", "a b"])
+
+    def test_red_only_behind_others_is_red_in_a_machine_too(self):
+        self.assertEqual(self.in_machine("[ $nth = 2 ] && green; red").red, "m::a")
+
+    def test_a_crash_runs_again_as_it_did_and_one_that_hangs_alone(self):
+        self.assertIn("139", self.in_machine("kill -SEGV $$").red)
+        self.assertEqual(self.selected, ["a b", "a b"])
+        self.in_machine("printf 'test m::b ... '; exit 124")
+        self.assertEqual(self.selected, ["a b", "--exact m::b"])
+        self.in_machine("printf 'test m::c ... oh\\nFAILED\\n\\nfailures:\\n    m::c\\n'; exit 101")
+        self.assertEqual(self.selected, ["a b", "--exact m::c"])
+
+    def test_a_kernel_that_complained_is_seen_to_do_so_in_another_machine(self):
+        outcome = self.in_machine("echo BUG: here >>kernel; green")
+        self.assertEqual((outcome.red, self.nr_machines), ("the kernel: BUG: here", 2))
+        outcome = self.in_machine("[ $nth = 1 ] && echo BUG: here >>kernel; green")
+        self.assertEqual((outcome.red, outcome.unsteady), ("", "the kernel: BUG: here"))
+
+    def test_a_kernel_that_complains_at_the_second_time_is_red(self):
+        outcome = self.in_machine("[ $nth = 2 ] && echo BUG: here >>kernel; red")
+        self.assertEqual((outcome.red, self.nr_machines), ("m::a", 1))
 
     def test_one_that_emulation_broke_says_nothing(self):
         broke = "touch 000.started; exit 126"
@@ -283,6 +418,116 @@ class Machines(unittest.TestCase):
                 self.run_all(ending)
         with self.assertRaisesRegex(Error, "the machine does not start"):
             self.run_all("exit 125")
+
+
+class Verdicts(unittest.TestCase):
+    """What a run leaves behind, and the next one begins with."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        for name in ("one", "two"):
+            (self.folder / f"{name}.patch").write_text(f"Defect: {name}\nTests: limits\n{DIFF}")
+        self.enterContext(mock.patch.object(campaign, "PLACE", self.folder))
+        self.enterContext(mock.patch.object(campaign, "say"))
+
+    def begin(self, at="tree", fresh=False, **options):
+        """A run that has found out what there is left to do."""
+        run = campaign.Campaign(patches.read(self.folder, []), builders=1,
+                                **{"native_only": False, **options})
+        run.started = 0
+        run._go_on(results.Results(self.folder / "results.json", at, fresh))
+        return run
+
+    def left(self, *arguments, **options):
+        return [variant.name for variant in self.begin(*arguments, **options).left]
+
+    def judge(self, variant, run, outcome):
+        run._outcome(variant, variant.tests[0][0], (), outcome, 1)
+        run._report(variant)
+
+    def told(self):
+        return [(verdict["defect"], verdict["verdict"], verdict["by"])
+                for verdict in json.loads((self.folder / "results.json").read_text())["verdicts"]]
+
+    def test_are_written_as_they_come(self):
+        run = self.begin()
+        self.judge(run.left[0], run, native.Outcome("m::a"))
+        self.assertEqual(self.told(), [("one", "caught", "syrupd:limits: m::a")])
+        self.judge(run.left[1], run, native.Outcome())
+        self.assertEqual(self.told()[1:], [("two", "survived", "")])
+
+    def test_are_not_found_twice(self):
+        run = self.begin()
+        self.judge(run.left[0], run, native.Outcome("m::a"))
+        again = self.begin()
+        self.assertEqual([variant.name for variant in again.left], ["two"])
+        self.assertEqual(again.variants[0].verdict, ("caught", "syrupd:limits: m::a"))
+        self.judge(again.left[0], again, native.Outcome())
+        self.assertEqual(again.count([v.patch for v in again.variants]), (1, 2))
+        self.assertEqual(self.left(), [])
+        self.assertEqual(len(self.told()), 2)
+
+    def test_a_run_with_nothing_left_builds_nothing(self):
+        run = self.begin()
+        for variant in run.left:
+            self.judge(variant, run, native.Outcome("m::a"))
+        again = campaign.Campaign([v.patch for v in run.variants], native_only=False, builders=1)
+        with (
+            mock.patch.object(campaign, "contents", dict),
+            mock.patch.object(campaign, "of_tree", lambda _: "tree"),
+            mock.patch.object(campaign, "Tree", side_effect=AssertionError),
+        ):
+            again.run()
+        self.assertEqual(again.count([v.patch for v in again.variants]), (2, 2))
+
+    def test_are_of_one_tree_one_text_and_one_set_of_tests(self):
+        run = self.begin()
+        for variant in run.left:
+            self.judge(variant, run, native.Outcome("m::a"))
+        self.assertEqual(self.left(fresh=True), ["one", "two"])
+        self.assertEqual(self.left("another tree"), ["one", "two"])
+        patch = self.folder / "two.patch"
+        patch.write_text(patch.read_text().replace("+b", "+c"))
+        self.assertEqual(self.left(), ["two"])
+        patch.write_text(patch.read_text().replace("+c", "+b").replace("limits", "cross_layer"))
+        self.assertEqual(self.left(), ["two"])
+        run = self.begin()
+        self.judge(run.left[0], run, native.Outcome())
+        self.assertEqual(self.left(), [])
+        self.assertEqual(self.left(native_only=True), ["two"])
+
+    def test_a_tree_is_its_files_without_the_patches(self):
+        content = {"a/b": b"1", "tests/mutants/x.patch": b"2"}
+        one = results.of_tree(content)
+        self.assertEqual(one, results.of_tree({"a/b": b"1"}))
+        for other in ({"a/b": b"2"}, {"a/c": b"1"}, {**content, "tests/mutants/run": b""}):
+            self.assertNotEqual(one, results.of_tree(other))
+
+    def test_what_is_no_list_of_verdicts_is_begun_anew(self):
+        for text in ("", "[]", '[{"patch": "x"}]', '{"tree": "tree"}'):
+            (self.folder / "results.json").write_text(text)
+            self.assertEqual(self.left(), ["one", "two"])
+
+    def test_a_run_that_stops_says_nothing_of_what_it_left_out(self):
+        run = self.begin()
+        run._fail("why")
+        run._report(run.left[0])
+        self.judge(run.left[1], run, native.Outcome("m::a"))
+        self.assertEqual(self.told(), [("two", "caught", "syrupd:limits: m::a")])
+
+    def test_unsteady_is_not_caught(self):
+        run = self.begin()
+        flaky, both = run.left
+        run._outcome(both, both.tests[0][0], (), native.Outcome(unsteady="m::b"), 1)
+        self.judge(both, run, native.Outcome("m::a"))
+        self.judge(flaky, run, native.Outcome(unsteady="m::b"))
+        self.assertEqual(self.told(), [("two", "caught", "syrupd:limits: m::a"),
+                                       ("one", "unsteady", "syrupd:limits: m::b")])
+        self.assertEqual(run.count([v.patch for v in run.variants]), (1, 2))
+        # Also for the run that goes on with it.
+        self.assertEqual(self.begin().variants[0].verdict, ("unsteady", "syrupd:limits: m::b"))
 
 
 class ExitStatus(unittest.TestCase):

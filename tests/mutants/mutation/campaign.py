@@ -1,7 +1,6 @@
 """All defects: build each, run what can see it, and tell who noticed."""
 
 import fcntl
-import json
 import queue
 import shutil
 import threading
@@ -11,8 +10,9 @@ from pathlib import Path
 
 from . import ROOT, Error, guest, native, processes
 from .patches import Patch
+from .results import Results, of_patch, of_tree
 from .targets import Target, Workspace
-from .tree import NotViable, Tree
+from .tree import NotViable, Tree, contents
 
 OURS = ROOT / "tests" / "mutants"
 PLACE = ROOT / "target" / "mutants"
@@ -32,6 +32,8 @@ class Variant:
     tests: list[tuple[Target, tuple[str, ...]]]
     caught: str = ""
     refused: str = ""
+    # What was red once and then green: no catch, and not green either.
+    unsteady: list[str] = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
     entries: list[tuple[tuple, guest.Entry]] = field(default_factory=list)
     open: int = 0  # entries without an outcome
@@ -40,6 +42,35 @@ class Variant:
     @property
     def name(self):
         return self.patch.name if self.patch else BASELINE
+
+    @property
+    def key(self) -> str:
+        asked = [" ".join([str(target), *filters]) for target, filters in self.tests]
+        return of_patch(self.patch.path.read_bytes(), asked)
+
+    @property
+    def verdict(self) -> tuple[str, str]:
+        """The word for it, and who says so."""
+        if self.refused:
+            return "refused", self.refused
+        if self.caught:
+            return "caught", self.caught
+        if self.unsteady:
+            return "unsteady", ", ".join(self.unsteady)
+        return "survived", self.patch.defect
+
+    def told(self) -> dict:
+        verdict, by = self.verdict
+        return {"patch": str(self.patch.path), "defect": self.patch.defect, "verdict": verdict,
+                "by": "" if verdict == "survived" else by, "unsteady": self.unsteady,
+                "ran": self.ran}
+
+    def take(self, told: dict) -> None:
+        """The verdict of an earlier run."""
+        self.ran, self.unsteady = told["ran"], told["unsteady"]
+        self.refused = told["by"] if told["verdict"] == "refused" else ""
+        self.caught = told["by"] if told["verdict"] == "caught" else ""
+        self.reported = True
 
 
 def claim():
@@ -54,11 +85,16 @@ def claim():
 
 
 class Campaign:
-    def __init__(self, patches: list[Patch], native_only: bool, builders: int):
+    def __init__(self, patches: list[Patch], native_only: bool, builders: int,
+                 fresh: bool = False):
         self.workspace = Workspace()
+        self.fresh = fresh
         self.native_only = native_only
         self.nr_builders = builders
         self.variants = [Variant(patch, self._tests(patch)) for patch in patches]
+        # Those of them that have no verdict yet.
+        self.left: list[Variant] = []
+        self.baseline: Variant | None = None
         self.lock = threading.Lock()
         self.stop = threading.Event()
         self.errors: list[str] = []
@@ -84,23 +120,39 @@ class Campaign:
         print(f"{len(self.variants)} patches")
 
     def run(self) -> None:
-        for name in ("log", "variants", "machines"):
-            shutil.rmtree(PLACE / name, ignore_errors=True)
-        (PLACE / "log").mkdir(parents=True)
         self.started = time.monotonic()
-        every = {test: None for v in self.variants for test in v.tests}
-        baseline = Variant(None, list(every))
-        say(f"{len(self.variants)} patches, {len({t for t, _ in every})} test targets")
+        content = contents()
+        self._go_on(Results(PLACE / "results.json", of_tree(content), self.fresh))
+        every = {test: None for v in self.left for test in v.tests}
+        self.baseline = baseline = Variant(None, list(every))
+        say(f"{len(self.left)} patches, {len({t for t, _ in every})} test targets")
         trees = [Tree(PLACE / f"tree-{n}", self.workspace)
-                 for n in range(min(self.nr_builders, len(self.variants)))]
+                 for n in range(min(self.nr_builders, len(self.left)))]
         seed = ROOT / "target" / "debug"
         for tree in trees:
-            tree.prepare(seed)
-        for variant in self.variants:
+            tree.prepare(content, seed)
+        for variant in self.left:
             trees[0].check(variant.patch)
-        self._builders(trees, baseline)
-        self._guests(baseline)
+        if self.left:
+            self._builders(trees, baseline)
+            self._guests(baseline)
         self._summary()
+
+    def _go_on(self, results: Results) -> None:
+        """Leaves out what has a verdict; what it was found by stays to be read."""
+        self.results = results
+        for variant in self.variants:
+            if told := results.of(variant.key):
+                variant.take(told)
+        self.left = [v for v in self.variants if not v.reported]
+        if nr_known := len(self.variants) - len(self.left):
+            say(f"{nr_known} have a verdict from an earlier run of this tree (--fresh: anew)")
+        gone = ["variants", *(f"log/{v.name}" for v in self.left), f"log/{BASELINE}"]
+        if not results.verdicts:
+            gone += ["log", "machines"]
+        for name in gone:
+            shutil.rmtree(PLACE / name, ignore_errors=True)
+        (PLACE / "log").mkdir(parents=True, exist_ok=True)
 
     def count(self, patches: list[Patch]) -> tuple[int, int]:
         """How many of them were caught, and how many the compiler took."""
@@ -116,7 +168,7 @@ class Campaign:
     def _builders(self, trees: list[Tree], baseline: Variant) -> None:
         work = queue.Queue()
         # Neighbours touch the same packages, so that less is built anew.
-        for variant in sorted(self.variants, key=lambda v: (sorted(v.patch.files), v.name)):
+        for variant in sorted(self.left, key=lambda v: (sorted(v.patch.files), v.name)):
             work.put(variant)
         green = threading.Event()
 
@@ -200,9 +252,8 @@ class Campaign:
                     variant.open += 1
 
     def _guests(self, baseline: Variant) -> None:
-        variants = [baseline, *self.variants]
         kinds = {}
-        for variant in variants:
+        for variant in [baseline, *self.left]:
             for (machine, target, filters), entry in variant.entries:
                 kinds.setdefault(machine, []).append((variant, target, filters, entry))
         if not kinds:
@@ -259,6 +310,8 @@ class Campaign:
     def _outcome(self, variant, target, filters, outcome, seconds) -> None:
         what = " ".join([str(target), *filters])
         variant.ran.append(what)
+        if outcome.unsteady:
+            variant.unsteady.append(f"{target}: {outcome.unsteady}")
         if not variant.patch:
             if outcome.red:
                 self._fail(f"red without any defect: {what}: {outcome.red}")
@@ -272,38 +325,32 @@ class Campaign:
         with self.lock:
             if variant.reported or (variant.open and not variant.caught):
                 return
+            # A run that stops leaves tests out: what they would say is not known.
+            if self.stop.is_set() and not (variant.caught or variant.refused):
+                return
             variant.reported = True
+            self.results.add(variant.key, variant.told())
             self.finished += 1
-            verdict, who = "caught  ", variant.caught
-            if variant.refused:
-                verdict, who = "refused ", variant.refused
-            elif not variant.caught:
-                verdict, who = "SURVIVED", variant.patch.defect
+            verdict, who = variant.verdict
+            verdict = {"survived": "SURVIVED", "unsteady": "UNSTEADY"}.get(verdict, verdict)
             spent = time.monotonic() - self.started
-            left = spent / self.finished * (len(self.variants) - self.finished)
-            say(f"[{self.finished:2}/{len(self.variants)}] {verdict} {variant.name}: {who}"
+            left = spent / self.finished * (len(self.left) - self.finished)
+            say(f"[{self.finished:2}/{len(self.left)}] {verdict:8} {variant.name}: {who}"
                 f"  ({spent / 60:.0f} min, some {left / 60:.0f} left)")
 
     def _summary(self) -> None:
-        refused = [v for v in self.variants if v.refused]
-        viable = [v for v in self.variants if not v.refused]
-        survivors = [v for v in viable if not v.caught]
-        for variant in survivors:
-            say(f"survived: {variant.name}: {variant.patch.defect}")
-            say(f"  green with it: {', '.join(variant.ran) or 'no test that could see it ran'}")
-        for variant in refused:
-            say(f"not viable: {variant.name}: {variant.refused}")
-        results = [
-            {
-                "patch": str(v.patch.path),
-                "defect": v.patch.defect,
-                "verdict": "refused" if v.refused else "caught" if v.caught else "survived",
-                "by": v.refused or v.caught,
-                "ran": v.ran,
-            }
-            for v in self.variants
-        ]
-        (PLACE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        for variant in self.variants:
+            verdict, who = variant.verdict
+            if verdict == "survived":
+                say(f"survived: {variant.name}: {who}")
+                ran = ", ".join(variant.ran) or "no test that could see it ran"
+                say(f"  green with it: {ran}")
+            elif verdict == "refused":
+                say(f"not viable: {variant.name}: {who}")
+        for variant in [self.baseline, *self.variants]:
+            if variant.unsteady:
+                say(f"unsteady: {variant.name}: red once, then green: "
+                    + ", ".join(variant.unsteady))
         shutil.rmtree(PLACE / "variants", ignore_errors=True)
 
     def _fail(self, what: str) -> None:

@@ -1,6 +1,6 @@
 """Test binaries in virtual machines. A machine runs those of many defects, one
-after another; one that takes the machine down has been caught, and the rest go
-on in a new machine."""
+after another. One that takes the machine down runs again in a new one, and has
+been caught when it does so twice; the rest go on there."""
 
 import os
 import shlex
@@ -27,9 +27,27 @@ BOOT_S = 300
 COMPLAINT = r"BUG:|WARNING:|Oops|general protection|rcu.*(stall|self-detected)|soft lockup|hung task|blocked for more than"
 
 # One entry after another: FOLDER/N.sh runs it, its output is N.log, N.started
-# and N.ended (its exit status) tell how far it came. A kernel that complained
-# is no machine for the next one.
+# and N.ended (its exit status) tell how far it came. Tests that failed run again,
+# alone (N.alone) and, if they are green so, as at first (N.again): see native.run().
+# A kernel that complained is no machine for the next one, nor for a second time.
 SCRIPT = """\
+end() {{ echo "$1" >"$n.new" && mv "$n.new" "$n.ended"; }}
+attempt() {{ # STEM [SELECTION...]: leaves $status
+	stem=$1
+	shift
+	seen=$(dmesg | wc -l)
+	sh "$entry" "$@" >"$stem.log" 2>&1
+	status=$?
+	dmesg | tail -n "+$((seen + 1))" >"$stem.dmesg"
+	grep -E '{complaint}' "$stem.dmesg" >"$n.kernel"
+	grep -q 'syrup-test: ' "$stem.dmesg" ||
+		grep 'sched_ext: .* disabled' "$stem.dmesg" | grep -v 'unregistered from user space' >>"$n.kernel"
+	if [ -s "$n.kernel" ]; then
+		end "$status"
+		exit 0
+	fi
+	rm -f "$n.kernel"
+}}
 cd {root}
 for entry in {folder}/*.sh; do
 	n=${{entry%.sh}}
@@ -37,20 +55,20 @@ for entry in {folder}/*.sh; do
 		echo skipped >"$n.ended"
 		continue
 	fi
-	seen=$(dmesg | wc -l)
 	: >"$n.started"
-	sh "$entry" >"$n.log" 2>&1
-	status=$?
-	dmesg | tail -n "+$((seen + 1))" >"$n.dmesg"
-	grep -E '{complaint}' "$n.dmesg" >"$n.kernel"
-	grep -q 'syrup-test: ' "$n.dmesg" ||
-		grep 'sched_ext: .* disabled' "$n.dmesg" | grep -v 'unregistered from user space' >>"$n.kernel"
-	if [ -s "$n.kernel" ]; then
-		echo "$status" >"$n.new" && mv "$n.new" "$n.ended"
-		exit 0
+	attempt "$n"
+	first=$status
+	if [ "$first" != 0 ] && ! [ -e "$n.last" ]; then
+		tests=$(sed -nE -e 's/^test ([^ ]+) [.]{{3}} FAILED$/\\1/p' \\
+			-e '/^failures:$/,$s/^    ([^ ]+)$/\\1/p' -e '$s/^test ([^ ]+) [.]{{3}} $/\\1/p' "$n.log" | sort -u)
+		# No name of a test holds a space.
+		[ -z "$tests" ] || attempt "$n.alone" --exact $tests
+		if [ -z "$tests" ] || [ "$status" = 0 ]; then
+			attempt "$n.again"
+		fi
+		[ "$status" != 0 ] || : >"$n.unsteady"
 	fi
-	rm -f "$n.kernel"
-	echo "$status" >"$n.new" && mv "$n.new" "$n.ended"
+	end "$first"
 done
 """
 
@@ -63,6 +81,8 @@ class Entry:
     binary: Binary
     filters: tuple[str, ...]
     limit_s: float
+    # What it did to the machine, before another one has told whether it does so again.
+    first: Outcome | None = None
     outcome: Outcome | None = None
     attempts: int = 0
     seconds: float = 0
@@ -71,7 +91,8 @@ class Entry:
 def run(entries: list[Entry], machine: plan.Guest, folder: Path, done) -> None:
     """Gives each entry its outcome; `done` hears of each as it comes. A defect
     that turned one binary red needs no more of them: those are skipped."""
-    number = 0
+    # Behind those of the run that this one goes on with.
+    number = len(list(folder.glob("machine-*")))
     while waiting := [e for e in entries if e.outcome is None]:
         number += 1
         place = folder / f"machine-{number}"
@@ -82,11 +103,13 @@ def run(entries: list[Entry], machine: plan.Guest, folder: Path, done) -> None:
 def _one_machine(entries: list[Entry], kind: plan.Guest, folder: Path, done) -> None:
     for n, entry in enumerate(entries):
         (folder / f"{n:03}.sh").write_text(_script(entry))
+        if entry.first:
+            (folder / f"{n:03}.last").touch()
     script = folder / "all"
     script.write_text(SCRIPT.format(
         root=shlex.quote(str(ROOT)), folder=folder, complaint=COMPLAINT))
     log = folder / "vm.log"
-    total_s = sum(entry.limit_s + 30 for entry in entries)
+    total_s = sum(3 * entry.limit_s + 30 for entry in entries)
     command = ["vm/run", "--kernel", kind.kernel, "--cpus", str(kind.cpus),
                "--memory", kind.memory, *(["--icount"] if kind.icount else []),
                "--uncounted", "--timeout", f"{total_s:.0f}", "--", "sh", str(script)]
@@ -98,6 +121,7 @@ def _one_machine(entries: list[Entry], kind: plan.Guest, folder: Path, done) -> 
             stuck = _watch(machine, entries, folder, done)
         finally:
             processes.end(machine)
+    processes.unless_stopped()
     status = machine.returncode
     if status == NOT_OBTAINABLE:
         raise Error(f"vm/run cannot get what it needs: see {log}")
@@ -105,14 +129,18 @@ def _one_machine(entries: list[Entry], kind: plan.Guest, folder: Path, done) -> 
     if running is None:
         return
     entry = entries[running]
-    started = (folder / f"{running:03}.started").exists()
-    if running > 0 and not started:
-        return  # the kernel complained about the one before
+    stem = folder / f"{running:03}"
+    started = stem.with_suffix(".started").exists()
+    if stem.with_suffix(".ended").exists() or (running > 0 and not started):
+        return  # the kernel complained about this one or the one before
     entry.attempts += 1
-    if stuck:
-        _end(entry, Outcome(f"the machine hung: {log.relative_to(ROOT)}"), done)
-    elif started and status in DIED:
-        _end(entry, Outcome(f"{DIED[status]}: {log.relative_to(ROOT)}"), done)
+    if stuck or (started and status in DIED):
+        what = "the machine hung" if stuck else DIED[status]
+        red = Outcome(f"{what}: {log.relative_to(ROOT)}")
+        if _repeated(stem):
+            # Before that, its tests were red.
+            red = judge(stem.with_suffix(".log").read_text(errors="replace"), 1)
+        _took_it_down(entry, red, _repeated(stem), done)
     elif started and status != EMULATOR_FAULT:
         raise Error(f"the machine ended with {status}, which says nothing of {entry.what}: see {log}")
     elif entry.attempts == ATTEMPTS:
@@ -123,26 +151,53 @@ def _one_machine(entries: list[Entry], kind: plan.Guest, folder: Path, done) -> 
 def _watch(machine, entries: list[Entry], folder: Path, done) -> bool:
     """Reads outcomes until the machine ends; true if an entry let its time
     pass without the guest being able to end it."""
-    at, since = 0, time.monotonic()
+    at, attempts = 0, 0
+    since = began = time.monotonic()
     while True:
         ended = machine.poll() is not None
         while at < len(entries) and (folder / f"{at:03}.ended").exists():
-            entry = entries[at]
-            entry.seconds = time.monotonic() - since
-            _end(entry, _outcome(folder / f"{at:03}"), done)
-            if entry.outcome.red:
+            entry, stem = entries[at], folder / f"{at:03}"
+            entry.seconds = time.monotonic() - began
+            outcome = _outcome(stem)
+            if stem.with_suffix(".kernel").exists():
+                _took_it_down(entry, outcome, _repeated(stem), done)
+            elif entry.first and not outcome.skipped:
+                _end(entry, entry.first if outcome.red else Outcome(unsteady=entry.first.red), done)
+            else:
+                _end(entry, outcome, done)
+            if entry.outcome and entry.outcome.red:
                 for n in range(at + 1, len(entries)):
                     if entries[n].what == entry.what:
                         (folder / f"{n:03}.skip").touch()
-            at, since = at + 1, time.monotonic()
+            at, attempts = at + 1, 0
+            since = began = time.monotonic()
         if ended:
             return False
-        started = at < len(entries) and (folder / f"{at:03}.started").exists()
         if at < len(entries):
-            limit_s = entries[at].limit_s + 60 if started else BOOT_S
+            seen = _attempts(folder / f"{at:03}")
+            if seen > attempts:
+                attempts, since = seen, time.monotonic()
+            limit_s = entries[at].limit_s + 60 if attempts else BOOT_S
             if time.monotonic() - since > limit_s:
-                return started
+                return attempts > 0
         time.sleep(0.2)
+
+
+def _took_it_down(entry: Entry, red: Outcome, repeated: bool, done) -> None:
+    """A machine in which this happened is none to see whether it happens again."""
+    if entry.first or repeated:
+        _end(entry, entry.first or red, done)
+    else:
+        entry.first = red
+
+
+def _attempts(stem: Path) -> int:
+    """How many of one entry have begun in this machine."""
+    return sum(stem.with_suffix(end).exists() for end in (".started", ".alone.log", ".again.log"))
+
+
+def _repeated(stem: Path) -> bool:
+    return _attempts(stem) > 1
 
 
 def _outcome(stem: Path) -> Outcome:
@@ -156,6 +211,8 @@ def _outcome(stem: Path) -> Outcome:
     complaint = stem.with_suffix(".kernel")
     if complaint.exists() and not outcome.red:
         outcome.red = "the kernel: " + complaint.read_text(errors="replace").splitlines()[0].strip()
+    if stem.with_suffix(".unsteady").exists():
+        return Outcome(unsteady=outcome.red)
     return outcome
 
 
@@ -166,11 +223,12 @@ def _end(entry: Entry, outcome: Outcome, done) -> None:
 
 def _script(entry: Entry) -> str:
     command = ["timeout", "--kill-after=5", f"{entry.limit_s:.0f}", str(entry.binary.path),
-               *arguments(entry.filters)]
+               *arguments(())]
     return "\n".join([
         f"# {entry.what}",
         f"export CARGO_MANIFEST_DIR={shlex.quote(str(ROOT / entry.binary.target.folder))}",
         "export SYRUP_TEST_STRICT=1",
-        "exec " + shlex.join(command),
+        "[ $# -gt 0 ] || set -- " + shlex.join(entry.filters),
+        "exec " + shlex.join(command) + ' "$@"',
         "",
     ])  # fmt: skip

@@ -16,6 +16,10 @@ from .tree import Binary
 
 RESULT = re.compile(r"^test result: ", re.MULTILINE)
 FAILED = re.compile(r"^test (\S+) \.\.\. FAILED$", re.MULTILINE)
+# In the summary: the verdict may be behind what a child of the test printed.
+LISTED = re.compile(r"^    (\S+)$", re.MULTILINE)
+# The test in which the process ended, or was ended.
+OPEN = re.compile(r"^test (\S+) \.\.\. \Z", re.MULTILINE)
 
 # One at a time: tests look at objects of the whole machine. Unit tests do not.
 _turn = threading.Lock()
@@ -27,12 +31,12 @@ class Outcome:
 
     red: str = ""  # what made it so; empty: green
     skipped: bool = False  # the defect had been caught
+    unsteady: str = ""  # what was red at first and then no more
 
 
 def judge(output: str, status: int) -> Outcome:
     """From what libtest printed and how it ended."""
-    failed = FAILED.findall(output)
-    if failed:
+    if failed := failures(output):
         more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
         return Outcome(failed[0] + more)
     if status < 0:
@@ -40,6 +44,17 @@ def judge(output: str, status: int) -> Outcome:
     if status != 0 or not RESULT.search(output):
         return Outcome(f"exit status {status}")
     return Outcome()
+
+
+def failures(output: str) -> list[str]:
+    """The tests that failed."""
+    _, summary, names = output.rpartition("\nfailures:\n")
+    return (LISTED.findall(names) if summary else []) or FAILED.findall(output)
+
+
+def blamed(output: str) -> list[str]:
+    """The tests that made a binary red; empty when it does not tell."""
+    return failures(output) or OPEN.findall(output)
 
 
 def arguments(filters: tuple[str, ...]) -> list[str]:
@@ -60,6 +75,24 @@ def selecting_nothing(binaries: list[Binary], filters: tuple[str, ...]) -> list[
 
 
 def run(binary: Binary, filters: tuple[str, ...], tree: Path, log: Path, limit_s: float) -> Outcome:
+    """Red is what is red twice: the tests that failed run once more, without
+    the others; when they are green so, once more as they ran at first, for one
+    may need what the tests before it left."""
+    first = _once(binary, filters, tree, log, limit_s)
+    if not first.red:
+        return first
+    tests = blamed(log.read_text(errors="replace"))
+    selections = {"again": filters}
+    if tests:
+        selections = {"alone": ("--exact", *tests), **selections}
+    for name, selection in selections.items():
+        if _once(binary, selection, tree, log.with_suffix(f".{name}.log"), limit_s).red:
+            return first
+    return Outcome(unsteady=first.red)
+
+
+def _once(binary: Binary, filters: tuple[str, ...], tree: Path, log: Path,
+          limit_s: float) -> Outcome:
     environment = {
         **os.environ,
         "CARGO_MANIFEST_DIR": str(tree / binary.target.folder),

@@ -24,9 +24,14 @@ def run(command, limit_s: float | None = None, **options) -> int | None:
         status = None
     finally:
         end(child)
-    if _stopped:
-        raise Interrupted  # its end says nothing
+    unless_stopped()
     return status
+
+
+def unless_stopped() -> None:
+    """To be called before the end of a child is taken for a verdict."""
+    if _stopped:
+        raise Interrupted
 
 
 def start(command, **options) -> subprocess.Popen:

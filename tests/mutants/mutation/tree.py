@@ -56,18 +56,17 @@ class Tree:
         # The repository as it was at the start: people go on working in it.
         self.content: dict[str, bytes] = {}
 
-    def prepare(self, seed: Path) -> None:
-        """Makes the copy what the repository is now, committed or not. A new
-        one starts with what `seed` holds of compiled code."""
+    def prepare(self, content: dict[str, bytes], seed: Path) -> None:
+        """Makes the copy hold `content`. A new one starts with what `seed` holds
+        of compiled code."""
         new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
-        for name in tracked():
-            if not (ROOT / name).is_symlink():
-                self.content[name] = pristine(name)
-                self._write(name)
-                # Older than what was built from it, as in the repository.
-                if new and name not in RELAXED:
-                    shutil.copystat(ROOT / name, self.path / name)
+        self.content = content
+        for name in content:
+            self._write(name)
+            # Older than what was built from it, as in the repository.
+            if new and name not in RELAXED and (ROOT / name).exists():
+                shutil.copystat(ROOT / name, self.path / name)
         for path in list(walk(self.path)):
             if path not in self.content:
                 (self.path / path).unlink()
@@ -187,6 +186,11 @@ class Tree:
     def _differs(self, name: str) -> bool:
         path = self.path / name
         return (path.read_bytes() if path.is_file() else None) != self.content.get(name)
+
+
+def contents() -> dict[str, bytes]:
+    """The repository as it is now, committed or not."""
+    return {name: pristine(name) for name in tracked() if not (ROOT / name).is_symlink()}
 
 
 def pristine(name: str) -> bytes:

@@ -3,7 +3,7 @@
 
 use std::ffi::CString;
 use std::fs;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::path::PathBuf;
 
 use syrup_abi::abi::{SYRUP_ABI_VERSION, syrup_record};
@@ -118,6 +118,67 @@ fn a_pin_is_replaced_in_one_step() {
     assert!(matches!(pin::repin(array(4).as_fd(), &folder), Err(Error::Kernel { .. })));
     assert_eq!(names(&dir), ["folder", "policy"]);
     assert!(matches!(pin::repin(array(4).as_fd(), "/".as_ref()), Err(Error::Usage(_))));
+}
+
+/// A program that accepts every packet.
+fn program() -> OwnedFd {
+    let instruction = |code| libbpf_sys::bpf_insn { code, ..Default::default() };
+    // r0 = 0; exit
+    let code = [instruction(0xb7), instruction(0x95)];
+    // SAFETY: the strings and `code` live during the call, which is told its length.
+    let fd = unsafe {
+        libbpf_sys::bpf_prog_load(
+            libbpf_sys::BPF_PROG_TYPE_SOCKET_FILTER,
+            c"test".as_ptr(),
+            c"GPL".as_ptr(),
+            code.as_ptr(),
+            code.len() as libbpf_sys::size_t,
+            std::ptr::null_mut(),
+        )
+    };
+    assert!(fd >= 0, "load a program: {}", std::io::Error::last_os_error());
+    // SAFETY: it was just made, for us.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+#[test]
+fn a_replace_is_done_whole_or_not_at_all() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let (_mount, dir) = lab();
+    let record = |generation| syrup_record {
+        abi_version: SYRUP_ABI_VERSION,
+        generation,
+        ..Default::default()
+    };
+    let (old, new) = (program(), program());
+    let id = |program: &OwnedFd| sys::program_id(program.as_fd()).unwrap();
+    sys::obj_pin(old.as_fd(), &dir.join(pin::POLICY)).unwrap();
+    pin::write_record(&dir, &record(1)).unwrap();
+    let state = |live: u32| {
+        let program = pin::live_program(&dir, live).unwrap();
+        let record = pin::live_record(&dir, live).unwrap().unwrap();
+        (id(&program), record.generation, names(&dir))
+    };
+    let both = || vec![pin::POLICY.to_owned(), pin::RECORD.to_owned()];
+
+    // The kernel does not take it; what is to be taken is no program.
+    let refuse = || Err(Error::Usage("no".to_owned()));
+    let error = pin::replace(&dir, id(&old), new.as_fd(), &record(2), refuse).unwrap_err();
+    assert!(matches!(error, Error::Usage(_)), "{error}");
+    assert_eq!(state(id(&old)), (id(&old), 1, both()));
+    let file = fs::File::open("/dev/null").unwrap();
+    pin::replace(&dir, id(&old), file.as_fd(), &record(2), || unreachable!()).unwrap_err();
+    assert_eq!(state(id(&old)), (id(&old), 1, both()));
+
+    // While it is set, both are there.
+    let set = || {
+        assert_eq!((state(id(&old)).0, state(id(&new)).0), (id(&old), id(&new)));
+        Ok(())
+    };
+    pin::replace(&dir, id(&old), new.as_fd(), &record(2), set).unwrap();
+    assert_eq!(state(id(&new)), (id(&new), 2, both()));
 }
 
 #[test]

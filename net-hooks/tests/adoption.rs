@@ -46,6 +46,29 @@ fn a_running_server_is_adopted_and_given_back() {
 }
 
 #[test]
+fn a_deployment_is_the_process_of_the_app_that_was_started_again() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let first = Server::python("udp", 2);
+    let target = Target { pid: Some(first.pid()), ..Default::default() };
+    lab.hook.deploy(&lab.app, &builtin("round-robin"), &target).unwrap();
+    first.stop();
+    wait_for("its sockets to close", LIMIT, || (lab.read().nr_executors == 0).then_some(()));
+    assert_eq!(lab.read().pid, None);
+    let second = Server::python("udp", 2);
+    for fd in reuseport_sockets(second.pid(), Proto::Udp, PORT).unwrap() {
+        lab.hook.register(&lab.app, Executor::Socket(fd), None).unwrap();
+    }
+    assert_eq!(lab.read().pid, Some(second.pid()));
+    assert!(lab.hook.collect_garbage(&lab.bpffs.path()).unwrap().is_empty());
+    second.stop();
+    wait_for("its sockets to close", LIMIT, || (lab.read().nr_executors == 0).then_some(()));
+    assert_eq!(lab.hook.collect_garbage(&lab.bpffs.path()).unwrap().len(), 1);
+}
+
+#[test]
 fn a_process_in_several_namespaces_is_adopted_in_the_callers() {
     if !require(&[Need::Root]) {
         return;

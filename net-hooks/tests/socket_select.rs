@@ -528,6 +528,28 @@ fn a_server_that_came_back_without_registering_is_degraded() {
 }
 
 #[test]
+fn a_restarted_app_may_bind_to_another_address() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    lab.deploy(&builtin("round-robin"), &udp_sockets(2));
+    assert_eq!(lab.read().nr_executors, 0);
+    let sockets: Vec<std::net::UdpSocket> =
+        (0..2).map(|_| reuseport("127.0.0.2:9000", SocketType::DGRAM).into()).collect();
+    for (index, socket) in (0..).zip(&sockets) {
+        socket.set_nonblocking(true).unwrap();
+        assert_eq!(lab.register(socket, None).unwrap(), index);
+    }
+    let flow = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    flow.connect("127.0.0.2:9000").unwrap();
+    assert_eq!(spread(&sockets, &[flow], 10), [5, 5]);
+    let ids = Ids::of(&lab);
+    lab.hook.remove(&lab.app).unwrap();
+    assert_eq!(ids.left(), 0);
+}
+
+#[test]
 fn ipv6_sockets_are_executors_too() {
     if !require(&[Need::Root]) {
         return;

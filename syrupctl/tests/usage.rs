@@ -127,6 +127,22 @@ fn a_named_daemon_that_does_not_answer_is_not_replaced_by_the_machines_pins() {
 }
 
 #[test]
+fn the_environment_names_the_daemon_and_the_pins_and_flags_go_first() {
+    let at = |variable: &str, place: &str, args: &[&str]| {
+        syrupctl().env(variable, place).args(args).output().unwrap()
+    };
+    let output = at("SYRUP_SOCKET", "/nowhere/syrupd.sock", &["list"]);
+    fails(&output, 8, &["/nowhere/syrupd.sock", "start syrupd"]);
+    let output = at("SYRUP_SOCKET", "/other/s", &["list", "--socket", "/nowhere/syrupd.sock"]);
+    fails(&output, 8, &["/nowhere/syrupd.sock"]);
+    // A file system is mounted above the pins.
+    let text = stdout(&at("SYRUP_BPFFS", "/nowhere/pins", &["doctor"]));
+    assert!(text.contains("/nowhere: No such file"), "{text}");
+    let text = stdout(&at("SYRUP_BPFFS", "/other/pins", &["doctor", "--bpffs", "/nowhere/pins"]));
+    assert!(text.contains("/nowhere: No such file"), "{text}");
+}
+
+#[test]
 fn an_ordinary_user_without_a_daemon_is_told_what_to_start() {
     let (mut command, _dir) = as_nobody();
     let output = command

@@ -4,7 +4,9 @@
 mod support;
 
 use std::os::fd::OwnedFd;
+use std::sync::mpsc;
 
+use rustix::process::Uid;
 use support::{
     Lab, MAPS, OTHER, OWNER, UNKNOWN, as_user, load, object, replace, reuseport, source,
 };
@@ -223,4 +225,34 @@ fn a_thread_is_scheduled_by_its_own_user_and_root_only() {
     }
     let error = register(0, Some(i32::MAX));
     assert!(error.message.contains("there is no thread"), "{error}");
+}
+
+#[test]
+fn a_threads_user_is_the_one_whose_rights_it_has() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    as_user(OWNER, || lab.client().load(&load("mine", object(MAPS)))).unwrap();
+    // A set-user-ID program of root's that OWNER started; a server of root's that
+    // works for OWNER at the moment. Their saved user is the real one.
+    for (real, effective) in [(OWNER, 0), (0, OWNER)] {
+        let (tell, told) = mpsc::channel();
+        let (end, ended) = mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let [user, rights] = [real, effective].map(Uid::from_raw);
+            rustix::thread::set_thread_res_uid(user, rights, user).unwrap();
+            tell.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
+            ended.recv().unwrap_err();
+        });
+        let tid = told.recv().unwrap();
+        let error = as_user(OWNER, || {
+            lab.client().register("mine", Registration::Thread { tid }, None).unwrap_err()
+        });
+        // Past the permission there is no deployment for it here.
+        let expected = if effective == OWNER { Code::Conflict } else { Code::NotPermitted };
+        assert_eq!(error.code, expected, "{real}, {effective}: {error}");
+        drop(end);
+        thread.join().unwrap();
+    }
 }

@@ -180,6 +180,18 @@ mod tests {
     }
 
     #[test]
+    fn what_was_never_answered_is_no_sample() {
+        let answered = Distribution::from(vec![(1.0, 2), (2.0, 1), (4.0, 1)]);
+        let lossy = Distribution { lost: 4, ..answered.clone() };
+        for all in [&answered, &lossy] {
+            assert_eq!(all.exceedance(), [(1.0, 0.5), (2.0, 0.25), (4.0, 0.0)]);
+            assert_eq!((all.samples(), all.quantile(0.75)), (4, Some(2.0)));
+        }
+        let median = |lost| Distribution { lost, ..numbers(1..=100) }.interval(0.5);
+        assert_eq!(median(100), median(0));
+    }
+
+    #[test]
     fn merging_counts_every_sample_of_every_run() {
         let merged = Distribution::merged([&numbers(1..=3), &numbers(2..=4), &numbers(9..=9)]);
         assert_eq!(merged.samples(), 7);

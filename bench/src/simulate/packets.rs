@@ -342,4 +342,17 @@ mod tests {
         let passed: Vec<_> = answered.iter().map(Option::is_some).collect();
         assert_eq!(passed, [true, true, false, true, false, true]);
     }
+
+    #[test]
+    fn what_best_effort_users_do_not_spend_is_gone_too() {
+        let options = Options { tokens_per_s: 2000.0, ..with(Policy::Token, 1) };
+        let be = |at_us| Arrival { stream: 1, ..get(at_us, 0) };
+        // Nobody spends for some periods: two are there all the same. Then the
+        // others take all of a period, and of what was left before nothing is.
+        let arrivals =
+            [be(5000), be(5100), be(5200), get(6000, 0), get(6100, 0), be(6200), be(7000)];
+        let answered = answered_us(&options, &arrivals);
+        let passed: Vec<_> = answered.iter().map(Option::is_some).collect();
+        assert_eq!(passed, [true, true, false, true, true, true, false]);
+    }
 }

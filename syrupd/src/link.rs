@@ -1,20 +1,28 @@
 //! Joining a checked policy with a hook's trusted half (libbpf's static linker).
 
+use std::fs::File;
+use std::io::Read as _;
+use std::os::fd::AsRawFd as _;
+
 use libbpf_rs::Linker;
+use rustix::fs::MemfdFlags;
 
 use crate::error::{Code, Error, Result};
 
 /// Links the user's object with the trusted half; the result is an ELF image.
 ///
+/// Into a file in memory, which a daemon that is killed does not leave behind.
+///
 /// # Errors
 /// [`Code::SourceRejected`] when they do not fit: a `schedule()` of another
 /// prototype, or a name that both define.
 pub fn link(policy: &[u8], trusted_half: &[u8]) -> Result<Vec<u8>> {
-    let dir = tempfile::Builder::new()
-        .prefix("syrup-link-")
-        .tempdir()
-        .map_err(|e| Error::new(Code::Internal, format!("cannot make a temporary folder: {e}")))?;
-    let output = dir.path().join("linked.o");
+    let internal = |verb: &str, e: std::io::Error| {
+        Error::new(Code::Internal, format!("cannot {verb} the linked object: {e}"))
+    };
+    let mut output = rustix::fs::memfd_create("linked.o", MemfdFlags::CLOEXEC)
+        .map(File::from)
+        .map_err(|e| internal("make", e.into()))?;
     let refused = |step: &str, e: &libbpf_rs::Error| {
         Error::new(
             Code::SourceRejected,
@@ -25,12 +33,14 @@ pub fn link(policy: &[u8], trusted_half: &[u8]) -> Result<Vec<u8>> {
              and that the policy defines no name starting with syrup_",
         )
     };
-    let mut linker = Linker::new(&output).map_err(|e| refused("start", &e))?;
+    let path = format!("/proc/self/fd/{}", output.as_raw_fd());
+    let mut linker = Linker::new(path).map_err(|e| refused("start", &e))?;
     // The trusted half first: its licence and program sections lead the object.
     linker.add_buf(trusted_half).map_err(|e| refused("trusted half", &e))?;
     linker.add_buf(policy).map_err(|e| refused("policy", &e))?;
     linker.link().map_err(|e| refused("finish", &e))?;
     drop(linker);
-    std::fs::read(&output)
-        .map_err(|e| Error::new(Code::Internal, format!("cannot read the linked object: {e}")))
+    let mut linked = Vec::new();
+    output.read_to_end(&mut linked).map_err(|e| internal("read", e))?;
+    Ok(linked)
 }

@@ -56,6 +56,16 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// Temporary folders of the experiment that was this process.
+fn folders_of(id: u32) -> Vec<PathBuf> {
+    let prefix = format!("syrup-bench-{id}-");
+    let entries = std::fs::read_dir(std::env::temp_dir()).unwrap().map(|entry| entry.unwrap());
+    entries
+        .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix)))
+        .map(|entry| entry.path())
+        .collect()
+}
+
 struct Killed(Child);
 
 impl Drop for Killed {
@@ -84,6 +94,7 @@ fn an_experiment_that_is_killed_goes_on_with_the_round_it_was_in_and_is_judged()
     let before = rounds();
     killed.0.kill().unwrap();
     killed.0.wait().unwrap();
+    assert!(!folders_of(killed.0.id()).is_empty(), "it had no folder: what is left is unseen");
     let error = refused(bench(&["check", folder.to_str().unwrap()], Path::new("/nowhere")));
     assert!(error.contains("results.json"), "{error}");
 
@@ -99,6 +110,11 @@ fn an_experiment_that_is_killed_goes_on_with_the_round_it_was_in_and_is_judged()
         assert_eq!((made.len(), distinct.len()), (4, 4), "{made:?}");
     }
     assert!(!own_pins.exists(), "the killed one's pins are left");
+    assert_eq!(
+        folders_of(killed.0.id()),
+        Vec::<PathBuf>::new(),
+        "the killed one's folders are left"
+    );
 
     // Judged by how it went; the numbers of a second say little.
     let verdicts = ok(bench(&["check", folder.to_str().unwrap()], Path::new("/nowhere")));
@@ -151,6 +167,7 @@ fn an_experiment_that_is_interrupted_leaves_nothing_running_and_says_so() {
     killed.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert!(said.contains("interrupted"), "{said}");
     assert!(!own_pins.exists(), "its pins are left");
+    assert_eq!(folders_of(killed.0.id()), Vec::<PathBuf>::new(), "its folders are left");
     for child in had {
         assert!(!Path::new("/proc").join(child).exists(), "{child} is left");
     }

@@ -17,6 +17,7 @@ pub mod runner;
 mod server_process;
 mod stack;
 pub mod tables;
+mod temporary;
 mod twin;
 
 use std::path::{Path, PathBuf};

@@ -14,7 +14,7 @@ use super::plan::{Config, Plan, Service, Setting};
 use super::progress::Progress;
 use super::server_process::ServerProcess;
 use super::stack::{Programs, Stack};
-use super::{latency, policies, results, tables};
+use super::{latency, policies, results, tables, temporary};
 use crate::interrupt;
 use crate::load;
 use crate::priority;
@@ -220,7 +220,7 @@ fn make(
         priority::set_cpus(&[generator])?;
     }
     let stack = Stack::start(&options.programs)?;
-    let folder = tempfile::tempdir()?;
+    let folder = temporary::folder()?;
     let runner = Runner { plan, setting, stack, cpus, folder, service };
     for (round, steps) in rounds {
         let mut writer = journal.round(*round)?;

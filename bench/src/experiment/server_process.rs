@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::stack::{Stack, dies_with_us, stop_child};
+use super::temporary;
 use crate::interrupt;
 use crate::server::Summary;
 
@@ -26,7 +27,7 @@ impl ServerProcess {
     /// Starts `syrup-bench server` with these arguments and waits until every
     /// socket is bound and registered.
     pub fn start(arguments: &[String], stack: Option<&Stack>) -> Result<Self> {
-        let folder = tempfile::tempdir()?;
+        let folder = temporary::folder()?;
         let ready: PathBuf = folder.path().join("ready");
         // This very program, also when a newer one was built in its place.
         let mut command = Command::new("/proc/self/exe");

@@ -14,6 +14,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::temporary;
+
 /// Where the programs are.
 #[derive(Debug, Clone, Args)]
 pub struct Programs {
@@ -77,8 +79,7 @@ impl Stack {
     pub fn start(programs: &Programs) -> Result<Self> {
         let syrupctl = Programs::find(programs.syrupctl.as_ref(), "syrupctl")?;
         let syrupd = Programs::find(programs.syrupd.as_ref(), "syrupd")?;
-        // Short: the path of a Unix socket has 107 bytes at most.
-        let folder = tempfile::Builder::new().prefix("syrup-bench-").tempdir_in("/tmp")?;
+        let folder = temporary::folder()?;
         let socket = folder.path().join("syrupd.sock");
         let bpffs = PathBuf::from(format!("{PINS}{}", std::process::id()));
         // The server asks at every hook: "no policy there" is no news here.

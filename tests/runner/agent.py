@@ -17,6 +17,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ SUMMARY = re.compile(
     r"(?:\n\nfailures:\n\nfailures:\n(?:    \S+\n)+)?\n?\n"
     r"test result: \w+\. (\d+) passed; (\d+) failed; .*\s*\Z")
 
+MNT_DETACH = 2
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -108,6 +110,40 @@ def end_all(limit_s=10):
     return left_behind(0)
 
 
+class Temporary:
+    """The folder for what tests put into files, as TMPDIR. It goes with the agent,
+    whatever they leave in it."""
+
+    def __init__(self):
+        # Paths of sockets must be short.
+        self.path = tempfile.mkdtemp(prefix="syrup-tests-")
+        # As /tmp itself is: tests have ordinary users run programs in there.
+        os.chmod(self.path, 0o1777)
+        os.environ["TMPDIR"] = self.path
+
+    def left_behind(self):
+        """What is in it; then nothing is."""
+        left = sorted(os.listdir(self.path))
+        for name in left:
+            self.remove(os.path.join(self.path, name))
+        return left
+
+    def close(self):
+        self.remove(self.path)
+
+    def remove(self, path):
+        # A file system that a test mounted there is not what is to be removed.
+        with open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts:
+            places = [line.split()[1] for line in mounts]
+        for place in reversed(places):
+            if place == path or place.startswith(f"{path}/"):
+                ctypes.CDLL(None).umount2(place.encode(), MNT_DETACH)
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.unlink(path)
+
+
 def where_it_hangs(pid):
     """Each thread's name, state and place in the kernel, for whoever mends it."""
     lines = []
@@ -163,10 +199,11 @@ class Process:
     Its output tells which one runs: libtest prints `test NAME ... ` before it and
     the verdict after it."""
 
-    def __init__(self, binary, tests, limit_s, skips):
+    def __init__(self, binary, tests, limit_s, skips, temporary):
         self.tests = {test["name"]: test for test in tests}
         self.limit_s = limit_s
         self.skips = skips
+        self.temporary = temporary
         self.ended = []
         self.current = None
         self.text = ""
@@ -259,12 +296,15 @@ class Process:
         if summary and (status not in (0, 101)
                         or int(summary[1]) + int(summary[2]) != len(self.tests)):
             summary = None
-        left = left_behind(2)
+        what, left = "processes", left_behind(2)
         end_all()
+        files = self.temporary.left_behind()
+        if files and not left:
+            what, left = "files in its temporary folder", files
         if self.current and summary and not (left and status == 0):
             self.judge(self.text[:summary.start()])
         elif self.current and summary:
-            self.end("failed", "this test or one before it in its binary left processes "
+            self.end("failed", f"this test or one before it in its binary left {what} "
                      f"behind: {', '.join(left)}", self.text)
         elif self.current:
             self.end("failed", how_it_ended(status), self.text)
@@ -281,6 +321,7 @@ class Process:
         where = where_it_hangs(self.child.pid)
         if stuck := end_all():
             why += f"; cannot be killed: {', '.join(stuck)}"
+        self.temporary.left_behind()
         self.read(self.child.stdout.fileno())
         if self.current is None:
             # Before its first test: the first one stands for it.
@@ -311,11 +352,17 @@ def main(path):
         os.symlink(sys.executable, os.path.join(programs, "python3"))
         os.environ["PATH"] = f"{programs}:{os.environ['PATH']}"
         skips = Skips()
-        for binary in plan["binaries"]:
-            waiting = binary["tests"]
-            while waiting:
-                ended = Process(binary, waiting, plan["limit_s"], skips).run()
-                waiting = [test for test in waiting if test["name"] not in ended]
+        temporary = Temporary()
+        try:
+            for binary in plan["binaries"]:
+                waiting = binary["tests"]
+                while waiting:
+                    ended = Process(binary, waiting, plan["limit_s"], skips, temporary).run()
+                    waiting = [test for test in waiting if test["name"] not in ended]
+        finally:
+            # What still runs would fill it again.
+            end_all()
+            temporary.close()
     say(done=True)
     return 1 if failures else 0
 

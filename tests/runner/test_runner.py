@@ -258,6 +258,49 @@ class Native(Fakes):
             """)
         self.assert_run(0, "1 passed, 0 failed, 0 skipped")
 
+    @unittest.skipUnless(os.geteuid() == 0, "only root may mount")
+    def test_a_file_system_that_a_killed_test_mounted_does_not_keep_its_folder(self):
+        seen = self.folder / "seen"
+        kept = self.folder / "kept"
+        kept.mkdir()
+        (kept / "file").touch()
+        self.binary("fake/one", f"""
+            def test_a():
+                place = os.environ["TMPDIR"] + "/pins"
+                os.mkdir(place)
+                subprocess.run(["mount", "--bind", {str(kept)!r}, place], check=True)
+                open({str(seen)!r}, "w").write(place)
+                os.kill(os.getpid(), 9)
+            """)
+        self.assert_run(1, "0 passed, 1 failed, 0 skipped")
+        self.assertFalse(os.path.exists(os.path.dirname(seen.read_text())))
+        self.assertTrue((kept / "file").exists(), "what was mounted there was removed")
+
+    def test_files_left_behind_fail_their_test_and_are_gone(self):
+        seen = self.folder / "seen"
+        self.binary("fake/one", f"""
+            import tempfile
+            def test_a():
+                with tempfile.TemporaryDirectory(): pass
+            def test_b():
+                open({str(seen)!r}, "a").write(tempfile.mkdtemp(prefix="syrup-bench-") + "\\n")
+            """)
+        self.binary("fake/two", f"""
+            import tempfile
+            def test_c():
+                open({str(seen)!r}, "a").write(tempfile.mkstemp()[1] + "\\n")
+                os.kill(os.getpid(), 9)
+            def test_d(): pass
+            """)
+        self.assert_run(1, "2 passed, 2 failed, 0 skipped")
+        self.assertRegex(self.said, "fake/one::b.* left files in its temporary folder behind: "
+                         "syrup-bench-")
+        paths = seen.read_text().split()
+        self.assertEqual(len(paths), 2)
+        for path in paths:
+            self.assertFalse(os.path.exists(path))
+            self.assertFalse(os.path.exists(os.path.dirname(path)), "the agent's own is left")
+
     def test_a_childs_last_words_are_not_the_tests(self):
         self.binary("fake/one", """
             SUMMARY = "ok\\n\\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured\\n\\n"
@@ -586,7 +629,9 @@ class Interrupted(Fakes):
         self.binary("fake/one", f"""
             def test_a():
                 child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
-                open({str(self.folder / 'pid.new')!r}, "w").write(str(child.pid))
+                os.mkdir(os.environ["TMPDIR"] + "/left")
+                open({str(self.folder / 'pid.new')!r}, "w").write(
+                    f"{{child.pid}} {{os.environ['TMPDIR']}}")
                 os.rename({str(self.folder / 'pid.new')!r}, {str(self.folder / 'pid')!r})
                 time.sleep(1000)
             """)
@@ -594,7 +639,7 @@ class Interrupted(Fakes):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
         for number, before in ((signal.SIGINT, None), (signal.SIGTERM, None),
-                               (signal.SIGTERM, ignore_sigint)):
+                               (signal.SIGTERM, ignore_sigint), (signal.SIGKILL, None)):
             with self.subTest(signal=number, before=before):
                 (self.folder / "pid").unlink(missing_ok=True)
                 script = textwrap.dedent(f"""
@@ -616,14 +661,19 @@ class Interrupted(Fakes):
                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
                 self.addCleanup(child.kill)
                 wait_for(lambda: (self.folder / "pid").exists())
-                pid = int((self.folder / "pid").read_text())
+                pid, temporary = (self.folder / "pid").read_text().split()
                 child.send_signal(number)
                 began = time.monotonic()
                 _, errors = child.communicate(timeout=20)
+                if number == signal.SIGKILL:
+                    # Its jobs hear of it and end themselves.
+                    wait_for(lambda: not agent.stat(pid) and not os.path.exists(temporary))
+                    continue
                 self.assertEqual(child.returncode, 130, errors)
                 self.assertIn("interrupted", errors)
                 self.assertLess(time.monotonic() - began, 5)
                 self.assertIsNone(agent.stat(pid), "a test's child lives")
+                self.assertFalse(os.path.exists(temporary), "its temporary files are left")
 
 
 def wait_for(condition, limit_s=20):

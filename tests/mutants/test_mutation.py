@@ -175,8 +175,19 @@ class Trees(unittest.TestCase):
         path = self.folder / "binary"
         path.write_text('#!/bin/sh\n[ "$3" = --ignored ] || echo a::b: test\necho child: test\n')
         path.chmod(0o755)
-        found = native.selecting_nothing([tree.Binary(None, path)], ("a", "::b", "c", "child"))
+        binary = tree.Binary(None, path)
+        found = native.selecting_nothing([binary], ("a", "::b", "c", "child"))
         self.assertEqual(found, ["c", "child"])
+        # Of two targets of one name only one has to have it.
+        one, two = (targets.Target(folder, "thread_hook", "test", "p") for folder in "ab")
+        empty = self.folder / "empty"
+        empty.write_text("#!/bin/sh\n")
+        empty.chmod(0o755)
+        binaries = {one: [binary], two: [tree.Binary(None, empty)]}
+        campaign.check_filters([(one, ("a",)), (two, ("a",)), (two, ())], binaries)
+        for tests in [(one, ("c",)), (two, ("c",))], [(two, ("a",))]:
+            with self.assertRaisesRegex(Error, "'thread_hook [ac]' selects no test"):
+                campaign.check_filters(tests, binaries)
 
 
 class Processes(unittest.TestCase):

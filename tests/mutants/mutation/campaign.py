@@ -217,9 +217,8 @@ class Campaign:
         by_target = {}
         for binary in binaries:
             by_target.setdefault(binary.target, []).append(binary)
-        for target, filters in variant.tests if not variant.patch else ():
-            for text in native.selecting_nothing(by_target[target], filters):
-                raise Error(f"'{target} {text}' selects no test: see the Tests lines")
+        if not variant.patch:
+            check_filters(variant.tests, by_target)
         for target, filters in variant.tests:
             if target.guests or variant.caught or self.stop.is_set():
                 continue
@@ -369,6 +368,16 @@ class Campaign:
         folder = PLACE / "log" / variant
         folder.mkdir(exist_ok=True)
         return folder / f"{what}.log"
+
+
+def check_filters(tests, by_target) -> None:
+    """A Tests line may name targets of several packages: one of them has the test."""
+    named = {}
+    for target, filters in tests:
+        named.setdefault((target.name, filters), []).extend(by_target[target])
+    for (name, filters), binaries in named.items():
+        for text in native.selecting_nothing(binaries, filters):
+            raise Error(f"'{name} {text}' selects no test: see the Tests lines")
 
 
 def say(text: str, quiet: bool = False) -> None:

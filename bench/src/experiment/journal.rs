@@ -275,13 +275,14 @@ impl Writer {
 }
 
 fn records(path: &Path) -> Result<Vec<Record>> {
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let whole = text.rfind('\n').map_or("", |last| &text[..last]);
+    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut lines: Vec<&[u8]> = text.split(|&byte| byte == b'\n').collect();
+    // What follows the last line's end was not written to its end.
+    lines.pop();
     (1..)
-        .zip(whole.lines())
+        .zip(lines)
         .map(|(number, line)| {
-            serde_json::from_str(line).with_context(|| {
+            serde_json::from_slice(line).with_context(|| {
                 format!(
                     "{}:{number} is not what this version writes: --fresh starts anew",
                     path.display()

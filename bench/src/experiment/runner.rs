@@ -136,8 +136,9 @@ fn rounds<'a>(
     for &load in &options.loads {
         ensure!(
             all_loads.iter().any(|&one| same(one, load)),
-            "{} has no load {load}, but {all_loads:?}",
-            plan.name
+            "{} has no load {load}, but {}",
+            plan.name,
+            all_loads.iter().map(|&one| results::thousands(one)).collect::<Vec<_>>().join(", ")
         );
     }
     for round in &options.round {

@@ -15,17 +15,20 @@ use plot::{Bar, Curve};
 
 const STYLE: &str = "
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1f2430; max-width: 68rem; margin: 2.5rem auto;
+body { font: 16px/1.5 system-ui, sans-serif; color: #1f2430; max-width: 76rem; margin: 2.5rem auto;
   padding: 0 1.25rem; }
 h1 { font-size: 1.7rem; margin-bottom: .25rem; } h2 { font-size: 1.2rem; margin-top: 2.25rem; }
-table { border-collapse: collapse; width: 100%; font-size: .85rem; }
-th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid #dde1e8;
+table { border-collapse: collapse; width: 100%; font-size: .8rem; }
+th, td { padding: .3rem .4rem; text-align: right; border-bottom: 1px solid #dde1e8;
   font-variant-numeric: tabular-nums; white-space: nowrap; }
-th { color: #5b6472; font-weight: 600; } th:first-child, td:first-child, .left { text-align: left; }
+th { color: #5b6472; font-weight: 600; white-space: normal; vertical-align: bottom; } th:first-child, td:first-child, .left { text-align: left; }
 td.left { white-space: normal; }
 .range, .detail { color: #6b7482; } .detail { font-size: .8rem; }
 .ok { color: #1a7f46; font-weight: 600; } .short { color: #b3261e; font-weight: 600; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(28rem, 1fr)); gap: 1rem; }
+.key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; color: #5b6472; font-size: .85rem; }
+.key i { display: inline-block; width: 1.1rem; height: .2rem; margin-right: .4rem;
+  vertical-align: middle; }
 figure { margin: 0; } figcaption { color: #5b6472; font-size: .85rem; }
 svg { width: 100%; height: auto; } .scroll { overflow-x: auto; }
 ";
@@ -90,7 +93,7 @@ pub fn html(outcome: &Outcome) -> Result<String> {
 
 fn verdicts(page: &mut String, verdicts: &[Verdict]) -> Result<()> {
     page.push_str(
-        "<div class=\"scroll\"><table><tr><th>criterion</th><th>measured</th><th>95 %</th>\
+        "<div class=\"scroll\"><table><tr><th>criterion</th><th>measured</th><th>95&nbsp;%</th>\
          <th>bound</th><th></th></tr>\n",
     );
     for verdict in verdicts {
@@ -120,7 +123,12 @@ fn plots(page: &mut String, outcome: &Outcome) -> Result<()> {
     let sweep = outcome.plan.configs.iter().any(|c| outcome.plan.loads_of(c).len() > 1);
     let simulated = if twins { "; dashed: simulated" } else { "" };
     let mean = slo_over(outcome) == Over::Mean;
-    page.push_str("<div class=\"plots\">\n");
+    page.push_str("<p class=\"key\">");
+    for (place, config) in outcome.plan.configs.iter().enumerate() {
+        let (colour, name) = (plot::css_colour(place), escape(config.name));
+        write!(page, "<span><i style=\"background: {colour}\"></i>{name}</span> ")?;
+    }
+    page.push_str("</p>\n<div class=\"plots\">\n");
     if sweep {
         for class in &points.classes {
             let line = slo.filter(|slo| slo.class == *class).map(|slo| slo.us);
@@ -210,7 +218,6 @@ fn curves(outcome: &Outcome, class: &str) -> Vec<Curve> {
             let rows: Vec<&Row> =
                 rows.filter(|row| row.config == config.name && row.class == class).collect();
             Curve {
-                name: config.name.to_owned(),
                 measured: rows
                     .iter()
                     .map(|row| {
@@ -240,7 +247,7 @@ fn table(page: &mut String, outcome: &Outcome) -> Result<()> {
     let rescues = rows.iter().any(|row| row.rescued > 0);
     page.push_str(
         "<div class=\"scroll\"><table><tr><th>configuration</th><th>load/s</th><th>class</th>\
-         <th>p50</th><th>p99</th><th>95 % of p99</th><th>rounds</th><th>rounds' p99</th>\
+         <th>p50</th><th>p99</th><th>95&nbsp;% of p99</th><th>rounds</th><th>rounds' p99</th>\
          <th>p99.9</th><th>n</th><th>replies/s</th><th>drops</th><th>kept</th><th>sender late</th>\
          <th>overslept</th>",
     );

@@ -26,8 +26,6 @@ const COLOURS: [RGBColor; 8] = [
 
 /// A configuration in a plot of latency against load.
 pub struct Curve {
-    /// Its name.
-    pub name: String,
     /// Load, latency, and the smallest and largest of a round.
     pub measured: Vec<(f64, f64, f64, f64)>,
     /// Load and latency.
@@ -78,6 +76,13 @@ fn colour(place: usize) -> RGBColor {
     COLOURS[place % COLOURS.len()]
 }
 
+/// The colour of the configuration at a place, as CSS has it. The page explains the
+/// colours once: a legend inside a plot hides what it explains.
+pub fn css_colour(place: usize) -> String {
+    let RGBColor(red, green, blue) = colour(place);
+    format!("#{red:02x}{green:02x}{blue:02x}")
+}
+
 fn draw_curves(svg: &mut String, curves: &[Curve], objective: Option<f64>) -> Drawn {
     let measured = curves.iter().flat_map(|curve| &curve.measured);
     let (low, high) = decades(
@@ -103,7 +108,7 @@ fn draw_curves(svg: &mut String, curves: &[Curve], objective: Option<f64>) -> Dr
         .x_label_style((FONT, 16).into_font().color(&TEXT))
         .y_label_style((FONT, 16).into_font().color(&TEXT))
         .x_label_formatter(&|load: &f64| per_second(*load))
-        .y_label_formatter(&|us: &f64| round_latency(*us))
+        .y_label_formatter(&|us: &f64| axis_latency(*us))
         .draw()?;
     if let Some(us) = objective {
         chart.draw_series([PathElement::new(
@@ -125,25 +130,16 @@ fn draw_curves(svg: &mut String, curves: &[Curve], objective: Option<f64>) -> Dr
         let line: Vec<(f64, f64)> =
             curve.measured.iter().map(|&(load, us, ..)| (load, us)).collect();
         chart.draw_series(line.iter().map(|&at| Circle::new(at, 4, colour.filled())))?;
-        chart
-            .draw_series(LineSeries::new(line, colour.stroke_width(2)))?
-            .label(curve.name.clone())
-            .legend(move |(x, y)| {
-                PathElement::new(vec![(x, y), (x + 16, y)], colour.stroke_width(3))
-            });
+        chart.draw_series(LineSeries::new(line, colour.stroke_width(2)))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .background_style(WHITE.mix(0.85))
-        .label_font((FONT, 16).into_font().color(&TEXT))
-        .draw()?;
     root.present()?;
     Ok(())
 }
 
 fn draw_max_loads(svg: &mut String, bars: &[Bar]) -> Drawn {
     let most = bars.iter().map(|bar| bar.load.max(bar.high)).fold(1.0, f64::max) * 1.12;
+    // Characters of some 7 pixels below each bar.
+    let room = (SIZE.0 as usize - 90) / bars.len().max(1) / 7;
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     let mut chart = ChartBuilder::on(&root)
         .margin(12)
@@ -181,9 +177,9 @@ fn draw_max_loads(svg: &mut String, bars: &[Bar]) -> Drawn {
                 (0, -5),
                 font(15, VPos::Bottom),
             )])?;
-        for (line, text) in name_lines(&bar.name).into_iter().enumerate() {
+        for (line, text) in name_lines(&bar.name, room).into_iter().enumerate() {
             chart.draw_series([EmptyElement::at((middle, 0.0))
-                + Text::new(text, (0, 6 + 17 * line as i32), font(16, VPos::Top))])?;
+                + Text::new(text, (0, 6 + 14 * line as i32), font(13, VPos::Top))])?;
         }
     }
     root.present()?;
@@ -197,13 +193,12 @@ fn draw_distributions(svg: &mut String, points: &[(usize, &Point)], class: usize
         .iter()
         .map(|&(place, point)| {
             let all = point.pooled(class);
-            let p99 = all.quantile(0.99).unwrap_or(0.0);
             let twin = point.pooled_twin(class).map(|twin| twin.exceedance()).unwrap_or_default();
-            (place, point, all.exceedance(), twin, p99)
+            (place, all.exceedance(), twin)
         })
         .collect();
     let (low, high) = decades(
-        lines.iter().flat_map(|(_, _, line, twin, _)| line.iter().chain(twin)).map(|&(us, _)| us),
+        lines.iter().flat_map(|(_, line, twin)| line.iter().chain(twin)).map(|&(us, _)| us),
     );
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     let mut chart = ChartBuilder::on(&root)
@@ -219,35 +214,17 @@ fn draw_distributions(svg: &mut String, points: &[(usize, &Point)], class: usize
         .axis_style(GRID)
         .x_label_style((FONT, 16).into_font().color(&TEXT))
         .y_label_style((FONT, 16).into_font().color(&TEXT))
-        .x_label_formatter(&|us: &f64| round_latency(*us))
+        .x_label_formatter(&|us: &f64| axis_latency(*us))
         .y_label_formatter(&|share: &f64| format!("{}\u{202f}%", short_number(share * 100.0)))
         .draw()?;
-    // The corner that the curves leave free: fast ones go down on the left.
-    let left_of = |us: f64| (us / low).ln() / (high / low).ln();
-    let fastest = lines.iter().fold(1.0, |least: f64, line| least.min(left_of(line.4)));
-    let corner = match fastest < 0.55 {
-        true => SeriesLabelPosition::UpperRight,
-        false => SeriesLabelPosition::LowerLeft,
-    };
-    for (place, point, line, twin, _) in lines {
+    for (place, line, twin) in lines {
         let colour = colour(place);
         let shown = |line: Vec<(f64, f64)>| {
             line.into_iter().map(|(us, share)| (us, share.max(LEAST))).collect::<Vec<_>>()
         };
         chart.draw_series(DashedLineSeries::new(shown(twin), 5, 4, colour.stroke_width(1)))?;
-        chart
-            .draw_series(LineSeries::new(shown(line), colour.stroke_width(2)))?
-            .label(point.config)
-            .legend(move |(x, y)| {
-                PathElement::new(vec![(x, y), (x + 16, y)], colour.stroke_width(3))
-            });
+        chart.draw_series(LineSeries::new(shown(line), colour.stroke_width(2)))?;
     }
-    chart
-        .configure_series_labels()
-        .position(corner)
-        .background_style(WHITE.mix(0.85))
-        .label_font((FONT, 16).into_font().color(&TEXT))
-        .draw()?;
     root.present()?;
     Ok(())
 }
@@ -268,12 +245,11 @@ fn decades(values: impl Iterator<Item = f64>) -> (f64, f64) {
 }
 
 /// A bar has little room: a long name goes on below, from one of its hyphens on.
-fn name_lines(config: &str) -> Vec<String> {
-    const ROOM: usize = 12;
+fn name_lines(config: &str, room: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for part in config.split_inclusive('-') {
         match lines.last_mut() {
-            Some(line) if line.len() + part.len() <= ROOM => line.push_str(part),
+            Some(line) if line.len() + part.len() <= room => line.push_str(part),
             _ => lines.push(part.to_owned()),
         }
     }
@@ -286,6 +262,15 @@ fn per_second(load: f64) -> String {
         load if load >= 1e6 => format!("{}\u{202f}M/s", short_number(load / 1e6)),
         load if load >= 1e3 => format!("{}\u{202f}K/s", short_number(load / 1e3)),
         load => format!("{}/s", short_number(load)),
+    }
+}
+
+/// Where an axis spans one decade, the marks in between come too close for labels.
+fn axis_latency(us: f64) -> String {
+    let leading = us / 10f64.powf(us.log10().floor());
+    match [1.0, 2.0, 5.0, 10.0].iter().any(|shown| (leading - shown).abs() < 0.01) {
+        true => round_latency(us),
+        false => String::new(),
     }
 }
 
@@ -320,10 +305,11 @@ mod tests {
 
     #[test]
     fn long_names_are_broken_at_hyphens() {
-        assert_eq!(name_lines("both"), ["both"]);
-        assert_eq!(name_lines("round-robin"), ["round-robin"]);
-        assert_eq!(name_lines("scan-avoid-long-slice"), ["scan-avoid-", "long-slice"]);
-        assert_eq!(name_lines("both-no-preemption"), ["both-no-", "preemption"]);
+        assert_eq!(name_lines("both", 12), ["both"]);
+        assert_eq!(name_lines("round-robin", 12), ["round-robin"]);
+        assert_eq!(name_lines("scan-avoid-long-slice", 12), ["scan-avoid-", "long-slice"]);
+        assert_eq!(name_lines("both-no-preemption", 12), ["both-no-", "preemption"]);
+        assert_eq!(name_lines("both-no-preemption", 7), ["both-", "no-", "preemption"]);
     }
 
     #[test]
@@ -331,6 +317,9 @@ mod tests {
         assert_eq!(round_latency(1000.0), "1\u{202f}ms");
         assert_eq!(round_latency(20.0), "20\u{202f}us");
         assert_eq!(round_latency(5e6), "5\u{202f}s");
+        assert_eq!(axis_latency(500.0), round_latency(500.0));
+        assert_eq!(axis_latency(1000.0), round_latency(1000.0));
+        assert_eq!(axis_latency(600.0), "");
         assert_eq!(per_second(440_000.0), "440\u{202f}K/s");
         assert_eq!(per_second(0.0), "0/s");
         assert_eq!(short_number(0.05), "0.05");

@@ -125,8 +125,10 @@ pub fn run(options: &Options) -> Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
     // Before anything is calibrated, and before there are other threads.
     if let Some(cpus) = &options.cpus {
-        priority::set_cpus(cpus)
-            .with_context(|| format!("cannot run on CPUs {cpus:?} only (--cpus)"))?;
+        priority::set_cpus(cpus).with_context(|| {
+            let list: Vec<String> = cpus.iter().map(ToString::to_string).collect();
+            format!("cannot run on CPUs {} only (--cpus)", list.join(", "))
+        })?;
     }
     let service = service(options)?;
     let summary = serve(options, &service, &mut signals, &stop_requested)?;

@@ -308,7 +308,9 @@ fn executors_can_be_cores() {
     let app = fixture.app("one");
     let script = Scripted::new();
     (0..4).for_each(|index| script.place(index, at(index as i32 % 2)));
-    ScxSyrup.deploy(&app, &script.policy(cores()), &on_cpus(&[1, 3])).unwrap();
+    // A rescue would use the other core as well.
+    let attributes = syrup_thread_policy { rescue_ms: 2000, ..cores() };
+    ScxSyrup.deploy(&app, &script.policy(attributes), &on_cpus(&[1, 3])).unwrap();
     let crew = Crew::spinning(4);
     register(&app, &crew, 0);
     eventually("each thread on the core its policy chose", || {

@@ -123,6 +123,7 @@ fn a_policy_is_told_of_the_end_of_a_slice_and_of_a_preemption() {
     });
     let (before, t) = preempted;
     assert_eq!(t.runnable_at_ns, before.runnable_at_ns, "it keeps its place");
+    assert_eq!(t.rank, t.runnable_at_ns, "and the rank that goes with it");
     assert_eq!(t.ran_ns - before.ran_ns, t.runtime_ns - before.runtime_ns);
     assert!(t.runtime_ns > before.runtime_ns);
 }

@@ -109,9 +109,10 @@ impl PolicyObject {
     }
 }
 
-/// An accepted program's log is its statistics only.
+/// An accepted program's log is its statistics, and what its global functions are.
 fn refused(log: &str) -> bool {
-    log.lines().any(|line| !line.is_empty() && !line.starts_with("processed "))
+    let accepted = |line: &str| line.starts_with("processed ") || line.starts_with("Func#");
+    log.lines().any(|line| !line.is_empty() && !accepted(line))
 }
 
 /// A loaded object and the name of the program in it that matters.

@@ -46,7 +46,8 @@ struct syrup_scx_thread {
 	__u64 waits_since_ns; /* it became runnable, or last ran */
 	__u64 slice_ns;       /* what its policy gave it when it was queued */
 	__u64 used_ns;        /* of it since it woke or last used one up */
-	__u32 queue;          /* executor it was queued for, for preemption */
+	__u16 queue;          /* executor it was queued for, for preemption */
+	__u16 place;          /* low half of the id of the queue it was put into */
 	__u32 state;          /* enum syrup_scx_state bits */
 };
 _Static_assert(sizeof(struct syrup_scx_thread) == 64, "syrup_scx_thread");

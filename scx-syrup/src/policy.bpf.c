@@ -44,10 +44,10 @@ void BPF_PROG(syrup_policy, struct task_struct *p, u64 enq_flags)
 {
 	struct syrup_scx_thread *t = thread_of(p);
 	struct syrup_scx_app *app = app_of(syrup_slot);
-	u32 zero = 0, slice_us, queue, cpu = 0;
+	u32 zero = 0, slice_us, queue, place, cpu = 0;
 	bool to_core = false, has_cpu;
 	struct syrup_thread *in;
-	u64 slice_ns, id;
+	u64 slice_ns;
 	__s32 verdict;
 	s32 home;
 
@@ -87,13 +87,13 @@ void BPF_PROG(syrup_policy, struct task_struct *p, u64 enq_flags)
 		slice_us = SYRUP_SCX_MAX_SLICE_US;
 
 	has_cpu = t->state & SYRUP_SCX_IDLE_CPU;
+	place = to_core ? CORE_PLACE | cpu : queue;
 	t->state = syrup_preempt ? SYRUP_SCX_PREEMPTS : 0;
 	t->queue = queue;
+	t->place = place;
 	slice_ns = grant(t, slice_us * 1000ULL);
-	id = to_core ? core_id(syrup_slot, cpu) : queue_id(syrup_slot, queue);
 	home = to_core ? (s32)cpu : home_of(p, app, scx_bpf_task_cpu(p));
-	insert(p, id, home, slice_ns, in->rank, enq_flags);
-	note_place(p, queue);
+	insert(p, syrup_slot, place, home, slice_ns, in->rank, enq_flags);
 	if (to_core)
 		scx_bpf_kick_cpu(cpu, ENUM(scx_kick_flags, SCX_KICK_IDLE));
 	else

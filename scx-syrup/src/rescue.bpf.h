@@ -43,6 +43,15 @@ struct {
 	__type(value, struct tick);
 } syrup_tick SEC(".maps");
 
+static __always_inline bool may_run_on(const struct task_struct *p, u32 cpu)
+{
+	/* A queued thread is not current, so nobody else changes its migration_disabled. */
+	if (bpf_core_field_exists(p->migration_disabled) && p->migration_disabled &&
+	    scx_bpf_task_cpu(p) != (s32)cpu)
+		return false;
+	return bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
+}
+
 static __always_inline bool far_behind(const struct syrup_scx_app *app, u64 waited)
 {
 	return waited >= RESCUE_BEHIND * app->rescue_ns || waited >= RESCUE_BEHIND_NS;
@@ -127,15 +136,15 @@ __noinline int rescue(u32 slot, u32 cpu)
  * registers because the verifier would follow every value they can have through
  * the loops around.
  */
-static u32 best_cpu, best_score, may_be_home, appointments;
+static u32 best_cpu, best_score, appointments;
 static u64 watch_at;
 
 /*
  * Appoints a CPU of the app to rescue p: an idle one, else one that runs a
  * thread of the same app, else one that runs another app's. When all of them
  * are appointed already, p waits for a later tick: other cores are for threads
- * that are pinned outside their app's, or far behind. dispatch() on that CPU
- * does it; from here threads cannot be moved on kernels that check who calls.
+ * that are far behind. dispatch() on that CPU does it; from here threads cannot
+ * be moved on kernels that check who calls.
  */
 static __always_inline void appoint(struct task_struct *p, u32 slot,
 				    const struct syrup_scx_app *app, u64 waited)
@@ -144,7 +153,6 @@ static __always_inline void appoint(struct task_struct *p, u32 slot,
 	u32 cpu;
 
 	best_score = 0;
-	may_be_home = 0;
 	bpf_for(cpu, 0, nr_cpus()) {
 		bool home = app_has_cpu(app, cpu);
 		u32 score = 1;
@@ -152,7 +160,6 @@ static __always_inline void appoint(struct task_struct *p, u32 slot,
 		on = running_on(cpu);
 		if (!on || !may_run_on(p, cpu))
 			continue;
-		may_be_home |= home;
 		if (on->rescue || on->rescued)
 			continue;
 		if (on->active)
@@ -169,7 +176,7 @@ static __always_inline void appoint(struct task_struct *p, u32 slot,
 		if (score > 8)
 			break;
 	}
-	if (!best_score || (best_score < 4 && may_be_home && !far_behind(app, waited)))
+	if (!best_score || (best_score < 4 && !far_behind(app, waited)))
 		return;
 	on = running_on(best_cpu);
 	if (on)
@@ -221,6 +228,7 @@ __noinline int end_rescues(void)
 	int more = 0;
 	u32 cpu;
 
+	bpf_rcu_read_lock(); /* see watch_app() */
 	bpf_for(cpu, 0, nr_cpus()) {
 		struct syrup_running *on = running_on(cpu);
 
@@ -228,9 +236,10 @@ __noinline int end_rescues(void)
 			continue;
 		if (on->rescued && !before(now, on->rescued_at_ns + RESCUE_SLICE_NS))
 			scx_bpf_kick_cpu(cpu, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
-		else if (on->rescued || on->rescue)
+		else if (on->rescued || (on->rescue && !taken_by_others(cpu)))
 			more = 1;
 	}
+	bpf_rcu_read_unlock();
 	return more;
 }
 

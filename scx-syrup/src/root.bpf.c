@@ -71,6 +71,19 @@ static __always_inline bool never_placed(const struct syrup_scx_thread *t)
 	return !t->runnable_at_ns;
 }
 
+/*
+ * The slot that the thread belongs to on a CPU. One that may run on none of its app's
+ * CPUs, which its user pinned elsewhere, is a thread of nobody there: no CPU of the app
+ * would come for it.
+ */
+static __always_inline u32 slot_on(u32 cpu, struct task_struct *p, const struct syrup_scx_thread *t)
+{
+	u32 slot = slot_of(t);
+	struct syrup_scx_app *app = app_of(slot);
+
+	return app && home_of(p, app, cpu) >= 0 ? slot : 0;
+}
+
 /* A child of a registered thread belongs to the same app, under no index. */
 s32 SEC("struct_ops.s/init_task")
 	BPF_PROG(syrup_init_task, struct task_struct *p, struct scx_init_task_args *args)
@@ -158,7 +171,7 @@ static __always_inline u32 begin_wait(struct syrup_scx_thread *t, u64 enq_flags,
 void SEC("struct_ops/enqueue") BPF_PROG(syrup_enqueue_op, struct task_struct *p, u64 enq_flags)
 {
 	struct syrup_scx_thread *t = thread_of(p);
-	u32 zero = 0, slot = slot_of(t), flags, queue;
+	u32 zero = 0, slot = slot_on(scx_bpf_task_cpu(p), p, t), flags, queue;
 	struct syrup_scx_app *app = app_of(slot);
 	struct syrup_scx_time *time = time_of(slot);
 	u64 now = bpf_ktime_get_ns(), slice_ns = SYRUP_SCX_SLICE_US * 1000ULL;
@@ -171,23 +184,19 @@ void SEC("struct_ops/enqueue") BPF_PROG(syrup_enqueue_op, struct task_struct *p,
 
 	if (t && slot && t->state & SYRUP_SCX_PUT_BACK) {
 		t->state &= SYRUP_SCX_PREEMPTS;
-		slice_ns = grant(t, t->slice_ns);
-		scx_bpf_dsq_insert_vtime(p, queue_id(slot, t->queue), slice_ns, p->scx.dsq_vtime,
-					 enq_flags);
-		note_place(p, t->queue);
-		call_cpu(p, app, slot, t->queue, t->state, false, enq_flags);
+		insert(p, slot, t->place, -1, grant(t, t->slice_ns), p->scx.dsq_vtime, enq_flags);
+		if (!(t->place & CORE_PLACE))
+			call_cpu(p, app, slot, t->queue, t->state, false, enq_flags);
 		return;
 	}
-
 	flags = t ? begin_wait(t, enq_flags, now) : SYRUP_THREAD_WAKEUP;
 
-	if (flags & SYRUP_THREAD_WAKEUP)
+	if (!slot || flags & SYRUP_THREAD_WAKEUP)
 		limit_lag(time);
 
 	count(slot, SYRUP_INPUTS);
 	if (!t || !slot) {
-		scx_bpf_dsq_insert_vtime(p, queue_id(0, 0), slice_ns, now, enq_flags);
-		note_place(p, 0);
+		insert(p, 0, 0, -1, slice_ns, now, enq_flags);
 		call_cpu(p, app, 0, 0, false, false, enq_flags);
 		return;
 	}
@@ -212,10 +221,10 @@ void SEC("struct_ops/enqueue") BPF_PROG(syrup_enqueue_op, struct task_struct *p,
 	has_cpu = t->state & SYRUP_SCX_IDLE_CPU;
 	t->state = 0;
 	t->queue = queue;
+	t->place = queue;
 	slice_ns = grant(t, slice_ns);
-	insert(p, queue_id(slot, queue), home_of(p, app, scx_bpf_task_cpu(p)), slice_ns,
-	       t->runnable_at_ns, enq_flags);
-	note_place(p, queue);
+	insert(p, slot, queue, home_of(p, app, scx_bpf_task_cpu(p)), slice_ns, t->runnable_at_ns,
+	       enq_flags);
 	call_cpu(p, app, slot, queue, false, has_cpu, enq_flags);
 }
 
@@ -300,9 +309,10 @@ __noinline u32 pick_app(u64 candidates, u32 cpu, u32 prev_slot)
 static __always_inline bool called_away(struct syrup_running *on)
 {
 	u32 called = on->called, slot = called_slot(called), queue = called_queue(called);
+	struct syrup_scx_app *app = app_of(on->slot);
 
 	on->called = 0;
-	return called && !(slot == on->slot && on->queue <= queue) &&
+	return called && app && !(slot == on->slot && queue_on(on, app) <= queue) &&
 	       scx_bpf_dsq_nr_queued(queue_id(slot, queue)) > 0;
 }
 
@@ -333,8 +343,8 @@ static __always_inline bool slice_ended(const struct syrup_scx_thread *t)
 }
 
 /*
- * The thread whose slice ended, or that was to give way, goes on: nothing that this
- * CPU could run comes before it. There is nothing to choose from, so its policy is
+ * The thread whose slice ended, or that was to give way, goes on: nothing that comes
+ * before it waits for this CPU. There is nothing to choose from, so its policy is
  * asked only when there is (`unasked`). Leaving the choice to the kernel (no thread
  * dispatched, and SCX_ENQ_LAST) would end the work of the deadline server, which
  * starts again only when a thread comes to a CPU that had none: beside an ordinary
@@ -367,6 +377,11 @@ static __always_inline void go_on(struct syrup_running *on, struct task_struct *
 		scx_bpf_kick_cpu(scx_bpf_task_cpu(prev), ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
 }
 
+static __always_inline bool queued(const struct task_struct *prev)
+{
+	return prev && prev->scx.flags & ENUM(scx_ent_flags, SCX_TASK_QUEUED);
+}
+
 void SEC("struct_ops/dispatch") BPF_PROG(syrup_dispatch, s32 cpu, struct task_struct *prev)
 {
 	struct syrup_running *on = running_on(cpu);
@@ -385,7 +400,7 @@ void SEC("struct_ops/dispatch") BPF_PROG(syrup_dispatch, s32 cpu, struct task_st
 		if (rescue(slot, cpu))
 			return;
 	}
-	if (prev && prev->scx.flags & ENUM(scx_ent_flags, SCX_TASK_QUEUED)) {
+	if (queued(prev)) {
 		struct syrup_scx_app *app = app_of(on->slot);
 
 		/* Outside its app's cores it does not go on: see running. */
@@ -406,31 +421,45 @@ void SEC("struct_ops/dispatch") BPF_PROG(syrup_dispatch, s32 cpu, struct task_st
 		if (slot >= SYRUP_MAX_APPS)
 			return;
 		if (slot == prev_slot) {
-			if (!dispatch_app(slot, cpu, limit))
+			if (dispatch_app(slot, cpu, limit)) {
+				if (limit == SYRUP_MAX_QUEUES && !on->rescued)
+					on->trial = SYRUP_TRIAL;
+				return;
+			}
+			if (queued(prev)) {
 				go_on(on, prev, t);
-			else if (limit == SYRUP_MAX_QUEUES && !on->rescued)
-				on->trial = SYRUP_TRIAL;
+				return;
+			}
+			/* It has gone: looking for others drops the lock now and then. */
+			prev_slot = SYRUP_MAX_APPS;
+		} else if (dispatch_app(slot, cpu, SYRUP_MAX_QUEUES)) {
 			return;
 		}
-		if (dispatch_app(slot, cpu, SYRUP_MAX_QUEUES))
-			return;
 		/* Its threads may not run on this CPU, or another one was faster. */
 		candidates &= ~(1ULL << slot);
 	}
 }
 
-/* Has the thread, taken on trial, its place behind the one that was left for the other? */
-static __always_inline bool trial_lost(const struct syrup_running *on, const struct task_struct *p)
+/* In the order of dispatch_app(). */
+static __always_inline u32 order(u32 place)
 {
+	return place & CORE_PLACE ? 0 : place + 1;
+}
+
+/* Has the thread, taken on trial, its place behind the one that was left for the other? */
+static __always_inline bool trial_lost(const struct syrup_running *on, const struct task_struct *p,
+				       const struct syrup_scx_thread *t)
+{
+	u32 left = order(on->left_place), taken = order(t->place);
+
 	return on->trial == SYRUP_TRIAL_PLACED &&
-	       (on->left_queue < on->queue ||
-		(on->left_queue == on->queue && before(on->left_rank, p->scx.dsq_vtime)));
+	       (left < taken || (left == taken && before(on->left_rank, p->scx.dsq_vtime)));
 }
 
 void SEC("struct_ops/running") BPF_PROG(syrup_running_op, struct task_struct *p)
 {
 	struct syrup_scx_thread *t = thread_of(p);
-	u32 slot = slot_of(t), cpu = scx_bpf_task_cpu(p);
+	u32 cpu = scx_bpf_task_cpu(p), slot = slot_on(cpu, p, t);
 	struct syrup_running *on = running_on(cpu);
 	struct syrup_scx_app *app = app_of(slot);
 	struct syrup_scx_time *time = time_of(slot);
@@ -446,11 +475,11 @@ void SEC("struct_ops/running") BPF_PROG(syrup_running_op, struct task_struct *p)
 		on->rescued_at_ns = bpf_ktime_get_ns();
 	/* A rescue is short, and preempted at once it would be none. */
 	on->queue = t && slot && !on->rescued ? t->queue : 0;
-	on->put_back = same_app && !on->rescued && trial_lost(on, p);
+	on->put_back = t && slot && same_app && !on->rescued && trial_lost(on, p, t);
+	on->trial = SYRUP_NO_TRIAL;
 	on->unasked = t && never_placed(t);
 	if (on->unasked)
 		limit_lag(time);
-	on->trial = SYRUP_NO_TRIAL;
 	on->active = 1;
 	if (before(vtime_now, time->vtime_ns))
 		vtime_now = time->vtime_ns;
@@ -458,10 +487,7 @@ void SEC("struct_ops/running") BPF_PROG(syrup_running_op, struct task_struct *p)
 		on->called = 0;
 		return;
 	}
-	/*
-	 * This CPU chooses again, also when the thread is outside its app's cores: one
-	 * that joins its app goes on where it ran.
-	 */
+	/* One that joins its app goes on where it ran, and leaves at once. */
 	if (called_away(on) || on->put_back || !app_has_cpu(app, cpu))
 		scx_bpf_kick_cpu(cpu, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
 }
@@ -471,12 +497,10 @@ void SEC("struct_ops/stopping") BPF_PROG(syrup_stopping, struct task_struct *p, 
 	struct syrup_scx_thread *t = thread_of(p);
 	struct syrup_running *on = running_on(scx_bpf_task_cpu(p));
 	bool cut_short, put_back;
-	struct syrup_scx_app *app;
 	u64 now = bpf_ktime_get_ns();
 
 	if (!on || !on->active)
 		return;
-	app = app_of(on->slot);
 	charge(on, p, t);
 	on->active = 0;
 	/* By the clock: a rescued thread can be charged from the CPU's last tick on. */
@@ -496,11 +520,11 @@ void SEC("struct_ops/stopping") BPF_PROG(syrup_stopping, struct task_struct *p, 
 	/*
 	 * The slice the kernel keeps says 0 for both after a preemption, so time
 	 * decides. The end of a rescue is no end of a slice: the thread keeps its
-	 * place. Whether that is a core's or the app's only the policy knows.
+	 * place.
 	 */
 	if (slice_ended(t) || on->unasked)
 		t->state = SYRUP_SCX_EXPIRED;
-	else if (put_back && app && !app->cores)
+	else if (put_back)
 		t->state = SYRUP_SCX_PUT_BACK | (t->state & SYRUP_SCX_PREEMPTS);
 	else
 		t->state = SYRUP_SCX_PREEMPTED | (t->state & SYRUP_SCX_RESCUE);
@@ -520,9 +544,8 @@ bool SEC("struct_ops/yield") BPF_PROG(syrup_yield, struct task_struct *from, str
 
 /*
  * A thread can be queued between the last look of a CPU that goes idle and the
- * moment when the CPU counts as idle: the one that was running there itself
- * (SCX_ENQ_LAST), or one that came from elsewhere. Nobody calls this CPU for it,
- * so it looks once more.
+ * moment when the CPU counts as idle. Nobody calls this CPU for it, so it looks once
+ * more.
  */
 void SEC("struct_ops/update_idle") BPF_PROG(syrup_update_idle, s32 cpu, bool idle)
 {
@@ -622,8 +645,8 @@ SEC("syscall") int syrup_make_cores(struct syrup_scx_make_cores *args)
 }
 
 /*
- * SCX_OPS_ENQ_LAST: see dispatch_app(). The built-in idle tracking stays on
- * beside update_idle.
+ * SCX_OPS_ENQ_LAST: a thread outside its app's cores does not go on there just because
+ * nothing else was chosen. The built-in idle tracking stays on beside update_idle.
  */
 SEC(".struct_ops.link")
 struct sched_ext_ops syrup = {

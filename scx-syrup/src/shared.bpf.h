@@ -58,7 +58,7 @@ struct syrup_running {
 	__u32 rescue;  /* slot + 1 of an app with a starved thread for this CPU */
 	__u32 rescued; /* a rescued thread runs: the timer ends it */
 	__u32 trial;   /* enum syrup_trial */
-	__u32 left_queue;
+	__u32 left_place;
 	__u64 left_rank;
 	__u32 put_back; /* the thread that runs lost its trial: it goes back to its place */
 	__u32 unasked;  /* its slice ended and it went on: `queue` is what it was */
@@ -73,7 +73,7 @@ struct syrup_running {
 enum syrup_trial {
 	SYRUP_NO_TRIAL,
 	SYRUP_TRIAL,        /* the next one was taken, the policy was not asked yet */
-	SYRUP_TRIAL_PLACED, /* left_queue and left_rank are the other's place */
+	SYRUP_TRIAL_PLACED, /* left_place and left_rank are the other's place */
 };
 
 struct {
@@ -84,14 +84,16 @@ struct {
 } syrup_running SEC(".maps");
 
 /* Queue ids: an app's queues, then one queue for each of its cores. */
-static __always_inline u64 queue_id(u32 slot, u32 queue)
+#define CORE_PLACE 0x8000
+
+static __always_inline u64 queue_id(u32 slot, u32 place)
 {
-	return (u64)slot << 16 | queue;
+	return (u64)slot << 16 | place;
 }
 
 static __always_inline u64 core_id(u32 slot, u32 cpu)
 {
-	return (u64)slot << 16 | 0x8000 | cpu;
+	return queue_id(slot, CORE_PLACE | cpu);
 }
 
 static __always_inline struct syrup_scx_thread *thread_of(struct task_struct *p)
@@ -131,19 +133,11 @@ static __always_inline u32 nr_cpus(void)
 	return nr < SYRUP_MAX_CPUS ? nr : SYRUP_MAX_CPUS;
 }
 
-static __always_inline bool may_run_on(const struct task_struct *p, u32 cpu)
-{
-	/* A queued thread is not current, so nobody else changes its migration_disabled. */
-	if (bpf_core_field_exists(p->migration_disabled) && p->migration_disabled &&
-	    scx_bpf_task_cpu(p) != (s32)cpu)
-		return false;
-	return bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
-}
-
 /*
  * Does a thread of another class run on the CPU? While it does, the CPU comes for
  * threads of this class only when the kernel's deadline server makes it, and the
- * server works only while a thread of the class has the CPU as its own.
+ * server works only while a thread of the class has the CPU as its own. The kernel's
+ * own threads are soon gone.
  */
 static __always_inline bool taken_by_others(u32 cpu)
 {
@@ -152,7 +146,7 @@ static __always_inline bool taken_by_others(u32 cpu)
 	if (!bpf_ksym_exists(scx_bpf_cpu_curr))
 		return false;
 	curr = scx_bpf_cpu_curr(cpu);
-	return curr && curr->pid && curr->policy != SCHED_EXT;
+	return curr && !(curr->flags & PF_KTHREAD) && curr->policy != SCHED_EXT;
 }
 
 /*
@@ -169,7 +163,7 @@ static __always_inline s32 home_of(struct task_struct *p, const struct syrup_scx
 	bpf_for(i, 0, nr) {
 		u32 cpu = (p->pid + i) % nr;
 
-		if (!app_has_cpu(app, cpu) || !may_run_on(p, cpu))
+		if (!app_has_cpu(app, cpu) || !bpf_cpumask_test_cpu(cpu, p->cpus_ptr))
 			continue;
 		if (!taken_by_others(cpu))
 			return cpu;
@@ -180,33 +174,35 @@ static __always_inline s32 home_of(struct task_struct *p, const struct syrup_scx
 }
 
 /*
- * Queues the thread. `home` is a CPU that will come for it. One that is not the
- * thread's own and is taken by another class may never come (taken_by_others()):
- * then the thread goes to its own queue, which makes it that CPU's, at the cost of
- * order.
+ * Puts the thread into one of the queues of `slot`. `home` is a CPU that will come for
+ * it. One that is not the thread's own and is taken by another class may never come
+ * (taken_by_others()): then the thread goes to its own queue, which makes it that
+ * CPU's, at the cost of order.
  */
-static __always_inline void insert(struct task_struct *p, u64 id, s32 home, u64 slice_ns, u64 rank,
-				   u64 enq_flags)
+static __always_inline void insert(struct task_struct *p, u32 slot, u32 place, s32 home,
+				   u64 slice_ns, u64 rank, u64 enq_flags)
 {
-	if (home >= 0 && home != scx_bpf_task_cpu(p) && taken_by_others(home) &&
-	    may_run_on(p, home))
+	u32 own = scx_bpf_task_cpu(p);
+	struct syrup_running *on = running_on(own);
+
+	if (home >= 0 && home != (s32)own && taken_by_others(home) &&
+	    bpf_cpumask_test_cpu(home, p->cpus_ptr)) {
 		scx_bpf_dsq_insert(p, ENUM(scx_dsq_id_flags, SCX_DSQ_LOCAL_ON) | (u32)home,
 				   slice_ns, enq_flags);
-	else
-		scx_bpf_dsq_insert_vtime(p, id, slice_ns, rank, enq_flags);
-}
-
-/* Tells a trial on this thread's CPU where the thread was put. */
-static __always_inline void note_place(struct task_struct *p, u32 queue)
-{
-	struct syrup_running *own = running_on(scx_bpf_task_cpu(p));
-
-	/* Between stopping and running of two threads nobody else is queued from here. */
-	if (!own || own->trial != SYRUP_TRIAL || own->active)
 		return;
-	own->left_queue = queue;
-	own->left_rank = p->scx.dsq_vtime;
-	own->trial = SYRUP_TRIAL_PLACED;
+	}
+	scx_bpf_dsq_insert_vtime(p, queue_id(slot, place), slice_ns, rank, enq_flags);
+	/*
+	 * Tells the trial on this CPU where the other was put. Between stopping and running
+	 * of two threads nobody else is queued from here.
+	 */
+	if (!on || on->trial != SYRUP_TRIAL || on->active)
+		return;
+	if (place & CORE_PLACE && place != (CORE_PLACE | own))
+		return;
+	on->left_place = place;
+	on->left_rank = rank;
+	on->trial = SYRUP_TRIAL_PLACED;
 }
 
 /*
@@ -265,6 +261,12 @@ static __always_inline u32 called_queue(u32 called)
 	return called & 0xff;
 }
 
+/* The queue of the thread that runs. One that was not asked may be in the last by now. */
+static __always_inline u32 queue_on(const struct syrup_running *on, const struct syrup_scx_app *app)
+{
+	return on->unasked ? app->last_queue : on->queue;
+}
+
 /*
  * Makes sure that a CPU comes for the thread that was just put into `queue`.
  * Kicks act after the run queue is unlocked, so the insertion, which the
@@ -283,10 +285,7 @@ static __always_inline void call_cpu(struct task_struct *p, const struct syrup_s
 	struct syrup_running *own;
 	s32 idle;
 
-	/*
-	 * It may not go on where it ran, and its CPU found nothing else. If it is one of
-	 * the app's it goes idle now, and looks again (ops.update_idle).
-	 */
+	/* Nothing was chosen: this CPU goes idle now, and looks again (ops.update_idle). */
 	if (enq_flags & ENUM(scx_enq_flags, SCX_ENQ_LAST) && app_has_cpu(app, scx_bpf_task_cpu(p)))
 		return;
 	/*
@@ -312,17 +311,14 @@ static __always_inline void call_cpu(struct task_struct *p, const struct syrup_s
 		return;
 	bpf_for(cpu, 0, nr_cpus()) {
 		struct syrup_running *on = running_on(cpu);
-		u32 theirs;
 
 		if (!on || !on->active || on->called || on->slot != slot)
 			continue;
-		/* One that was not asked may be in the last by now: it is asked then. */
-		theirs = on->unasked ? app->last_queue : on->queue;
-		if (theirs <= worst)
+		if (queue_on(on, app) <= worst)
 			continue;
 		if (!app_has_cpu(app, cpu) || !bpf_cpumask_test_cpu(cpu, p->cpus_ptr))
 			continue;
-		worst = theirs;
+		worst = queue_on(on, app);
 		victim = cpu;
 	}
 	if (victim < SYRUP_MAX_CPUS) {

@@ -264,23 +264,30 @@ fn ordinary_threads_that_never_sleep_leave_an_app_what_the_deadline_server_gives
     let (spinning, napping) = (Crew::spinning(2), nappers(4));
     register(&one, &spinning, 0);
     register(&one, &napping, 2);
-    // Some of the app's threads wait elsewhere when its cores are taken.
+    // Threads of another wait elsewhere when its only core is taken; one was pinned there.
     let two = fixture.app("two");
     ScxSyrup.deploy(&two, &policy("fifo"), &on_cpus(&[1])).unwrap();
     let core = taken(1..2);
-    let confined = Crew::spinning(2);
+    let (confined, outside) = (Crew::spinning(2), Crew::spinning(1));
     confined.tids().into_iter().for_each(|tid| allow(tid, [1, 2]));
     register(&two, &confined, 0);
-    drop(core);
+    register(&two, &outside, 2);
+    outside.pin_to(2);
     // And some have a core of their own.
     let three = fixture.app("three");
     ScxSyrup.deploy(&three, &Scripted::new().policy(cores()), &on_cpus(&[3])).unwrap();
-    let everywhere = taken(0..4);
+    let others = [taken(0..1), taken(2..4)];
     let bound = Crew::spinning(2);
     register(&three, &bound, 0);
-    keeps_running(&one, &[&spinning, &napping, &confined, &bound]);
-    drop(everywhere);
-    drop((spinning, napping, confined, bound));
+    let crews = [&spinning, &napping, &confined, &outside, &bound];
+    let (since, before) = (Instant::now(), crews.map(|crew| crew.cpu_time()));
+    keeps_running(&one, &crews);
+    let ran: Duration =
+        crews.iter().zip(before).map(|(crew, before)| crew.cpu_time() - before).sum();
+    println!("{ran:?} in {:?} on four cores", since.elapsed());
+    assert!(ran > since.elapsed() * 4 / 40, "of the 50 ms in each second of a core: {ran:?}");
+    drop((core, others));
+    drop((spinning, napping, confined, outside, bound));
     assert_eq!(ScxSyrup.read(&two).unwrap().unwrap().health, Health::Live);
 }
 
@@ -328,14 +335,20 @@ fn executors_can_be_cores() {
     let tried =
         |index: u32, rank| script.place(index, at(index as i32 % 2).slice_us(100).rank(rank));
     (0..2).for_each(|index| tried(index, 1));
-    (2..4).for_each(|index| tried(index, 2));
+    (2..4).for_each(|index| tried(index, u64::MAX / 4));
     let calls = script.calls();
     crew.forget();
+    let taken = || [crew.workers[2].nr_slices(), crew.workers[3].nr_slices()];
+    let before = taken();
     eventually("the larger ranks to be taken on trial", || {
-        let told = script.told_since(calls);
-        let asked = |index| told.iter().filter(|told| told.thread.index == index).count();
-        (asked(0) >= 30 && asked(2) >= 30).then_some(())
+        let [two, three] = taken();
+        (two >= before[0] + 20 && three >= before[1] + 20).then_some(())
     });
+    let told = script.told_since(calls);
+    let asked = |index| told.iter().filter(|told| told.thread.index == index).count();
+    assert!(asked(0) >= 20 && asked(1) >= 20, "{} and {}", asked(0), asked(1));
+    // Once, when the slice ended that they had before.
+    assert!(asked(2) <= 2 && asked(3) <= 2, "{} and {}", asked(2), asked(3));
     let cpus: Vec<u64> = crew.workers.iter().map(|w| w.cpus()).collect();
     assert!(
         cpus.iter().zip([1, 3].iter().cycle()).all(|(cpus, core)| cpus & !(1 << core) == 0),

@@ -41,7 +41,10 @@ QEMU_OPTIONS = {
 # In an emulated guest that is not counted, time goes on while the host runs
 # somebody else, so "stuck" (the kernel's own: 20 s without the watchdog's
 # thread, 21 s without a grace period of RCU) may be a busy host. A lockup lasts
-# for ever: there it is waited for three times as long.
+# for ever: there it is waited for three times as long. For the same reason the
+# kernel is not to compare its clocks there: it took a vCPU that had waited for a
+# skew of the TSC, which is the host's clock, and the change to another clock
+# stopped the guest, all CPUs spinning, without a word.
 _KERNEL_OPTIONS = (
     "oops=panic", "softlockup_panic=1", "sysctl.kernel.panic_on_rcu_stall=1",
     # The log is judged: it must not overflow, and announcements in it not be dropped.
@@ -50,7 +53,9 @@ _KERNEL_OPTIONS = (
     # more softly, and no process lives to record it.
     "panic_print=0x20",
 )  # fmt: skip
-_PATIENT = ("watchdog_thresh=30", "rcupdate.rcu_cpu_stall_timeout=63")
+_PATIENT = (
+    "watchdog_thresh=30", "rcupdate.rcu_cpu_stall_timeout=63", "tsc=nowatchdog",
+)  # fmt: skip
 
 # Several times what a boot takes on a quiet host: 3 s with KVM, 15-30 s
 # without. Of some 45 boots without KVM one hung for good.

@@ -138,7 +138,7 @@ fn rounds<'a>(
             all_loads.iter().any(|&one| same(one, load)),
             "{} has no load {load}, but {}",
             plan.name,
-            all_loads.iter().map(|&one| results::thousands(one)).collect::<Vec<_>>().join(", ")
+            all_loads.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
         );
     }
     for round in &options.round {

@@ -64,6 +64,26 @@ fn beside_a_hog(fixture: &Fixture, policy: &Linked, count: usize) -> Vec<Duratio
 }
 
 #[test]
+fn a_thread_that_joins_its_app_outside_its_cores_comes_at_once() {
+    let Some(fixture) = fixture() else { return };
+    let app = fixture.app("one");
+    ScxSyrup.deploy(&app, &Scripted::new().policy(queues(1)), &on_cpus(&[CORE])).unwrap();
+    for _ in 0..3 {
+        let crew = Crew::spinning(1);
+        crew.pin_to(OTHER_CORE as usize);
+        crew.wait_to_be_on(1 << OTHER_CORE);
+        crew.pin_to_all();
+        crew.forget();
+        register(&app, &crew, 0);
+        let registered = Instant::now();
+        eventually("the thread to come", || (crew.cpus() & 1 << CORE != 0).then_some(()));
+        let took = registered.elapsed();
+        println!("it came after {took:?}");
+        assert!(took < Duration::from_millis(20), "{took:?}");
+    }
+}
+
+#[test]
 fn a_wake_up_in_queue_0_preempts_a_thread_of_queue_1() {
     let Some(fixture) = fixture() else { return };
     let script = Scripted::new();

@@ -41,7 +41,9 @@ fn fixture() -> Option<Fixture> {
 /// an ordinary thread outranks what is measured, for milliseconds when it is
 /// emulated. (`isolcpus=` would do it, but sched_ext refuses to start beside it.)
 fn keep_everything_off(cores: &[u32]) {
-    let nr_cpus = std::thread::available_parallelism().map_or(1, usize::from) as u32;
+    // Of the machine: an earlier run may have moved this process as well.
+    // SAFETY: no memory is passed.
+    let nr_cpus = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) } as u32;
     let others: Vec<u32> = (0..nr_cpus).filter(|cpu| !cores.contains(cpu)).collect();
     assert!(others.contains(&0) && nr_cpus as usize == others.len() + cores.len(), "needs 3 CPUs");
     let mask = format!("{:x}", others.iter().fold(0_u64, |mask, cpu| mask | 1 << cpu));

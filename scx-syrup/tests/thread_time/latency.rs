@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use syrup_abi::abi::SYRUP_THREAD_PREEMPTED;
+use syrup_abi::abi::{SYRUP_THREAD_PREEMPTED, syrup_thread_policy};
 use syrup_hook::{App, Hook as _, Linked};
 use syrup_scx::ScxSyrup;
 
@@ -218,6 +218,30 @@ fn a_core_that_the_policy_chose_comes_at_once() {
     for (late, cpu) in woken {
         assert!(late < Duration::from_millis(1), "{late:?} late");
         assert_eq!(cpu, OTHER_CORE as i32);
+    }
+}
+
+#[test]
+fn a_core_that_an_ordinary_thread_keeps_comes_when_the_deadline_server_makes_it() {
+    let Some(fixture) = fixture() else { return };
+    let app = fixture.app("one");
+    let script = Scripted::new();
+    script.place(0, at(1));
+    let attributes = syrup_thread_policy { rescue_ms: 2000, ..cores() };
+    ScxSyrup.deploy(&app, &script.policy(attributes), &on_cpus(&CORES)).unwrap();
+    let sleeper = Sleeper::new(&app, 0);
+    let hog = Crew::spinning(1);
+    hog.pin_to(OTHER_CORE as usize);
+    hog.wait_to_be_on(1 << OTHER_CORE);
+    // It sleeps on the one core and is wanted on the other, which never comes by itself:
+    // within the server's period of a second, before the rescue looks.
+    for _ in 0..2 {
+        sleeper.crew.pin_to(CORE as usize);
+        sleeper.latency();
+        sleeper.crew.pin_to_all();
+        let latency = sleeper.latency();
+        println!("it came after {latency:?}");
+        assert!(latency < Duration::from_millis(1500), "{latency:?}");
     }
 }
 

@@ -33,12 +33,12 @@ pub struct Setting {
     #[arg(long)]
     pub rounds: Option<u32>,
     /// Folder of the database, for experiments that use one; built when it is
-    /// not there.
-    #[arg(long, default_value = "target/bench-db-demo")]
-    pub db: PathBuf,
-    /// Keys in it.
-    #[arg(long, default_value_t = 200_000)]
-    pub keys: u64,
+    /// not there [default: target/bench-db-demo].
+    #[arg(long)]
+    pub db: Option<PathBuf>,
+    /// Keys in it [default: 200000].
+    #[arg(long)]
+    pub keys: Option<u64>,
     /// The demo: how many times longer than real ones its requests take; as little
     /// as the machine allows [default: 45, for emulated CPUs].
     #[arg(long)]
@@ -53,6 +53,18 @@ impl Setting {
     #[must_use]
     pub fn server_cpus(&self) -> u32 {
         if self.cpus >= 3 { self.cpus - 1 } else { self.cpus }
+    }
+
+    /// Folder of the database.
+    #[must_use]
+    pub fn db(&self) -> PathBuf {
+        self.db.clone().unwrap_or_else(|| "target/bench-db-demo".into())
+    }
+
+    /// Keys in it.
+    #[must_use]
+    pub fn keys(&self) -> u64 {
+        self.keys.unwrap_or(200_000)
     }
 }
 
@@ -466,7 +478,7 @@ impl Plan {
     /// What decides the outcome of a run of `config`, as a short hash: runs with
     /// different ones are different experiments.
     pub fn fingerprint(&self, config: &Config, setting: &Setting) -> Result<String> {
-        let text = serde_json::to_vec(&(self, config, setting.seed, setting.keys))?;
+        let text = serde_json::to_vec(&(self, config, setting.seed, setting.keys()))?;
         let hash = Sha256::digest(&text);
         Ok(hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
     }
@@ -574,6 +586,18 @@ mod tests {
         assert!(error.contains("26 rounds") && error.contains("--quick"), "{error}");
         assert_eq!(with(30, false).unwrap().rounds, 30);
         assert_eq!(with(2, true).unwrap().rounds, 2);
+    }
+
+    #[test]
+    fn what_an_experiment_does_not_depend_on_is_refused() {
+        let refused = |name, setting| tables::plan(name, &setting).unwrap_err().to_string();
+        let database = Setting { db: Some("a".into()), ..setting(1) };
+        assert!(refused("figure-2", database.clone()).contains("figure-2 uses no database"));
+        assert!(refused("cost", Setting { keys: Some(1), ..setting(1) }).contains("--keys"));
+        let dilated = Setting { dilation: Some(10.0), ..database };
+        assert!(tables::plan("demo", &dilated).is_ok());
+        let dilated = Setting { dilation: Some(10.0), ..setting(1) };
+        assert!(refused("figure-6", dilated).contains("--dilation is for the demo"));
     }
 
     #[test]

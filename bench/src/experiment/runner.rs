@@ -289,7 +289,7 @@ fn service_flags(
         }
         Service::RocksDb { get_us, scan_us } => {
             progress.say("opening the database and calibrating");
-            let store = Store::open(&setting.db, setting.keys)?;
+            let store = Store::open(&setting.db(), setting.keys())?;
             let cost = store.calibrate()?;
             let work = cost.work_for(get_us * plan.scale, scan_us * plan.scale);
             let calibration = format!(
@@ -305,8 +305,8 @@ fn service_flags(
             progress.say(&calibration);
             Ok((
                 flags(&[
-                    ("--db", setting.db.display().to_string()),
-                    ("--keys", setting.keys.to_string()),
+                    ("--db", setting.db().display().to_string()),
+                    ("--keys", setting.keys().to_string()),
                     ("--gets", work.gets.to_string()),
                     ("--scan-keys", work.scan_keys.to_string()),
                 ]),

@@ -8,7 +8,7 @@ mod native;
 
 use anyhow::{Result, bail, ensure};
 
-use super::plan::{Plan, Setting};
+use super::plan::{Plan, Service, Setting};
 
 /// All of them, in the order of the paper's.
 pub const NAMES: [&str; 4] = ["demo", "cost", "figure-2", "figure-6"];
@@ -22,6 +22,15 @@ pub fn plan(name: &str, setting: &Setting) -> Result<Plan> {
         "figure-6" => figure_6::plan(setting),
         other => bail!("there is no experiment '{other}', but {}", NAMES.join(", ")),
     };
+    ensure!(
+        matches!(plan.service, Service::RocksDb { .. })
+            || (setting.db.is_none() && setting.keys.is_none()),
+        "{name} uses no database: --db and --keys are for others"
+    );
+    ensure!(
+        name == "demo" || setting.dilation.is_none(),
+        "the dilation of {name} is its own: --dilation is for the demo"
+    );
     if let Some(rounds) = setting.rounds {
         ensure!(
             rounds >= plan.rounds,

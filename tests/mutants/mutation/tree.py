@@ -58,7 +58,8 @@ class Tree:
 
     def prepare(self, content: dict[str, bytes], seed: Path) -> None:
         """Makes the copy hold `content`. A new one starts with what `seed` holds
-        of compiled code."""
+        of compiled libraries of others. Not of ours: the path of the repository is
+        compiled into them, and Cargo does not build them again for another."""
         new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         self.content = content
@@ -74,6 +75,8 @@ class Tree:
             (self.path / "target").mkdir()
             subprocess.run(
                 ["cp", "-a", "--reflink=auto", seed, self.path / "target/debug"], check=True)
+            ours = [f"--package={name}" for name in self.workspace.folders.values()]
+            subprocess.run(["cargo", "clean", "--quiet", *ours], cwd=self.path, check=True)
 
     def check(self, patch: Patch) -> list[str]:
         """The command that applies it: Git's, or the more forgiving patch(1)."""

@@ -151,6 +151,69 @@ class Trees(unittest.TestCase):
             self.assertEqual((self.folder / "kept" / name).read_text(), name)
 
 
+    def refusal(self, said="", *messages):
+        log, told = self.folder / "log", self.folder / "json"
+        log.write_text(said)
+        told.write_text("".join(json.dumps(message) + "\n" for message in messages))
+        return tree.refusal(log, told)
+
+    def test_only_a_compiler_refuses_a_defect(self):
+        def says(level, message):
+            return {"reason": "compiler-message", "message": {"level": level, "message": message}}
+
+        other = {"reason": "compiler-artifact"}
+        refused = self.refusal("", other, says("warning", "w"), says("error", "no such\nthing"))
+        self.assertIsInstance(refused, tree.NotViable)
+        self.assertEqual(str(refused), "error: no such")
+        refused = self.refusal("--- stderr\n  src/root.bpf.c:7:5: error: use of 'x'\n", other)
+        self.assertIsInstance(refused, tree.NotViable)
+        self.assertIn("use of 'x'", str(refused))
+        for said, *messages in (
+            ("error: could not compile `x` (signal: 9, SIGKILL: kill)", says("warning", "w")),
+            ("", {"reason": "compiler-message", "message": {
+                "level": "error", "message": "linking with `cc` failed",
+                "rendered": "ld: final link failed: No space left on device"}}),
+            ("error: failed to write: No space left on device", other),
+        ):
+            with self.subTest(said=said, messages=messages):
+                self.assertIsInstance(self.refusal(said, *messages), Error)
+
+    def test_a_copy_is_compiled_from_its_own_sources(self):
+        seed, ran = self.folder / "seed", []
+        seed.mkdir()
+        (seed / "library").touch()
+        content = {"a": b"1"}
+        workspace = mock.Mock(folders={"x": "syrup-x"})
+
+        def run(command, **options):
+            ran.append(command)
+            if command[0] == "cp":
+                real(command, **options)
+            else:
+                self.assertNotIn("CARGO_TARGET_DIR", options["env"])
+                self.assertEqual(options["cwd"], self.folder / "tree")
+
+        real = subprocess.run
+        with (
+            mock.patch.object(subprocess, "run", run),
+            mock.patch.dict("os.environ", {"CARGO_TARGET_DIR": "/x"}),
+        ):
+            copy = tree.Tree(self.folder / "tree", workspace)
+            copy.prepare(content, seed)
+            self.assertEqual([command[:2] for command in ran], [["cp", "-a"], ["cargo", "clean"]])
+            self.assertIn("--package=syrup-x", ran[1])
+            copy.prepare({"a": b"2"}, seed)
+            self.assertEqual(len(ran), 2, "it is there")
+            self.assertEqual((copy.path / "a").read_bytes(), b"2")
+            # One that was moved, or whose making was broken off.
+            for origin in ("elsewhere", None):
+                (copy.path / "target/origin").unlink()
+                if origin:
+                    (copy.path / "target/origin").write_text(origin)
+                ran.clear()
+                copy.prepare(content, seed)
+                self.assertEqual(len(ran), 2)
+
     def test_warnings_are_no_errors_in_a_copy(self):
         self.assertIn("include/src/compile.rs", tree.RELAXED)
         for name, changes in tree.RELAXED.items():
@@ -359,27 +422,34 @@ class Machines(unittest.TestCase):
         ):
             self.run_all("touch 000.started; exit 125")
 
-    def in_machine(self, test: str):
+    def in_machine(self, test: str, without: str = ""):
         """The outcome of a test binary in machines whose kernel log is the file
-        `kernel`; `nth` counts its runs, `selected` is what they were to run."""
+        `kernel` and which keep what is in `left`; `nth` counts its runs, `selected` is
+        what they were to run. `without` is what it does without the defect."""
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         root = Path(folder.name)
         for name, text in {
-            "vm/run": f'echo >>{root}/machines; : >{root}/kernel\n'
+            "vm/run": f'echo >>{root}/machines; : >{root}/kernel; rm -f {root}/left/*\n'
                       f'for last; do :; done; PATH={root}/vm:$PATH exec sh "$last"',
             "vm/dmesg": f"cat {root}/kernel",
             "binary": f'cd {root}; shift; echo "$*" >>selected; nth=$(wc -l <selected)\n'
                       f"red() {{ echo 'test m::a ... FAILED'; exit 101; }}\n"
                       f"green() {{ echo 'test result: ok. 1 passed;'; exit 0; }}\n{test}",
+            "control": f'cd {root}; shift; echo "without: $*" >>selected\n{without}',
         }.items():
             path = root / name
             path.parent.mkdir(exist_ok=True)
             path.write_text(f"#!/bin/sh\n{text}\n")
             path.chmod(0o755)
-        binary = tree.Binary(targets.Target("tests", "x", "test", "syrup-tests"), root / "binary")
-        entry = guest.Entry("defect", binary, ("a", "b"), 20)
-        with mock.patch.object(guest, "ROOT", root):
+        for name in ("left", "proc/1"):
+            (root / name).mkdir(parents=True)
+        (root / "proc/1/stat").write_text("1 (init) S 0\n")
+        target = targets.Target("tests", "x", "test", "syrup-tests")
+        binary, control = (tree.Binary(target, root / name) for name in ("binary", "control"))
+        entry = guest.Entry("defect", binary, ("a", "b"), 20, control if without else None)
+        left_in = {"proc": root / "proc", "scheduler": root / "left/state", "pins": root / "left"}
+        with mock.patch.object(guest, "ROOT", root), mock.patch.object(guest, "LEFT_IN", left_in):
             guest.run([entry], targets.plan.Guest("m", "newest", ()), root / "out", lambda _: None)
         self.selected = (root / "selected").read_text().splitlines()
         self.nr_machines = len((root / "machines").read_text().splitlines())
@@ -397,10 +467,35 @@ class Machines(unittest.TestCase):
     def test_red_only_behind_others_is_red_in_a_machine_too(self):
         self.assertEqual(self.in_machine("[ $nth = 2 ] && green; red").red, "m::a")
 
-    def test_a_crash_runs_again_as_it_did_and_one_that_hangs_alone(self):
+    def test_red_with_the_defect_only_is_red(self):
+        self.assertEqual(self.in_machine("red", "exit 0").red, "m::a")
+        self.assertEqual(self.selected, ["a b", "--exact m::a", "without: --exact m::a"])
+        outcome = self.in_machine("[ $nth = 2 ] && green; red", "exit 0")
+        self.assertEqual((outcome.red, self.selected[-1]), ("m::a", "without: a b"))
+
+    def test_red_without_the_defect_too_means_nothing(self):
+        with self.assertRaisesRegex(Error, "red without any defect by now: m::a"):
+            self.in_machine("red", "exit 101")
+
+    def test_no_machine_is_used_again_in_which_something_was_left(self):
+        for left in ("echo enabled >left/state", "mkdir left/syrup-1",
+                     "mkdir -p proc/7; echo '7 (x y) S 1' >proc/7/stat"):
+            with self.subTest(left):
+                # What was left would make it red once more.
+                outcome = self.in_machine(f"[ $nth = 1 ] && {{ {left}; red; }}; green")
+                self.assertEqual((outcome.red, outcome.unsteady, self.nr_machines),
+                                 ("", "m::a", 2))
+                self.assertEqual(self.in_machine(f"{left}; red").red, "m::a")
+                self.assertEqual(self.in_machine(f"{left}; green"), native.Outcome())
+
+    def test_what_was_killed_runs_again_in_another_machine(self):
+        outcome = self.in_machine("printf 'test m::b ... '; exit 124")
+        self.assertEqual((outcome.red, self.nr_machines), ("no end within its time", 2))
+
+    def test_a_crash_runs_again_as_it_did(self):
         self.assertIn("139", self.in_machine("kill -SEGV $$").red)
         self.assertEqual(self.selected, ["a b", "a b"])
-        self.in_machine("printf 'test m::b ... '; exit 124")
+        self.in_machine("printf 'test m::b ... '; exit 101")
         self.assertEqual(self.selected, ["a b", "--exact m::b"])
         self.in_machine("printf 'test m::c ... oh\\nFAILED\\n\\nfailures:\\n    m::c\\n'; exit 101")
         self.assertEqual(self.selected, ["a b", "--exact m::c"])
@@ -446,9 +541,9 @@ class Verdicts(unittest.TestCase):
     def begin(self, at="tree", fresh=False, **options):
         """A run that has found out what there is left to do."""
         run = campaign.Campaign(patches.read(self.folder, []), builders=1,
-                                **{"native_only": False, **options})
+                                **{"native_only": False, "fresh": fresh, **options})
         run.started = 0
-        run._go_on(results.Results(self.folder / "results.json", at, fresh))
+        run._go_on(results.Results(self.folder / "results.json", at))
         return run
 
     def left(self, *arguments, **options):
@@ -497,7 +592,6 @@ class Verdicts(unittest.TestCase):
         run = self.begin()
         for variant in run.left:
             self.judge(variant, run, native.Outcome("m::a"))
-        self.assertEqual(self.left(fresh=True), ["one", "two"])
         self.assertEqual(self.left("another tree"), ["one", "two"])
         patch = self.folder / "two.patch"
         patch.write_text(patch.read_text().replace("+b", "+c"))
@@ -521,9 +615,40 @@ class Verdicts(unittest.TestCase):
             (self.folder / "results.json").write_text(text)
             self.assertEqual(self.left(), ["one", "two"])
 
+    def test_begun_anew_leaves_those_that_are_not_run(self):
+        run = self.begin()
+        for variant in run.left:
+            self.judge(variant, run, native.Outcome("m::a"))
+        one = campaign.Campaign(patches.read(self.folder, ["one"]), False, 1, fresh=True)
+        one.started = 0
+        one._go_on(results.Results(self.folder / "results.json", "tree"))
+        self.assertEqual([variant.name for variant in one.left], ["one"])
+        self.judge(one.left[0], one, native.Outcome())
+        self.assertEqual(sorted(self.told()), [("one", "survived", ""),
+                                               ("two", "caught", "syrupd:limits: m::a")])
+
+    def test_a_run_that_breaks_ends_and_a_defect_without_one_is_an_error(self):
+        run = campaign.Campaign(patches.read(self.folder, []), False, builders=2)
+        broken = mock.Mock(path=Path("tree-0"), **{"build.side_effect": OSError("full")})
+        with (
+            mock.patch.object(campaign, "contents", dict),
+            mock.patch.object(campaign, "Tree", return_value=broken),
+            mock.patch("traceback.print_exception"),
+            self.assertRaisesRegex(Error, "full"),
+        ):
+            run.run()
+        with (
+            mock.patch.object(campaign, "contents", dict),
+            mock.patch.object(campaign, "Tree", return_value=broken),
+            mock.patch.object(run, "errors", []),
+            mock.patch.object(run, "_builders"),
+            self.assertRaisesRegex(Error, "no verdict on one, two"),
+        ):
+            run.run()
+
     def test_a_run_that_stops_says_nothing_of_what_it_left_out(self):
         run = self.begin()
-        run._fail("why")
+        run._fail(Error("why"))
         run._report(run.left[0])
         self.judge(run.left[1], run, native.Outcome("m::a"))
         self.assertEqual(self.told(), [("two", "caught", "syrupd:limits: m::a")])
@@ -542,10 +667,11 @@ class Verdicts(unittest.TestCase):
 
 
 class ExitStatus(unittest.TestCase):
-    def judged(self, caught, viable, *options, rotten=(), error=None):
+    def judged(self, caught, viable, *options, rotten=(), unsteady=(), error=None):
         """(exit status, last line) of a run with such an outcome."""
         run = mock.Mock(**{"count.return_value": (caught, viable), "run.side_effect": error,
-                           "rotten.return_value": list(rotten)})
+                           "rotten.return_value": list(rotten),
+                           "unsteady.return_value": list(unsteady)})
         main = runpy.run_path(str(Path(__file__).with_name("run")))["main"]
         said = io.StringIO()
         with (
@@ -567,6 +693,12 @@ class ExitStatus(unittest.TestCase):
     def test_of_a_run_with_a_rotten_patch_is_1(self):
         patch = patches.Patch("p", Path("p.patch"), "d")
         self.assertEqual(self.judged(2, 2, rotten=[patch]), (1, "caught 2 of 2"))
+
+    def test_of_a_run_in_which_a_test_was_unsteady_without_a_defect_is_1(self):
+        self.assertEqual(self.judged(2, 2, unsteady=["x"]), (1, "caught 2 of 2"))
+
+    def test_of_a_run_that_broke_is_2(self):
+        self.assertEqual(self.judged(2, 2, error=OSError("full"))[0], 2)
 
     def test_of_a_run_that_means_nothing_is_2(self):
         self.assertEqual(self.judged(2, 2, error=Error("why")), (2, "mutants: why"))

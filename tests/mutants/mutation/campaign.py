@@ -5,6 +5,7 @@ import queue
 import shutil
 import threading
 import time
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from . import ROOT, Error, guest, native, processes
 from .patches import Patch
 from .results import Results, of_patch, of_tree
 from .targets import Target, Workspace
-from .tree import NotViable, Tree, contents
+from .tree import Binary, NotViable, Tree, contents
 
 OURS = ROOT / "tests" / "mutants"
 PLACE = ROOT / "target" / "mutants"
@@ -100,6 +101,8 @@ class Campaign:
         self.errors: list[str] = []
         # Seconds of (target, filters) without a defect.
         self.usual: dict[tuple, float] = {}
+        # The binaries without a defect, by file name.
+        self.controls: dict[str, Binary] = {}
         self.finished = 0
 
     def _tests(self, patch: Patch):
@@ -122,7 +125,7 @@ class Campaign:
     def run(self) -> None:
         self.started = time.monotonic()
         content = contents()
-        self._go_on(Results(PLACE / "results.json", of_tree(content), self.fresh))
+        self._go_on(Results(PLACE / "results.json", of_tree(content)))
         every = {test: None for v in self.left for test in v.tests}
         self.baseline = baseline = Variant(None, list(every))
         say(f"{len(self.left)} patches, {len({t for t, _ in every})} test targets")
@@ -136,13 +139,17 @@ class Campaign:
         if self.left:
             self._builders(trees, baseline)
             self._guests(baseline)
+        if lost := [variant.name for variant in self.left if not variant.reported]:
+            raise Error(f"no verdict on {', '.join(lost)}")
         self._summary()
 
     def _go_on(self, results: Results) -> None:
         """Leaves out what has a verdict; what it was found by stays to be read."""
         self.results = results
         for variant in self.variants:
-            if told := results.of(variant.key):
+            if self.fresh:
+                results.forget(variant.key)
+            elif told := results.of(variant.key):
                 variant.take(told)
         self.left = [v for v in self.variants if not v.reported]
         if nr_known := len(self.variants) - len(self.left):
@@ -162,6 +169,10 @@ class Campaign:
     def rotten(self) -> list[Patch]:
         """Those of this repository that the compiler refused: they test nothing any more."""
         return [v.patch for v in self.variants if v.refused and v.patch.path.parent == OURS]
+
+    def unsteady(self) -> list[str]:
+        """Tests that were red and then green without any defect."""
+        return self.baseline.unsteady if self.baseline else []
 
     # Building, and what runs natively.
 
@@ -190,8 +201,8 @@ class Campaign:
                 tree.restore()
             except processes.Interrupted:
                 pass
-            except (Error, NotViable) as error:
-                self._fail(str(error))
+            except Exception as error:
+                self._fail(error)
 
         threads = [threading.Thread(target=builder, args=(tree, n == 0), daemon=True)
                    for n, tree in enumerate(trees)]
@@ -219,6 +230,8 @@ class Campaign:
             by_target.setdefault(binary.target, []).append(binary)
         if not variant.patch:
             check_filters(variant.tests, by_target)
+            kept = tree.keep(binaries, PLACE / "variants" / BASELINE / "debug")
+            self.controls = {binary.path.name: binary for binary in kept}
         for target, filters in variant.tests:
             if target.guests or variant.caught or self.stop.is_set():
                 continue
@@ -227,14 +240,30 @@ class Campaign:
                 before = time.monotonic()
                 outcome = native.run(binary, filters, tree.path, log,
                                      self._limit(target, filters))
+                if outcome.red and variant.patch:
+                    # Tests read files of the tree.
+                    tree.restore()
+                    self._control(binary, outcome, tree, log, target, filters)
                 self._outcome(variant, target, filters, outcome, time.monotonic() - before)
         if any(t.guests for t in targets) and not variant.caught:
             # Before the next defect is built over them.
-            kept = tree.keep([b for b in binaries if b.target.guests],
-                             PLACE / "variants" / variant.name / "debug")
+            if variant.patch:
+                kept = tree.keep([b for b in binaries if b.target.guests],
+                                 PLACE / "variants" / variant.name / "debug")
             self._queue(variant, kept)
         say(f"  built {variant.name} in {built_s:.0f} s", quiet=variant.patch is not None)
         self._report(variant)
+
+    def _control(self, binary, outcome, tree: Tree, log: Path, target, filters) -> None:
+        """What is red without the defect as well is not its doing: a disk that is full, a
+        machine that has become too slow."""
+        control = self.controls.get(binary.path.name)
+        if not control:
+            return
+        without = native.run(control, outcome.selection, tree.path,
+                             log.with_suffix(".control.log"), self._limit(target, filters))
+        if without.red:
+            raise Error(f"red without any defect by now: {target}: {without.red}")
 
     # Guests.
 
@@ -246,7 +275,8 @@ class Campaign:
                         continue
                     chosen = tuple(f for f in filters if f.startswith(start)) or (
                         (start,) if start else filters)
-                    entry = guest.Entry(variant.name, binary, chosen, 0)
+                    control = self.controls.get(binary.path.name) if variant.patch else None
+                    entry = guest.Entry(variant.name, binary, chosen, 0, control)
                     variant.entries.append(((machine, target, filters), entry))
                     variant.open += 1
 
@@ -297,8 +327,8 @@ class Campaign:
                       PLACE / "machines" / f"{machine.name}-{name}", done)
         except processes.Interrupted:
             pass
-        except Error as error:
-            self._fail(str(error))
+        except Exception as error:
+            self._fail(error)
 
     # Outcomes.
 
@@ -313,7 +343,7 @@ class Campaign:
             variant.unsteady.append(f"{target}: {outcome.unsteady}")
         if not variant.patch:
             if outcome.red:
-                self._fail(f"red without any defect: {what}: {outcome.red}")
+                self._fail(Error(f"red without any defect: {what}: {outcome.red}"))
             self.usual[target, filters] = self.usual.get((target, filters), 0) + seconds
         elif outcome.red and not variant.caught:
             variant.caught = f"{target}: {outcome.red}"
@@ -352,9 +382,12 @@ class Campaign:
                     + ", ".join(variant.unsteady))
         shutil.rmtree(PLACE / "variants", ignore_errors=True)
 
-    def _fail(self, what: str) -> None:
+    def _fail(self, error: Exception) -> None:
+        """The whole run says nothing any more."""
+        if not isinstance(error, Error):
+            traceback.print_exception(error)
         with self.lock:
-            self.errors.append(what)
+            self.errors.append(str(error) or repr(error))
         self.stop.set()
 
     def _join(self, threads) -> None:

@@ -26,29 +26,64 @@ BOOT_S = 300
 # (vm/README.md).
 COMPLAINT = r"BUG:|WARNING:|Oops|general protection|rcu.*(stall|self-detected)|soft lockup|hung task|blocked for more than"
 
+# Where something may be left behind.
+LEFT_IN = {"proc": "/proc", "scheduler": "/sys/kernel/sched_ext/state", "pins": "/sys/fs/bpf"}
+
 # One entry after another: FOLDER/N.sh runs it, its output is N.log, N.started
 # and N.ended (its exit status) tell how far it came. Tests that failed run again,
 # alone (N.alone) and, if they are green so, as at first (N.again): see native.run().
-# A kernel that complained is no machine for the next one, nor for a second time.
+# What is red twice runs without the defect (N.control): if that is red twice too, the
+# machine is no judge of anything.
+# A kernel that complained is no machine for the next one, nor for a second time. Nor
+# is one in which something was left behind (N.soiled), as by a test that was killed.
 SCRIPT = """\
 end() {{ echo "$1" >"$n.new" && mv "$n.new" "$n.ended"; }}
+processes() {{ # those that are no kernel threads, nor this shell's
+	cat {proc}/[0-9]*/stat 2>/dev/null | awk -v own=$$ -v before=" $* " \\
+		'$3 != "Z" && $4 != 2 && $1 != own && $4 != own && !index(before, " " $1 " ") {{ print $1 }}'
+}}
+left_behind() {{
+	grep -H enabled {scheduler}
+	ls -d {pins}/syrup* 2>/dev/null
+	processes $before
+}}
 attempt() {{ # STEM [SELECTION...]: leaves $status
 	stem=$1
 	shift
+	case $stem in
+	*.control) run=$n.without ;;
+	*) run=$entry ;;
+	esac
 	seen=$(dmesg | wc -l)
-	sh "$entry" "$@" >"$stem.log" 2>&1
+	sh "$run" "$@" >"$stem.log" 2>&1
 	status=$?
+	[ "$stem" != "$n" ] || first=$status
 	dmesg | tail -n "+$((seen + 1))" >"$stem.dmesg"
 	grep -E '{complaint}' "$stem.dmesg" >"$n.kernel"
 	grep -q 'syrup-test: ' "$stem.dmesg" ||
 		grep 'sched_ext: .* disabled' "$stem.dmesg" | grep -v 'unregistered from user space' >>"$n.kernel"
 	if [ -s "$n.kernel" ]; then
-		end "$status"
+		end "$first"
 		exit 0
 	fi
 	rm -f "$n.kernel"
+	{{
+		[ "$status" = 0 ] || [ "$status" = 101 ] || echo "it ended with $status"
+		left_behind
+	}} >"$n.soiled"
+	if [ -s "$n.soiled" ]; then
+		case $stem in
+		"$n") ;;
+		*.control) [ "$status" = 0 ] || : >"$n.unsteady" ;;
+		*) [ "$status" != 0 ] || : >"$n.unsteady" ;;
+		esac
+		end "$first"
+		exit 0
+	fi
+	rm -f "$n.soiled"
 }}
 cd {root}
+before=$(processes)
 for entry in {folder}/*.sh; do
 	n=${{entry%.sh}}
 	if [ -e "$n.skip" ]; then
@@ -57,16 +92,22 @@ for entry in {folder}/*.sh; do
 	fi
 	: >"$n.started"
 	attempt "$n"
-	first=$status
 	if [ "$first" != 0 ] && ! [ -e "$n.last" ]; then
 		tests=$(sed -nE -e 's/^test ([^ ]+) [.]{{3}} FAILED$/\\1/p' \\
 			-e '/^failures:$/,$s/^    ([^ ]+)$/\\1/p' -e '$s/^test ([^ ]+) [.]{{3}} $/\\1/p' "$n.log" | sort -u)
 		# No name of a test holds a space.
 		[ -z "$tests" ] || attempt "$n.alone" --exact $tests
 		if [ -z "$tests" ] || [ "$status" = 0 ]; then
+			tests=
 			attempt "$n.again"
 		fi
-		[ "$status" != 0 ] || : >"$n.unsteady"
+		if [ "$status" = 0 ]; then
+			: >"$n.unsteady"
+		elif [ -e "$n.without" ]; then
+			attempt "$n.control" ${{tests:+--exact $tests}}
+			[ "$status" = 0 ] || attempt "$n.control" ${{tests:+--exact $tests}}
+			[ "$status" = 0 ] || : >"$n.worthless"
+		fi
 	fi
 	end "$first"
 done
@@ -81,6 +122,8 @@ class Entry:
     binary: Binary
     filters: tuple[str, ...]
     limit_s: float
+    # Without the defect.
+    control: Binary | None = None
     # What it did to the machine, before another one has told whether it does so again.
     first: Outcome | None = None
     outcome: Outcome | None = None
@@ -92,7 +135,7 @@ def run(entries: list[Entry], machine: plan.Guest, folder: Path, done) -> None:
     """Gives each entry its outcome; `done` hears of each as it comes. A defect
     that turned one binary red needs no more of them: those are skipped."""
     # Behind those of the run that this one goes on with.
-    number = len(list(folder.glob("machine-*")))
+    number = max((int(path.name.rpartition("-")[2]) for path in folder.glob("machine-*")), default=0)
     while waiting := [e for e in entries if e.outcome is None]:
         number += 1
         place = folder / f"machine-{number}"
@@ -102,14 +145,16 @@ def run(entries: list[Entry], machine: plan.Guest, folder: Path, done) -> None:
 
 def _one_machine(entries: list[Entry], kind: plan.Guest, folder: Path, done) -> None:
     for n, entry in enumerate(entries):
-        (folder / f"{n:03}.sh").write_text(_script(entry))
+        (folder / f"{n:03}.sh").write_text(_script(entry, entry.binary))
+        if entry.control:
+            (folder / f"{n:03}.without").write_text(_script(entry, entry.control))
         if entry.first:
             (folder / f"{n:03}.last").touch()
     script = folder / "all"
     script.write_text(SCRIPT.format(
-        root=shlex.quote(str(ROOT)), folder=folder, complaint=COMPLAINT))
+        root=shlex.quote(str(ROOT)), folder=folder, complaint=COMPLAINT, **LEFT_IN))
     log = folder / "vm.log"
-    total_s = sum(3 * entry.limit_s + 30 for entry in entries)
+    total_s = sum(5 * entry.limit_s + 30 for entry in entries)
     command = ["vm/run", "--kernel", kind.kernel, "--cpus", str(kind.cpus),
                "--memory", kind.memory, *(["--icount"] if kind.icount else []),
                "--uncounted", "--timeout", f"{total_s:.0f}", "--", "sh", str(script)]
@@ -159,7 +204,10 @@ def _watch(machine, entries: list[Entry], folder: Path, done) -> bool:
             entry, stem = entries[at], folder / f"{at:03}"
             entry.seconds = time.monotonic() - began
             outcome = _outcome(stem)
-            if stem.with_suffix(".kernel").exists():
+            if stem.with_suffix(".worthless").exists():
+                raise Error(f"red without any defect by now: {outcome.red}: see {stem}.control.log")
+            soiled = stem.with_suffix(".soiled").exists() and outcome.red
+            if soiled or stem.with_suffix(".kernel").exists():
                 _took_it_down(entry, outcome, _repeated(stem), done)
             elif entry.first and not outcome.skipped:
                 _end(entry, entry.first if outcome.red else Outcome(unsteady=entry.first.red), done)
@@ -193,7 +241,8 @@ def _took_it_down(entry: Entry, red: Outcome, repeated: bool, done) -> None:
 
 def _attempts(stem: Path) -> int:
     """How many of one entry have begun in this machine."""
-    return sum(stem.with_suffix(end).exists() for end in (".started", ".alone.log", ".again.log"))
+    return sum(stem.with_suffix(end).exists()
+               for end in (".started", ".alone.log", ".again.log", ".control.log"))
 
 
 def _repeated(stem: Path) -> bool:
@@ -221,12 +270,12 @@ def _end(entry: Entry, outcome: Outcome, done) -> None:
     done(entry)
 
 
-def _script(entry: Entry) -> str:
-    command = ["timeout", "--kill-after=5", f"{entry.limit_s:.0f}", str(entry.binary.path),
+def _script(entry: Entry, binary: Binary) -> str:
+    command = ["timeout", "--kill-after=5", f"{entry.limit_s:.0f}", str(binary.path),
                *arguments(())]
     return "\n".join([
         f"# {entry.what}",
-        f"export CARGO_MANIFEST_DIR={shlex.quote(str(ROOT / entry.binary.target.folder))}",
+        f"export CARGO_MANIFEST_DIR={shlex.quote(str(ROOT / binary.target.folder))}",
         "export SYRUP_TEST_STRICT=1",
         "[ $# -gt 0 ] || set -- " + shlex.join(entry.filters),
         "exec " + shlex.join(command) + ' "$@"',

@@ -32,6 +32,7 @@ class Outcome:
     red: str = ""  # what made it so; empty: green
     skipped: bool = False  # the defect had been caught
     unsteady: str = ""  # what was red at first and then no more
+    selection: tuple[str, ...] = ()  # with which it was red once more
 
 
 def judge(output: str, status: int) -> Outcome:
@@ -87,7 +88,7 @@ def run(binary: Binary, filters: tuple[str, ...], tree: Path, log: Path, limit_s
         selections = {"alone": ("--exact", *tests), **selections}
     for name, selection in selections.items():
         if _once(binary, selection, tree, log.with_suffix(f".{name}.log"), limit_s).red:
-            return first
+            return Outcome(first.red, selection=selection)
     return Outcome(unsteady=first.red)
 
 

@@ -9,19 +9,22 @@ from pathlib import Path
 class Results:
     """The file holds the verdicts of one tree, whichever runs found them."""
 
-    def __init__(self, path: Path, tree: str, fresh: bool = False):
+    def __init__(self, path: Path, tree: str):
         self.path = path
         self.tree = tree
         self.verdicts: dict[str, dict] = {}
         try:
             known = json.loads(path.read_text())
-            if not fresh and known["tree"] == tree:
+            if known["tree"] == tree:
                 self.verdicts = {verdict["key"]: verdict for verdict in known["verdicts"]}
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             pass  # there is none, or it is of another version
 
     def of(self, key: str) -> dict | None:
         return self.verdicts.get(key)
+
+    def forget(self, key: str) -> None:
+        self.verdicts.pop(key, None)
 
     def add(self, key: str, verdict: dict) -> None:
         self.verdicts[key] = {"key": key, **verdict}

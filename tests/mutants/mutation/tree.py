@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -60,7 +61,11 @@ class Tree:
         """Makes the copy hold `content`. A new one starts with what `seed` holds
         of compiled libraries of others. Not of ours: the path of the repository is
         compiled into them, and Cargo does not build them again for another."""
-        new = not self.path.exists()
+        # Where it lies is compiled in: one that was moved is new too.
+        built, origin = self.path / "target", self.path / "target/origin"
+        new = not origin.exists() or origin.read_text() != str(self.path)
+        if new:
+            shutil.rmtree(self.path, ignore_errors=True)
         self.path.mkdir(parents=True, exist_ok=True)
         self.content = content
         for name in content:
@@ -71,12 +76,15 @@ class Tree:
         for path in list(walk(self.path)):
             if path not in self.content:
                 (self.path / path).unlink()
-        if new and seed.is_dir():
-            (self.path / "target").mkdir()
-            subprocess.run(
-                ["cp", "-a", "--reflink=auto", seed, self.path / "target/debug"], check=True)
-            ours = [f"--package={name}" for name in self.workspace.folders.values()]
-            subprocess.run(["cargo", "clean", "--quiet", *ours], cwd=self.path, check=True)
+        if new:
+            built.mkdir()
+            if seed.is_dir():
+                subprocess.run(["cp", "-a", "--reflink=auto", seed, built / "debug"], check=True)
+                ours = [f"--package={name}" for name in self.workspace.folders.values()]
+                subprocess.run(["cargo", "clean", "--quiet", *ours], cwd=self.path,
+                               env=for_cargo(), check=True)
+            # Last: a copy that was not finished is made again.
+            origin.write_text(str(self.path))
 
     def check(self, patch: Patch) -> list[str]:
         """The command that applies it: Git's, or the more forgiving patch(1)."""
@@ -121,15 +129,14 @@ class Tree:
         """The binaries of `targets`, with the programs that they start beside them."""
         command = ["cargo", "test", "--no-run", "--locked",
                    "--message-format=json-render-diagnostics", *self._selection(targets)]
-        environment = {k: v for k, v in os.environ.items() if k != "CARGO_TARGET_DIR"}
         messages = log.with_suffix(".json")
         with log.open("w") as stderr, messages.open("w") as stdout:
-            status = processes.run(command, limit_s, cwd=self.path, env=environment,
+            status = processes.run(command, limit_s, cwd=self.path, env=for_cargo(),
                                    stdout=stdout, stderr=stderr)
         if status is None:
-            raise NotViable(f"no build within {limit_s:g} s")
+            raise Error(f"no build within {limit_s:g} s: see {log}")
         if status != 0:
-            raise NotViable(first_error(log))
+            raise refusal(log, messages)
         binaries = []
         for line in messages.read_text().splitlines():
             message = json.loads(line)
@@ -224,6 +231,27 @@ def copy(source: Path, target: Path) -> None:
     subprocess.run(["cp", "--reflink=auto", source, target], check=True)
 
 
-def first_error(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines()
-    return next((line.strip() for line in lines if line.startswith("error")), f"see {log}")
+def for_cargo() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k != "CARGO_TARGET_DIR"}
+
+
+# Of the C compiler, within what a build script that failed had printed.
+REFUSED_C = re.compile(r"^ *\S+:\d+:\d+: (?:fatal )?error: .*", re.MULTILINE)
+# What fails a compiler, and says nothing of what it compiles.
+STARVED = re.compile(r"No space left|Cannot allocate memory|out of memory|signal: (?:9|15)\b")
+
+
+def refusal(log: Path, messages: Path) -> Exception:
+    """Why a build failed: a compiler refused the sources, or it could not work."""
+    said = log.read_text(errors="replace")
+    for line in messages.read_text(errors="replace").splitlines():
+        try:
+            message = json.loads(line)["message"]
+        except (ValueError, KeyError):
+            continue
+        said += message.get("rendered") or ""
+        if message["level"] == "error" and not STARVED.search(said):
+            return NotViable(f"error: {message['message'].splitlines()[0]}")
+    if (refused := REFUSED_C.search(said)) and not STARVED.search(said):
+        return NotViable(refused[0].strip())
+    return Error(f"the build failed, and no compiler refused the sources: see {log}")

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
 
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 
@@ -25,20 +26,21 @@ pub fn open(pid: i32) -> Result<OwnedFd> {
     }
 }
 
-/// The sockets of a process, by fd number, duplicated into ours
-/// (pidfd_getfd: needs ptrace rights over it).
+/// The sockets of a process whose inodes are `wanted`, by fd number, duplicated into
+/// ours (pidfd_getfd: needs ptrace rights over it).
 ///
 /// # Errors
-/// [`Error::NotFound`] when there is no such process, [`Error::Kernel`] without the right.
-pub fn sockets(pid: i32) -> Result<Vec<(i32, OwnedFd)>> {
+/// [`Error::NotFound`] when there is no such process, [`Error::Kernel`] without the right
+/// or when they are more than we may have open.
+pub fn sockets(pid: i32, wanted: impl Fn(u64) -> bool) -> Result<Vec<(i32, OwnedFd)>> {
     let pidfd = open(pid)?;
     let dir = format!("/proc/{pid}/fd");
     let mut numbers = Vec::new();
     for entry in fs::read_dir(&dir).map_err(|e| Error::kernel(format!("read {dir}"), e))? {
         let entry = entry.map_err(|e| Error::kernel(format!("read {dir}"), e))?;
-        let is_socket = fs::read_link(entry.path())
-            .is_ok_and(|target| target.to_string_lossy().starts_with("socket:"));
-        if let (true, Ok(number)) = (is_socket, entry.file_name().to_string_lossy().parse::<i32>())
+        let inode = fs::read_link(entry.path()).ok().and_then(|target| socket_inode(&target));
+        if inode.is_some_and(&wanted)
+            && let Ok(number) = entry.file_name().to_string_lossy().parse::<i32>()
         {
             numbers.push(number);
         }
@@ -56,6 +58,12 @@ pub fn sockets(pid: i32) -> Result<Vec<(i32, OwnedFd)>> {
         }
     }
     Ok(sockets)
+}
+
+/// Of the target of a link in /proc/PID/fd; `None` when it is no socket.
+#[must_use]
+pub fn socket_inode(target: &Path) -> Option<u64> {
+    target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
 /// The threads of a process, in order of their ids (the leader first).

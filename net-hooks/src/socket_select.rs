@@ -251,6 +251,13 @@ impl Hook for SocketSelect {
         let recent = counters.since(&Counters(record.counted_before));
         let health = match health(program, registered, alive, &recent) {
             Health::Live if alive == 0 => without_sockets(&app.name, &record, registered),
+            // What went wrong before they closed is not what is wrong now.
+            Health::Degraded(before) if alive == 0 => {
+                match without_sockets(&app.name, &record, registered) {
+                    Health::Degraded(now) => Health::Degraded(format!("{now} ({before})")),
+                    _ => Health::Degraded(before),
+                }
+            }
             health => health,
         };
         Ok(Some(Deployment {
@@ -452,7 +459,11 @@ fn health(program: Option<u32>, registered: u32, alive: u32, counters: &Counters
 /// The state of a deployment that has no socket. Its dispatcher is in no group, so
 /// what arrives is not counted; who has the port tells whether anything may.
 fn without_sockets(app: &str, record: &syrup_record, registered: u32) -> Health {
-    let load = format!("'syrupctl unload {} --app {app}' and load it again", HookId::SocketSelect);
+    let load = match record.port {
+        0 => "load it again".to_owned(),
+        port => format!("load it again with --port {port}"),
+    };
+    let load = format!("'syrupctl unload {} --app {app}' and {load}", HookId::SocketSelect);
     let waits = if registered == 0 {
         "it waits for its first socket"
     } else {
@@ -463,9 +474,14 @@ fn without_sockets(app: &str, record: &syrup_record, registered: u32) -> Health 
         return Health::Waiting(format!("{waits}; {register}"));
     };
     let port = record.port;
-    let (here, elsewhere): (Vec<_>, Vec<_>) = sockets::servers(port)
-        .into_iter()
-        .partition(|server| server.netns_cookie == record.netns_cookie);
+    let servers = match sockets::servers(port) {
+        Ok(servers) => servers,
+        Err(e) => {
+            return Health::Degraded(format!("{waits}, and who has the port is unknown: {e}"));
+        }
+    };
+    let (here, elsewhere): (Vec<_>, Vec<_>) =
+        servers.into_iter().partition(|server| server.netns_cookie == record.netns_cookie);
     let (ours, others): (Vec<_>, Vec<_>) =
         here.into_iter().partition(|server| server.proto == proto);
     if let Some(server) = ours.iter().find(|server| server.unfit.is_none()) {
@@ -484,14 +500,11 @@ fn without_sockets(app: &str, record: &syrup_record, registered: u32) -> Health 
     }
     let instead = if let Some(server) = others.first() {
         let other = server.proto;
-        format!(
-            "process {} has {other} port {port}: for that, {load} with --proto {other}",
-            server.pid
-        )
+        format!("process {} has {other} port {port}: for that, {load} --proto {other}", server.pid)
     } else if let Some(server) = elsewhere.iter().find(|server| server.proto == proto) {
         format!(
             "process {pid} has {proto} port {port} in another network namespace: for that, {load} \
-             with --pid {pid}",
+             --pid {pid}",
             pid = server.pid
         )
     } else {

@@ -8,6 +8,7 @@ use std::mem::size_of;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use rustix::net::sockopt;
 use syrup_abi::abi::{syrup_group, syrup_record};
@@ -230,12 +231,36 @@ fn set_option(fd: BorrowedFd<'_>, name: libc::c_int, value: i32) -> io::Result<(
 /// [`Error::NotFound`] without such a group, [`Error::Usage`] naming the
 /// candidates when there are several.
 pub(crate) fn adoptable(pid: i32, proto: Option<Proto>, port: Option<u16>) -> Result<Vec<Member>> {
+    if let Some(port) = port {
+        // A server may hold more connections than we may have files.
+        let mut bound = BTreeSet::new();
+        for dir in [Path::new("/proc/thread-self"), Path::new(&format!("/proc/{pid}"))] {
+            for proto in proto.map_or_else(|| vec![Proto::Udp, Proto::Tcp], |proto| vec![proto]) {
+                bound.extend(not_of_others(bound_inodes(dir, proto, port))?);
+            }
+        }
+        let found = adoptable_of(pid, proto, Some(port), |inode| bound.contains(&inode));
+        if !matches!(found, Err(Error::NotFound { .. })) {
+            return found;
+        }
+    }
+    // Then all, to say what there is instead.
+    adoptable_of(pid, proto, port, |_| true)
+}
+
+/// Of the sockets whose inodes are `wanted`.
+fn adoptable_of(
+    pid: i32,
+    proto: Option<Proto>,
+    port: Option<u16>,
+    wanted: impl Fn(u64) -> bool,
+) -> Result<Vec<Member>> {
     let fits = |p: Proto, n: u16| proto.is_none_or(|q| q == p) && port.is_none_or(|m| m == n);
     let mut members = Vec::new();
     let mut seen = HashSet::new();
     let mut unshared = BTreeSet::new();
     let mut others = BTreeSet::new();
-    for (number, fd) in process::sockets(pid)? {
+    for (number, fd) in process::sockets(pid, wanted)? {
         let found = inspect(fd)
             .map_err(|e| Error::kernel(format!("inspect socket {number} of process {pid}"), e))?;
         match found {
@@ -345,7 +370,7 @@ pub(crate) fn of_target(target: &Target) -> Result<(Option<i32>, Vec<Member>)> {
 /// meant that one: a deployment that waits for the first would never tell.
 fn refuse_other_proto(proto: Proto, port: u16) -> Result<()> {
     let here = own_netns_cookie()?;
-    let mut servers = servers(port);
+    let mut servers = servers(port)?;
     servers.retain(|server| server.netns_cookie == here);
     match servers.first() {
         Some(Server { pid, proto: other, .. }) if servers.iter().all(|s| s.proto != proto) => {
@@ -388,11 +413,8 @@ pub fn owners(proto: Proto, port: u16) -> Result<Vec<i32>> {
         if !same || socket_inodes(pid).is_disjoint(&inodes) {
             continue;
         }
-        let cookies: BTreeSet<u64> = match reuseport_members(pid, proto, port) {
-            Ok(members) => members.into_iter().map(|member| member.cookie).collect(),
-            // It ended, or is not ours to look into.
-            Err(_) => continue,
-        };
+        let members = not_of_others(reuseport_members(pid, proto, port, &inodes))?;
+        let cookies: BTreeSet<u64> = members.into_iter().map(|member| member.cookie).collect();
         if !cookies.is_empty() {
             held.insert(pid, cookies);
         }
@@ -418,14 +440,22 @@ pub fn owners(proto: Proto, port: u16) -> Result<Vec<i32>> {
 /// # Errors
 /// As [`process::sockets`].
 pub fn reuseport_sockets(pid: i32, proto: Proto, port: u16) -> Result<Vec<OwnedFd>> {
-    Ok(reuseport_members(pid, proto, port)?.into_iter().map(|member| member.fd).collect())
+    let inodes = bound_inodes(Path::new("/proc/thread-self"), proto, port)?;
+    let members = reuseport_members(pid, proto, port, &inodes)?;
+    Ok(members.into_iter().map(|member| member.fd).collect())
 }
 
-fn reuseport_members(pid: i32, proto: Proto, port: u16) -> Result<Vec<Member>> {
+/// `inodes` are those of [`bound_inodes`].
+fn reuseport_members(
+    pid: i32,
+    proto: Proto,
+    port: u16,
+    inodes: &BTreeSet<u64>,
+) -> Result<Vec<Member>> {
     let here = own_netns_cookie()?;
     let mut seen = HashSet::new();
     let mut members = Vec::new();
-    for (number, fd) in process::sockets(pid)? {
+    for (number, fd) in process::sockets(pid, |inode| inodes.contains(&inode))? {
         let found = inspect(fd)
             .map_err(|e| Error::kernel(format!("inspect socket {number} of process {pid}"), e))?;
         if let Ok(member) = found
@@ -452,11 +482,15 @@ pub(crate) struct Server {
 
 /// The sockets that serve `port` in any network namespace, by process. Processes
 /// that we may not look into are left out.
-pub(crate) fn servers(port: u16) -> Vec<Server> {
+///
+/// # Errors
+/// As [`process::sockets`].
+pub(crate) fn servers(port: u16) -> Result<Vec<Server>> {
     let mut found = Vec::new();
     let mut seen = HashSet::new();
-    for pid in holders(&[Proto::Udp, Proto::Tcp], port) {
-        for (_, fd) in process::sockets(pid).unwrap_or_default() {
+    for (pid, inodes) in holders(&[Proto::Udp, Proto::Tcp], port) {
+        let sockets = process::sockets(pid, |inode| inodes.contains(&inode));
+        for (_, fd) in not_of_others(sockets)? {
             let (Ok(netns_cookie), Ok(cookie)) =
                 (netns_cookie(fd.as_fd()), sockopt::socket_cookie(&fd))
             else {
@@ -475,7 +509,22 @@ pub(crate) fn servers(port: u16) -> Vec<Server> {
             }
         }
     }
-    found
+    Ok(found)
+}
+
+/// Nothing of a process that ended or that we may not look into; other errors stay.
+fn not_of_others<T: Default>(of_a_process: Result<T>) -> Result<T> {
+    match of_a_process {
+        Err(Error::NotFound { .. }) => Ok(T::default()),
+        Err(Error::Kernel { source, .. })
+            if [io::ErrorKind::PermissionDenied, io::ErrorKind::NotFound]
+                .contains(&source.kind())
+                || source.raw_os_error() == Some(libc::ESRCH) =>
+        {
+            Ok(T::default())
+        }
+        other => other,
+    }
 }
 
 /// Some socket of a group, taken from whoever holds one; `hint` is asked first.
@@ -485,33 +534,45 @@ pub(crate) fn any_member(key: &GroupKey, hint: i32) -> Option<OwnedFd> {
     {
         return Some(fd);
     }
-    holders(&[key.proto], key.address.port()).find_map(|pid| member_of(pid, key))
+    holders(&[key.proto], key.address.port()).find_map(|(pid, _)| member_of(pid, key))
 }
 
-/// The processes that hold a socket bound to `port` of their network namespace.
-fn holders(protos: &[Proto], port: u16) -> impl Iterator<Item = i32> {
+/// The processes that hold a socket bound to `port` of their network namespace, with the
+/// inodes of all that are bound to it there.
+fn holders(protos: &[Proto], port: u16) -> impl Iterator<Item = (i32, Rc<BTreeSet<u64>>)> {
     let own = std::process::id() as i32;
-    let mut by_netns: HashMap<PathBuf, BTreeSet<u64>> = HashMap::new();
-    processes().into_iter().filter(move |&pid| {
+    let mut by_netns: HashMap<PathBuf, Rc<BTreeSet<u64>>> = HashMap::new();
+    processes().into_iter().filter_map(move |pid| {
+        let held = socket_inodes(pid);
         // Our own threads may live in other namespaces than our leader.
         if pid == own {
-            return true;
+            return Some((pid, Rc::new(held)));
         }
         let dir = PathBuf::from(format!("/proc/{pid}"));
-        let Ok(netns) = fs::read_link(dir.join("ns/net")) else { return false };
+        let netns = fs::read_link(dir.join("ns/net")).ok()?;
         let inodes = by_netns.entry(netns).or_insert_with(|| {
             let bound = |&proto| bound_inodes(&dir, proto, port).unwrap_or_default();
-            protos.iter().flat_map(bound).collect()
+            Rc::new(protos.iter().flat_map(bound).collect())
         });
-        !inodes.is_empty() && !socket_inodes(pid).is_disjoint(inodes)
+        (!held.is_disjoint(inodes)).then(|| (pid, Rc::clone(inodes)))
     })
 }
 
 fn member_of(pid: i32, key: &GroupKey) -> Option<OwnedFd> {
-    process::sockets(pid).ok()?.into_iter().find_map(|(_, fd)| match inspect(fd) {
-        Ok(Ok(member)) if member.key == *key => Some(member.fd),
-        _ => None,
-    })
+    let among = |inodes: &BTreeSet<u64>| {
+        let sockets = process::sockets(pid, |inode| inodes.contains(&inode)).ok()?;
+        sockets.into_iter().find_map(|(_, fd)| match inspect(fd) {
+            Ok(Ok(member)) if member.key == *key => Some(member.fd),
+            _ => None,
+        })
+    };
+    // A server may hold more connections than we may have files, and threads of it may
+    // live in other namespaces than its leader.
+    let dir = PathBuf::from(format!("/proc/{pid}"));
+    bound_inodes(&dir, key.proto, key.address.port())
+        .ok()
+        .and_then(|bound| among(&bound))
+        .or_else(|| among(&socket_inodes(pid)))
 }
 
 /// The process that holds a socket we were passed: another one than ourselves
@@ -534,14 +595,12 @@ fn processes() -> BTreeSet<i32> {
 fn socket_inodes(pid: i32) -> BTreeSet<u64> {
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return BTreeSet::new() };
     entries
-        .filter_map(|entry| {
-            let target = fs::read_link(entry.ok()?.path()).ok()?;
-            target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
-        })
+        .filter_map(|entry| process::socket_inode(&fs::read_link(entry.ok()?.path()).ok()?))
         .collect()
 }
 
-/// Inodes of the sockets bound to `port` in a process's network namespace.
+/// Inodes of the sockets that are bound to `port` in a process's network namespace and may
+/// serve it: connections that a TCP server accepted do not.
 fn bound_inodes(process_dir: &Path, proto: Proto, port: u16) -> Result<BTreeSet<u64>> {
     let mut inodes = BTreeSet::new();
     for table in [proto.to_string(), format!("{proto}6")] {
@@ -552,14 +611,18 @@ fn bound_inodes(process_dir: &Path, proto: Proto, port: u16) -> Result<BTreeSet<
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             Err(e) => return Err(Error::kernel(format!("read {}", path.display()), e)),
         };
-        inodes.extend(text.lines().skip(1).filter_map(|line| bound_inode(line, port)));
+        inodes.extend(text.lines().skip(1).filter_map(|line| bound_inode(line, proto, port)));
     }
     Ok(inodes)
 }
 
 /// The inode of a line of /proc/net/udp or tcp, if its local port is `port`.
-fn bound_inode(line: &str, port: u16) -> Option<u64> {
+fn bound_inode(line: &str, proto: Proto, port: u16) -> Option<u64> {
+    const TCP_LISTEN: &str = "0A";
     let fields: Vec<&str> = line.split_whitespace().collect();
+    if proto == Proto::Tcp && *fields.get(3)? != TCP_LISTEN {
+        return None;
+    }
     let (_, hex) = fields.get(1)?.rsplit_once(':')?;
     if u16::from_str_radix(hex, 16).ok()? != port {
         return None;
@@ -575,9 +638,12 @@ mod tests {
     fn a_line_of_the_sockets_table_gives_the_inode_of_its_port() {
         let line = "  512: 00000000:1F90 00000000:0000 07 00000000:00000000 00:00000000 \
                     00000000     0        0 14527 2 00000000f0000000 0";
-        assert_eq!(bound_inode(line, 8080), Some(14527));
-        assert_eq!(bound_inode(line, 8081), None);
-        assert_eq!(bound_inode("", 8080), None);
+        assert_eq!(bound_inode(line, Proto::Udp, 8080), Some(14527));
+        assert_eq!(bound_inode(line, Proto::Udp, 8081), None);
+        assert_eq!(bound_inode("", Proto::Udp, 8080), None);
+        let listens = line.replace(" 07 ", " 0A ");
+        assert_eq!(bound_inode(&listens, Proto::Tcp, 8080), Some(14527));
+        assert_eq!(bound_inode(&line.replace(" 07 ", " 01 "), Proto::Tcp, 8080), None);
     }
 
     #[test]

@@ -512,19 +512,27 @@ fn a_server_that_came_back_without_registering_is_degraded() {
         return;
     }
     let lab = Lab::new();
-    lab.deploy(&builtin("round-robin"), &udp_sockets(2));
-    waits(&lab);
-    let (sockets, flow) = (udp_sockets(2), flows(1));
+    let (mut sockets, flow) = (udp_sockets(2), flows(1));
+    lab.deploy(&builtin("round-robin"), &sockets);
+    // What went wrong while they closed, one after another, does not hide what is wrong now.
+    drop(sockets.pop());
     spread(&sockets, &flow, 4);
-    assert_eq!(lab.count(SYRUP_INPUTS), 0);
+    assert_eq!(lab.count(SYRUP_ENFORCE_FAILED), 2);
+    drop(sockets);
+    let sockets = udp_sockets(2);
+    spread(&sockets, &flow, 4);
+    assert_eq!(lab.count(SYRUP_INPUTS), 4, "those before");
     let Health::Degraded(reason) = lab.read().health else { panic!("not degraded") };
     let own = std::process::id();
     let what = format!("the sockets of process {own} at udp port {PORT} are not registered");
     assert!(reason.starts_with(&what), "{reason}");
     assert!(reason.contains("'syrupctl unload socket-select --app demo'"), "{reason}");
+    assert!(reason.contains(&format!("load it again with --port {PORT}")), "{reason}");
+    assert!(reason.contains("2 verdicts named a closed socket"), "{reason}");
     // The way out that it names.
     lab.register(&sockets[0], None).unwrap();
-    assert_eq!(lab.read().health, Health::Live);
+    let Health::Degraded(reason) = lab.read().health else { panic!("nothing went wrong") };
+    assert!(reason.starts_with("2 verdicts named a closed socket:"), "{reason}");
 }
 
 #[test]

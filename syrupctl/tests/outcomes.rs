@@ -265,3 +265,59 @@ fn run_tells_the_command_its_app_and_passes_signals_on() {
     run(&["/does/not/exist"]).fails(2, "/does/not/exist");
     ctl.assert_empty();
 }
+
+const BUSY_SERVER: &str = r#"
+import select, socket, sys
+def listener():
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    s.bind(("127.0.0.1", int(sys.argv[1])))
+    s.listen()
+    return s
+listeners = [listener(), listener()]
+connections = []
+for _ in range(200):
+    connections.append(socket.create_connection(listeners[0].getsockname()))
+    connections.append(select.select(listeners, [], [])[0][0].accept()[0])
+print("up", flush=True)
+sys.stdin.read()
+"#;
+
+#[test]
+fn a_server_of_many_connections_takes_as_many_files_as_it_has_listening_sockets() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    own_network();
+    let ctl = Ctl::new();
+    let mut server = Command::new("python3")
+        .args(["-c", BUSY_SERVER, PORT])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Read::read_exact(server.stdout.as_mut().unwrap(), &mut [0; 3]).unwrap();
+    let pid = server.id().to_string();
+    // Fewer than the server has connections.
+    let few_files = |args: &[&str]| {
+        let command = ctl.command("syrupctl");
+        let ran = Command::new("prlimit")
+            .arg("--nofile=128")
+            .arg(command.get_program())
+            .args(command.get_args())
+            .args(args)
+            .output()
+            .unwrap();
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    };
+    for more in [&[][..], &["--pid", pid.as_str()]] {
+        let target = ["--app", "web", "--proto", "tcp", "--port", PORT];
+        few_files(&[&["load", "socket-select", "--policy", "hash"], &target[..], more].concat());
+        let found = ctl.deployment("web", "socket-select");
+        assert_eq!((&found["executors"], &found["state"]), (&2.into(), &"live".into()), "{more:?}");
+        few_files(&["unload", "--all"]);
+        ctl.assert_empty();
+    }
+    drop(server.stdin.take());
+    assert!(server.wait().unwrap().success());
+}

@@ -614,18 +614,22 @@ fn not_deployed(app: &str, hook: HookId) -> Error {
     ))
 }
 
-/// A second `load`. Whoever wants executors adopted does not get them by `replace`.
+/// A second `load`: for another policy, or for executors that were not there before.
 fn already(app: &App, hook: &dyn Hook) -> Error {
     let what = format!("app '{}' has a policy at {} already", app.name, hook.id());
+    let replace = format!("syrupctl replace {} --app {} --policy ...", hook.id(), app.name);
     let unload = format!("syrupctl unload {} --app {}", hook.id(), app.name);
     let without_executors =
         hook.read(app).ok().flatten().is_some_and(|deployment| {
             deployment.nr_executors == 0 || deployment.nr_threads == Some(0)
         });
     Error::new(Code::Conflict, what).advise(if without_executors {
-        format!("it has no executors, and 'replace' brings it none: {unload}, then load it again")
+        format!(
+            "'{replace}' changes the policy; it has no executors, and adopts some when it is loaded \
+             again after '{unload}'"
+        )
     } else {
-        format!("syrupctl replace {} --app {} --policy ..., or {unload}", hook.id(), app.name)
+        format!("{replace}, or {unload}")
     })
 }
 

@@ -20,9 +20,7 @@ pub fn link(policy: &[u8], trusted_half: &[u8]) -> Result<Vec<u8>> {
     let internal = |verb: &str, e: std::io::Error| {
         Error::new(Code::Internal, format!("cannot {verb} the linked object: {e}"))
     };
-    let mut output = rustix::fs::memfd_create("linked.o", MemfdFlags::CLOEXEC)
-        .map(File::from)
-        .map_err(|e| internal("make", e.into()))?;
+    let mut output = in_memory().map_err(|e| internal("make", e.into()))?;
     let refused = |step: &str, e: &libbpf_rs::Error| {
         Error::new(
             Code::SourceRejected,
@@ -34,7 +32,8 @@ pub fn link(policy: &[u8], trusted_half: &[u8]) -> Result<Vec<u8>> {
         )
     };
     let path = format!("/proc/self/fd/{}", output.as_raw_fd());
-    let mut linker = Linker::new(path).map_err(|e| refused("start", &e))?;
+    let mut linker = Linker::new(path)
+        .map_err(|e| Error::new(Code::Internal, format!("cannot start libbpf's linker: {e:#}")))?;
     // The trusted half first: its licence and program sections lead the object.
     linker.add_buf(trusted_half).map_err(|e| refused("trusted half", &e))?;
     linker.add_buf(policy).map_err(|e| refused("policy", &e))?;
@@ -43,4 +42,15 @@ pub fn link(policy: &[u8], trusted_half: &[u8]) -> Result<Vec<u8>> {
     let mut linked = Vec::new();
     output.read_to_end(&mut linked).map_err(|e| internal("read", e))?;
     Ok(linked)
+}
+
+/// Not to be executed: some kernels give no other (vm.memfd_noexec).
+fn in_memory() -> rustix::io::Result<File> {
+    let make = |flags| rustix::fs::memfd_create("linked.o", MemfdFlags::CLOEXEC | flags);
+    match make(MemfdFlags::NOEXEC_SEAL) {
+        // Before Linux 6.3.
+        Err(rustix::io::Errno::INVAL) => make(MemfdFlags::empty()),
+        made => made,
+    }
+    .map(File::from)
 }

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import runpy
+import stat
 import subprocess
 import sys
 import tempfile
@@ -150,6 +151,19 @@ class Trees(unittest.TestCase):
         for name in names:
             self.assertEqual((self.folder / "kept" / name).read_text(), name)
 
+
+    def test_a_control_starts_programs_without_the_defect(self):
+        built, kept = self.folder / "tree/target/debug", self.folder / "kept"
+        for folder, text in (built, "defect"), (kept, "none"):
+            folder.mkdir(parents=True)
+            (folder / "syrupd").write_text(text)
+        (kept / "syrupctl").touch()
+        seen = lambda: [(built / "syrupd").stat()[field] for field in (stat.ST_INO, stat.ST_MTIME)]
+        before = seen()
+        with tree.Tree(self.folder / "tree", None).with_programs(kept):
+            self.assertEqual((built / "syrupd").read_text(), "none")
+        self.assertEqual(seen(), before, "Cargo judges by time")
+        self.assertEqual([path.name for path in built.iterdir()], ["syrupd"])
 
     def refusal(self, said="", *messages):
         log, told = self.folder / "log", self.folder / "json"

@@ -260,8 +260,9 @@ class Campaign:
         control = self.controls.get(binary.path.name)
         if not control:
             return
-        without = native.run(control, outcome.selection, tree.path,
-                             log.with_suffix(".control.log"), self._limit(target, filters))
+        with tree.with_programs(control.path.parent.parent):
+            without = native.run(control, outcome.selection, tree.path,
+                                 log.with_suffix(".control.log"), self._limit(target, filters))
         if without.red:
             raise Error(f"red without any defect by now: {target}: {without.red}")
 

@@ -1,5 +1,6 @@
 """A copy of the repository in which defects are put and built, one at a time."""
 
+import contextlib
 import json
 import os
 import re
@@ -184,6 +185,23 @@ class Tree:
             copy(binary.path, path)
             kept.append(Binary(binary.target, path))
         return kept
+
+    @contextlib.contextmanager
+    def with_programs(self, folder: Path):
+        """The programs of `folder` stand where Cargo put those of the last build: tests
+        of their packages know that place."""
+        moved = []
+        try:
+            for name in PROGRAMS:
+                built = self.path / "target/debug" / name
+                if built.exists() and (folder / name).exists():
+                    built.rename(built.with_suffix(".aside"))
+                    moved.append(built)
+                    copy(folder / name, built)
+            yield
+        finally:
+            for built in moved:
+                built.with_suffix(".aside").replace(built)
 
     def _write(self, name: str) -> None:
         """What the repository held; only if it differs, for Cargo judges by time."""

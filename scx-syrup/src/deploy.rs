@@ -10,8 +10,8 @@ use syrup_abi::abi::{self, syrup_record, syrup_thread_policy};
 use syrup_hook::pin::{self, Staged, TEMPORARY};
 use syrup_hook::sys::{self, Map};
 use syrup_hook::{
-    App, Counters, Deployment, Error, Executor, HookId, Linked, LoadedProgram, POLICY_PROGRAM,
-    PolicyObject, Probe, Result, Target, process, set_constant,
+    App, Counters, Deployment, Error, Executor, Health, HookId, Linked, LoadedProgram,
+    POLICY_PROGRAM, PolicyObject, Probe, Result, Target, process, set_constant,
 };
 
 use crate::health::Waits;
@@ -301,12 +301,20 @@ pub(crate) fn read(app: &App) -> Result<Option<Deployment>> {
         nr_executors: record.nr_executors,
         nr_threads: Some(nr_threads),
         cpus: cores,
-        health: health::judge(
+        health: match health::judge(
             &state,
             program_id != 0,
             &counted.since(&Counters(record.counted_before)),
             waits,
-        ),
+        ) {
+            Health::Live if nr_threads == 0 => Health::Waiting(format!(
+                "it waits for its first thread; let the application register its threads \
+                 (syr_register_thread), or 'syrupctl unload {HOOK} --app {app}' and load it again \
+                 with --pid",
+                app = app.name
+            )),
+            health => health,
+        },
         counters: counted,
         verdicts: (0..nr_verdicts).map(|key| verdicts.sum(key)).collect::<Result<_>>()?,
     }))

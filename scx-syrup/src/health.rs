@@ -8,6 +8,7 @@ use syrup_abi::abi::{
 };
 use syrup_hook::{Counters, Health};
 
+use crate::layout::{SYRUP_SCX_BEHIND, SYRUP_SCX_BEHIND_MS};
 use crate::root::State;
 
 /// One rescue in so many inputs is a habit: a policy that starves threads, or
@@ -15,10 +16,6 @@ use crate::root::State;
 const STARVING: u64 = 20;
 /// Fewer say nothing yet.
 const FEW_RESCUES: u64 = 20;
-/// The rescue comes late for a thread that has waited for so many deadlines, or for
-/// half of the kernel's watchdog: as in `rescue.bpf.h`.
-const BEHIND: u32 = 10;
-const BEHIND_AT_MOST: Duration = Duration::from_secs(5);
 
 /// How long threads wait.
 #[derive(Debug, Clone, Copy, Default)]
@@ -30,8 +27,10 @@ pub(crate) struct Waits {
 }
 
 impl Waits {
+    /// The rescue comes late for it.
     fn far_behind(self) -> bool {
-        self.longest >= BEHIND_AT_MOST.min(self.deadline * BEHIND)
+        let at_most = Duration::from_millis(SYRUP_SCX_BEHIND_MS.into());
+        self.longest >= at_most.min(self.deadline * SYRUP_SCX_BEHIND)
     }
 }
 

@@ -20,6 +20,16 @@
 #define SYRUP_SCX_MAX_SLICE_US 100000U
 #define SYRUP_SCX_RESCUE_MS    200U
 
+/* A thread that waits this long for a CPU makes the kernel end the scheduler. */
+#define SYRUP_SCX_WATCHDOG_MS 10000U
+/*
+ * One that has waited for so many of its app's deadlines, or half as long as the
+ * watchdog does, is far behind.
+ */
+#define SYRUP_SCX_BEHIND    10U
+#define SYRUP_SCX_BEHIND_MS 5000U
+_Static_assert(2 * SYRUP_SCX_BEHIND_MS == SYRUP_SCX_WATCHDOG_MS, "SYRUP_SCX_BEHIND_MS");
+
 /* An app's settings: written by the loader, read by the root scheduler. */
 struct syrup_scx_app {
 	__u32 in_use;

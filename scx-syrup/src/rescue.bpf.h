@@ -23,14 +23,6 @@
  */
 #define RESCUE_SLICE_NS   (500 * 1000ULL)
 #define RESCUE_TICK_SHIFT 4
-/*
- * Far behind (10 deadlines, or half of the kernel's watchdog, which would end
- * the scheduler for every app) more is allowed. The tick is four times as fast:
- * 16 % of the CPU, for apps with thousands of starved threads. And the rescue
- * leaves the app's cores, which real-time threads may have taken for good.
- */
-#define RESCUE_BEHIND    10
-#define RESCUE_BEHIND_NS (WATCHDOG_MS / 2 * NSEC_PER_MSEC)
 
 struct tick {
 	struct bpf_timer timer;
@@ -52,9 +44,16 @@ static __always_inline bool may_run_on(const struct task_struct *p, u32 cpu)
 	return bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
 }
 
+/*
+ * For a thread that is far behind, more is allowed: the watchdog would end the
+ * scheduler for every app. The tick is four times as fast: 16 % of the CPU, for apps
+ * with thousands of starved threads. And the rescue leaves the app's cores, which
+ * real-time threads may have taken for good.
+ */
 static __always_inline bool far_behind(const struct syrup_scx_app *app, u64 waited)
 {
-	return waited >= RESCUE_BEHIND * app->rescue_ns || waited >= RESCUE_BEHIND_NS;
+	return waited >= SYRUP_SCX_BEHIND * app->rescue_ns ||
+	       waited >= SYRUP_SCX_BEHIND_MS * NSEC_PER_MSEC;
 }
 
 /* How long a queued thread has not run. Threads of nobody are queued by the time they came. */

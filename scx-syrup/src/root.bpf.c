@@ -666,6 +666,6 @@ struct sched_ext_ops syrup = {
 	.init = (void *)syrup_init,
 	.exit = (void *)syrup_exit_op,
 	.flags = SCX_OPS_SWITCH_PARTIAL | SCX_OPS_ENQ_LAST | SCX_OPS_KEEP_BUILTIN_IDLE,
-	.timeout_ms = WATCHDOG_MS,
+	.timeout_ms = SYRUP_SCX_WATCHDOG_MS,
 	.name = "syrup",
 };

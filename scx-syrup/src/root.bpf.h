@@ -5,9 +5,6 @@
 
 #include "shared.bpf.h"
 
-/* A thread that waits this long for a CPU makes the kernel end the scheduler. */
-#define WATCHDOG_MS 10000
-
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);

@@ -50,18 +50,7 @@ pub fn trouble(deployment: &DeploymentInfo) -> Option<Error> {
 
 /// What a live deployment waits for before it can decide anything.
 pub fn waits_for(deployment: &DeploymentInfo) -> Option<String> {
-    let DeploymentInfo { app, hook, state, reason, threads, .. } = deployment;
-    match reason {
-        _ if state != "live" => None,
-        Some(reason) => Some(reason.clone()),
-        None => (*threads == Some(0)).then(|| {
-            format!(
-                "it waits for its first thread; let the application register its threads \
-                 (syr_register_thread), or 'syrupctl unload {hook} --app {app}' and load it again \
-                 with --pid"
-            )
-        }),
-    }
+    deployment.reason.clone().filter(|_| deployment.state == "live")
 }
 
 /// Exit code of a command that shows these.
@@ -327,20 +316,13 @@ pub mod tests {
     fn a_deployment_without_threads_or_sockets_waits_for_them() {
         assert_eq!(waits_for(&example()), None);
         assert_eq!(waits_for(&thread_example()), None);
-        let live = |reason: Option<&str>, threads| DeploymentInfo {
+        let waits = DeploymentInfo {
             state: "live".to_owned(),
-            reason: reason.map(str::to_owned),
-            threads,
+            reason: Some("it waits for its first socket".to_owned()),
             ..thread_example()
         };
-        let no_socket = live(Some("it waits for its first socket"), None);
-        assert_eq!(waits_for(&no_socket).unwrap(), "it waits for its first socket");
-        let no_thread = live(None, Some(0));
-        let waits = waits_for(&no_thread).unwrap();
-        assert!(waits.contains("first thread"), "{waits}");
-        assert!(waits.contains("'syrupctl unload scx-syrup --app rocksdb'"), "{waits}");
-        assert_eq!(waits_for(&live(None, Some(1))), None);
-        let status = status(&[no_socket]);
+        assert_eq!(waits_for(&waits).unwrap(), "it waits for its first socket");
+        let status = status(&[waits]);
         let said =
             "\nget-priority of app rocksdb is live at scx-syrup: it waits for its first socket\n";
         assert!(status.ends_with(said), "{status}");

@@ -133,15 +133,21 @@ class Temporary:
 
     def remove(self, path):
         # A file system that a test mounted there is not what is to be removed.
-        with open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts:
-            places = [line.split()[1] for line in mounts]
+        with open("/proc/self/mounts", "rb") as mounts:
+            places = [unescaped(line.split()[1]) for line in mounts]
         for place in reversed(places):
-            if place == path or place.startswith(f"{path}/"):
-                ctypes.CDLL(None).umount2(place.encode(), MNT_DETACH)
+            below = place == path.encode() or place.startswith(path.encode() + b"/")
+            if below and ctypes.CDLL(None).umount2(place, MNT_DETACH) != 0:
+                return
         if os.path.isdir(path) and not os.path.islink(path):
             shutil.rmtree(path, ignore_errors=True)
         else:
             os.unlink(path)
+
+
+def unescaped(place):
+    """As /proc/self/mounts writes it: a space is \\040."""
+    return re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), place)
 
 
 def where_it_hangs(pid):

@@ -266,7 +266,7 @@ class Native(Fakes):
         (kept / "file").touch()
         self.binary("fake/one", f"""
             def test_a():
-                place = os.environ["TMPDIR"] + "/pins"
+                place = os.environ["TMPDIR"] + "/pins of its own"
                 os.mkdir(place)
                 subprocess.run(["mount", "--bind", {str(kept)!r}, place], check=True)
                 open({str(seen)!r}, "w").write(place)

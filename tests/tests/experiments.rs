@@ -186,15 +186,20 @@ fn the_cost_of_a_policy_is_measured_beside_that_of_a_bare_program() {
     let rows = results["rows"].as_array().unwrap();
     for policy in ["round-robin", "scan-avoid", "sita"] {
         let spread = [policy.to_owned(), format!("{policy}-bare")].map(|config| {
-            let row = rows.iter().find(|row| row["config"] == *config).unwrap();
-            let ns = row["packet_ns"].as_f64().unwrap();
-            assert!((5.0..100_000.0).contains(&ns), "{config}: {ns} ns");
-            row["max_over_mean"].as_f64().unwrap()
+            let mut of_config = rows.iter().filter(|row| row["config"] == *config);
+            for row in of_config.clone() {
+                let ns = row["packet_ns"].as_f64().unwrap();
+                assert!((5.0..100_000.0).contains(&ns), "{config}: {ns} ns");
+            }
+            // At the higher rate requests are lost, so that shares are no exact ones.
+            let few = of_config.find(|row| row["load_rps"] == 15_000.0).unwrap();
+            few["max_over_mean"].as_f64().unwrap()
         });
-        // At this rate requests are lost, so that shares are no exact ones. One
-        // executor of six for all requests would be 6.
+        // The kernel's hash would be near 1.5, half of the executors 2.
         println!("{policy}: requests per executor, max/mean {spread:?}");
-        assert!(spread.iter().all(|one| (1.0..3.0).contains(one)), "{spread:?}");
+        let [syrup, bare] = spread;
+        assert!((syrup / bare - 1.0).abs() < 0.15, "{spread:?}");
+        assert!(policy == "sita" || syrup < 1.25, "{spread:?}");
     }
     ok(bench(&["check", folder.to_str().unwrap()], Path::new("/nowhere")));
 }

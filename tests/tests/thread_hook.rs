@@ -273,12 +273,13 @@ fn a_process_that_ended_is_not_named() {
     assert_eq!(deployment["pid"], serde_json::Value::Null);
     let show = ctl.run(&["show", "calc"]).ok();
     assert!(!show.contains("process"), "{show}");
-    // Without threads there is nothing to replace the policy for.
     wait_for("its threads to be gone", Duration::from_secs(30), || {
         (ctl.deployment("calc", "scx-syrup")["threads"] == 0).then_some(())
     });
-    ctl.run(&["load", "scx-syrup", "--policy", "fifo", "--app", "calc"])
-        .fails(7, "syrupctl unload scx-syrup --app calc, then load it again");
+    ctl.run(&["load", "scx-syrup", "--policy", "fifo", "--app", "calc"]).fails(
+        7,
+        "adopts some when it is loaded again after 'syrupctl unload scx-syrup --app calc'",
+    );
     let status = ctl.run(&["status"]).ok();
     assert!(status.contains("it waits for its first thread"), "{status}");
 }

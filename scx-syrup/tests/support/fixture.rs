@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use syrup_hook::pin;
 use syrup_hook::sys::Map;
-use syrup_hook::{App, Executor, Health, Hook as _, HookId, Probe, Target};
+use syrup_hook::{App, Deployment, Executor, Health, Hook as _, HookId, Probe, Target};
 use syrup_scx::ScxSyrup;
 use syrup_tests::{Need, require};
 
@@ -25,6 +25,11 @@ pub struct Fixture {
     bpffs: PathBuf,
     resident: bool,
     _turn: MutexGuard<'static, ()>,
+}
+
+/// It runs, whether or not it has a thread.
+pub fn is_live(deployment: &Deployment) -> bool {
+    matches!(deployment.health, Health::Live | Health::Waiting(_))
 }
 
 impl Fixture {
@@ -46,7 +51,7 @@ impl Fixture {
         let mut resident = RESIDENT.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bpffs) = resident.clone() {
             let kept = ScxSyrup.read(&keeper(&bpffs)).ok().flatten();
-            if kept.is_some_and(|kept| kept.health == Health::Live) {
+            if kept.as_ref().is_some_and(is_live) {
                 return Some(Self { bpffs, resident: true, _turn: turn });
             }
             let _ = ScxSyrup.remove(&keeper(&bpffs));

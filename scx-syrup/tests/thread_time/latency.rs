@@ -1,6 +1,6 @@
 //! How long a thread that woke waits for a core.
 
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,8 @@ use crate::{CORE, CORES, OTHER_CORE, fixture};
 /// A thread that the test wakes, and that notes when it runs.
 struct Sleeper {
     crew: Crew,
+    /// Where it ran when it was woken last, and when.
+    core: Arc<AtomicU32>,
     ran_ns: Arc<AtomicU64>,
     start: Instant,
 }
@@ -23,16 +25,19 @@ struct Sleeper {
 impl Sleeper {
     fn new(app: &App, index: u32) -> Self {
         let (start, ran_ns) = (Instant::now(), Arc::new(AtomicU64::new(0)));
-        let shared = ran_ns.clone();
+        let core = Arc::new(AtomicU32::new(u32::MAX));
+        let (shared, at) = (ran_ns.clone(), core.clone());
         let crew = Crew::of(1, move |worker, stop| {
             while !stop.load(SeqCst) {
                 std::thread::park();
+                // SAFETY: a plain system call.
+                at.store(unsafe { libc::sched_getcpu() } as u32, SeqCst);
                 shared.store(start.elapsed().as_nanos() as u64, SeqCst);
                 worker.turn();
             }
         });
         register(app, &crew, index);
-        Self { crew, ran_ns, start }
+        Self { crew, core, ran_ns, start }
     }
 
     /// From the call that wakes it until it runs.
@@ -240,7 +245,9 @@ fn a_core_that_an_ordinary_thread_keeps_comes_when_the_deadline_server_makes_it(
         sleeper.latency();
         sleeper.crew.pin_to_all();
         let latency = sleeper.latency();
-        println!("it came after {latency:?}");
+        let core = sleeper.core.load(SeqCst);
+        println!("it came to core {core} after {latency:?}");
+        assert_eq!(core, OTHER_CORE);
         assert!(latency < Duration::from_millis(1500), "{latency:?}");
     }
 }

@@ -36,9 +36,7 @@ pub fn plan(setting: &Setting) -> Plan {
     };
     let mut criteria: Vec<Criterion> =
         POLICIES.into_iter().map(|pair| ratio(pair, MANY, Bound::AtMost(1.3))).collect();
-    if !setting.quick {
-        criteria.extend(POLICIES.into_iter().map(|pair| ratio(pair, FEW, Bound::Shown)));
-    }
+    criteria.extend(POLICIES.into_iter().map(|pair| ratio(pair, FEW, Bound::Shown)));
     let probe = |name| {
         let cell =
             Cell { config: "", load_rps: 0.0, number: Number::Probe(name), over: Over::Median };
@@ -75,7 +73,7 @@ pub fn plan(setting: &Setting) -> Plan {
             })
             .collect(),
         streams: vec![Stream::gets_and_scans(0.005)],
-        loads: if setting.quick { vec![MANY] } else { vec![FEW, MANY] },
+        loads: vec![FEW, MANY],
         rounds: if setting.quick { 1 } else { 9 },
         seconds: if setting.quick { 0.5 } else { 2.0 },
         warmup_s: 0.2,

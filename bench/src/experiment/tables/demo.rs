@@ -163,8 +163,8 @@ pub fn plan(setting: &Setting) -> Plan {
             ),
             "Both layers are measured up to 80 % load. Beyond it some SCANs wait longer for a CPU \
              than the 200 ms after which scx-syrup runs a thread that its policy leaves waiting; \
-             that deadline is not dilated either. From then on the policy is truthfully \
-             'degraded': at 85 % so in one round of four, with the GETs' p99 as before."
+             that deadline is not dilated either, and from then on the policy is truthfully \
+             'degraded'."
                 .to_owned(),
             "There is no simulated twin: the simulator knows neither kernel code that is slow, nor \
              CPUs that share a host's thread."

@@ -165,32 +165,34 @@ class Trees(unittest.TestCase):
         self.assertEqual(seen(), before, "Cargo judges by time")
         self.assertEqual([path.name for path in built.iterdir()], ["syrupd"])
 
-    def refusal(self, said="", *messages):
-        log, told = self.folder / "log", self.folder / "json"
+    def refusal(self, said):
+        log = self.folder / "log"
         log.write_text(said)
-        told.write_text("".join(json.dumps(message) + "\n" for message in messages))
-        return tree.refusal(log, told)
+        return tree.refusal(log)
 
     def test_only_a_compiler_refuses_a_defect(self):
-        def says(level, message):
-            return {"reason": "compiler-message", "message": {"level": level, "message": message}}
-
-        other = {"reason": "compiler-artifact"}
-        refused = self.refusal("", other, says("warning", "w"), says("error", "no such\nthing"))
-        self.assertIsInstance(refused, tree.NotViable)
-        self.assertEqual(str(refused), "error: no such")
-        refused = self.refusal("--- stderr\n  src/root.bpf.c:7:5: error: use of 'x'\n", other)
-        self.assertIsInstance(refused, tree.NotViable)
-        self.assertIn("use of 'x'", str(refused))
-        for said, *messages in (
-            ("error: could not compile `x` (signal: 9, SIGKILL: kill)", says("warning", "w")),
-            ("", {"reason": "compiler-message", "message": {
-                "level": "error", "message": "linking with `cc` failed",
-                "rendered": "ld: final link failed: No space left on device"}}),
-            ("error: failed to write: No space left on device", other),
+        rustc = "error[E0282]: type annotations needed\n   --> syrupd/src/x.rs:282:9\n    |\n"
+        for said, what in (
+            (f"warning: unused\n --> a.rs:1:1\n{rustc}error: could not compile `x`\n",
+             "error[E0282]: type annotations needed"),
+            ("error: cannot find macro `x`\n --> a.rs:1:1\n", "error: cannot find macro `x`"),
+            ("  --- stderr\n  src/root.bpf.c:7:5: error: use of 'x'\n",
+             "src/root.bpf.c:7:5: error: use of 'x'"),
+            ("error: linking with `cc` failed\n  = note: ld: x.o: undefined reference to `y'\n",
+             "= note: ld: x.o: undefined reference to `y'"),
         ):
-            with self.subTest(said=said, messages=messages):
-                self.assertIsInstance(self.refusal(said, *messages), Error)
+            refused = self.refusal(said)
+            self.assertIsInstance(refused, tree.NotViable)
+            self.assertEqual(str(refused), what)
+            self.assertIsInstance(self.refusal(f"{said}No space left on device\n"), Error)
+        for said in (
+            "error: could not compile `x` (signal: 9, SIGKILL: kill)\n",
+            "warning: unused\n --> a.rs:1:1\nerror: could not compile `x` (bin \"x\")\n",
+            "error: failed to write `x`\n",
+            "error: linking with `cc` failed: signal: 15\n",
+        ):
+            with self.subTest(said):
+                self.assertIsInstance(self.refusal(said), Error)
 
     def test_a_copy_is_compiled_from_its_own_sources(self):
         seed, ran = self.folder / "seed", []

@@ -137,7 +137,7 @@ class Tree:
         if status is None:
             raise Error(f"no build within {limit_s:g} s: see {log}")
         if status != 0:
-            raise refusal(log, messages)
+            raise refusal(log)
         binaries = []
         for line in messages.read_text().splitlines():
             message = json.loads(line)
@@ -253,23 +253,21 @@ def for_cargo() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != "CARGO_TARGET_DIR"}
 
 
-# Of the C compiler, within what a build script that failed had printed.
-REFUSED_C = re.compile(r"^ *\S+:\d+:\d+: (?:fatal )?error: .*", re.MULTILINE)
+# What compilers say of sources: rustc, its linker, and the C compiler within what a
+# build script that failed had printed.
+REFUSED = [re.compile(text, re.MULTILINE) for text in (
+    r"^(error(?:\[E\d+\])?: .+)\n *--> ",
+    r"^.*undefined (?:reference|symbol).*",
+    r"^ *(\S+:\d+:\d+: (?:fatal )?error: .*)",
+)]
 # What fails a compiler, and says nothing of what it compiles.
 STARVED = re.compile(r"No space left|Cannot allocate memory|out of memory|signal: (?:9|15)\b")
 
 
-def refusal(log: Path, messages: Path) -> Exception:
+def refusal(log: Path) -> Exception:
     """Why a build failed: a compiler refused the sources, or it could not work."""
     said = log.read_text(errors="replace")
-    for line in messages.read_text(errors="replace").splitlines():
-        try:
-            message = json.loads(line)["message"]
-        except (ValueError, KeyError):
-            continue
-        said += message.get("rendered") or ""
-        if message["level"] == "error" and not STARVED.search(said):
-            return NotViable(f"error: {message['message'].splitlines()[0]}")
-    if (refused := REFUSED_C.search(said)) and not STARVED.search(said):
-        return NotViable(refused[0].strip())
-    return Error(f"the build failed, and no compiler refused the sources: see {log}")
+    refused = next(filter(None, (pattern.search(said) for pattern in REFUSED)), None)
+    if not refused or STARVED.search(said):
+        return Error(f"the build failed, and no compiler refused the sources: see {log}")
+    return NotViable(refused[refused.lastindex or 0].strip())

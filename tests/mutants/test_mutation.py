@@ -504,6 +504,11 @@ class Machines(unittest.TestCase):
                 self.assertEqual(self.in_machine(f"{left}; red").red, "m::a")
                 self.assertEqual(self.in_machine(f"{left}; green"), native.Outcome())
 
+    def test_workers_of_udev_are_nobodys_doing(self):
+        worker = "mkdir -p proc/7; echo '7 ((udev-worker)) S 1' >proc/7/stat"
+        self.assertEqual(self.in_machine(f"{worker}; red").red, "m::a")
+        self.assertEqual(self.nr_machines, 1)
+
     def test_what_was_killed_runs_again_in_another_machine(self):
         outcome = self.in_machine("printf 'test m::b ... '; exit 124")
         self.assertEqual((outcome.red, self.nr_machines), ("no end within its time", 2))

@@ -38,9 +38,9 @@ LEFT_IN = {"proc": "/proc", "scheduler": "/sys/kernel/sched_ext/state", "pins": 
 # is one in which something was left behind (N.soiled), as by a test that was killed.
 SCRIPT = """\
 end() {{ echo "$1" >"$n.new" && mv "$n.new" "$n.ended"; }}
-processes() {{ # those that are no kernel threads, nor this shell's
+processes() {{ # those that are no kernel threads, nor this shell's, nor udev's for its events
 	cat {proc}/[0-9]*/stat 2>/dev/null | awk -v own=$$ -v before=" $* " \\
-		'$3 != "Z" && $4 != 2 && $1 != own && $4 != own && !index(before, " " $1 " ") {{ print $1 }}'
+		'$2 !~ /udev/ && $3 != "Z" && $4 != 2 && $1 != own && $4 != own && !index(before, " " $1 " ") {{ print $1, $2 }}'
 }}
 left_behind() {{
 	grep -H enabled {scheduler}

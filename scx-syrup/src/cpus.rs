@@ -1,22 +1,45 @@
 //! An app's cores.
 
+use std::fs;
+
 use syrup_abi::abi::SYRUP_MAX_CPUS;
 use syrup_hook::{Error, Result};
 
 use crate::layout::syrup_scx_app;
 
 /// Checks a list of cores; the result is sorted and without repetitions.
-pub(crate) fn checked(cpus: &[u32], nr_cpus: u32) -> Result<Vec<u32>> {
+pub(crate) fn checked(cpus: &[u32], nr_cpus: u32, online: &[u32]) -> Result<Vec<u32>> {
     let mut cpus = cpus.to_vec();
     cpus.sort_unstable();
     cpus.dedup();
-    match cpus.last() {
-        Some(&last) if last >= nr_cpus => Err(Error::Usage(format!(
+    match (cpus.last(), cpus.iter().find(|cpu| !online.contains(cpu))) {
+        (Some(&last), _) if last >= nr_cpus => Err(Error::Usage(format!(
             "there is no core {last}: this machine has cores 0 to {}",
             nr_cpus - 1
         ))),
+        (_, Some(cpu)) => Err(Error::Usage(format!(
+            "core {cpu} is offline: 'echo 1 > /sys/devices/system/cpu/cpu{cpu}/online' brings it \
+             back, --cpus names others"
+        ))),
         _ => Ok(cpus),
     }
+}
+
+/// The cores that run, in order.
+pub(crate) fn online() -> Result<Vec<u32>> {
+    let file = "/sys/devices/system/cpu/online";
+    let text = fs::read_to_string(file).map_err(|e| Error::kernel(format!("read {file}"), e))?;
+    Ok(listed(&text))
+}
+
+/// Of a list as the kernel writes them: `0-2,5`.
+fn listed(text: &str) -> Vec<u32> {
+    let range = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(first.parse().ok()?..=last.parse().ok()?)
+    };
+    let cpus = text.trim().split(',').filter_map(range).flatten();
+    cpus.filter(|&cpu| cpu < SYRUP_MAX_CPUS).collect()
 }
 
 /// Writes them into the app's settings; none means all.
@@ -43,7 +66,8 @@ mod tests {
     #[test]
     fn cores_come_back_sorted_from_the_mask() {
         let mut app = syrup_scx_app::default();
-        set(&mut app, &checked(&[70, 3, 3, 0], 128).unwrap());
+        let online: Vec<u32> = (0..128).collect();
+        set(&mut app, &checked(&[70, 3, 3, 0], 128, &online).unwrap());
         assert_eq!(get(&app), [0, 3, 70]);
     }
 
@@ -57,10 +81,22 @@ mod tests {
 
     #[test]
     fn a_core_the_machine_lacks_is_refused() {
-        let error = checked(&[1, 4], 4).unwrap_err().to_string();
+        let checked = |cpus: &[u32]| checked(cpus, 4, &[0, 1, 3]);
+        let error = checked(&[1, 4]).unwrap_err().to_string();
         assert!(error.contains("no core 4") && error.contains("0 to 3"), "{error}");
-        assert_eq!(checked(&[3, 1], 4).unwrap(), [1, 3]);
-        assert!(checked(&[], 4).unwrap().is_empty());
+        let error = checked(&[1, 2]).unwrap_err().to_string();
+        assert!(error.contains("core 2 is offline"), "{error}");
+        assert_eq!(checked(&[3, 1]).unwrap(), [1, 3]);
+        assert!(checked(&[]).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_list_of_the_kernel_is_read() {
+        assert_eq!(listed("0-2,5\n"), [0, 1, 2, 5]);
+        assert_eq!(listed("7\n"), [7]);
+        assert_eq!(listed("\n"), Vec::<u32>::new());
+        assert_eq!(listed("510-600\n"), [510, 511]);
+        assert!(online().unwrap().contains(&0));
     }
 
     #[test]

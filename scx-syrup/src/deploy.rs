@@ -1,5 +1,6 @@
 //! Deployments: a slot of the root scheduler, a program in it, a record beside it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -14,10 +15,11 @@ use syrup_hook::{
     POLICY_PROGRAM, PolicyObject, Probe, Result, Target, process, set_constant,
 };
 
-use crate::health::Waits;
+use crate::health::{Cores, Waits};
 use crate::layout::{SYRUP_SCX_RESCUE_MS, syrup_scx_app};
 use crate::root::{Root, nr_cpus};
-use crate::{cpus, health, kernel, threads};
+use crate::threads::{self, Owner};
+use crate::{cpus, health, kernel};
 
 const HOOK: HookId = HookId::ScxSyrup;
 const VERDICTS: &str = "verdicts";
@@ -28,7 +30,7 @@ pub(crate) fn verify(policy: &Linked) -> Result<()> {
         return Err(Error::Unsupported { missing: what, advice });
     }
     let settings = settings(&policy.thread)?;
-    open(policy, 1, &settings, &[], settings.nr_executors(&[])?)?.load(POLICY_PROGRAM).map(drop)
+    open(policy, 1, &settings, &settings.executors(&[])?)?.load(POLICY_PROGRAM).map(drop)
 }
 
 /// Makes a policy live for an app that has none.
@@ -36,17 +38,20 @@ pub(crate) fn deploy(app: &App, policy: &Linked, target: &Target) -> Result<()> 
     if let Probe::Missing { what, advice } = kernel::probe() {
         return Err(Error::Unsupported { missing: what, advice });
     }
-    let cpus = cpus::checked(&target.cpus, nr_cpus()?)?;
     let settings = settings(&policy.thread)?;
+    let mut cpus = cpus::checked(&target.cpus, nr_cpus()?, &cpus::online()?)?;
+    if settings.cores {
+        // What its executors are, whatever comes online later.
+        cpus = settings.executors(&cpus)?;
+    }
     let weight = weight(target)?;
-    let tids = match target.pid {
-        Some(pid) => process::threads(pid)?,
-        None => Vec::new(),
-    };
+    if let Some(pid) = target.pid {
+        process::threads(pid)?;
+    }
 
     let had_root = Root::open(&app.bpffs)?.is_some();
     let root = Root::ensure(&app.bpffs)?;
-    let result = deploy_on(&root, app, policy, target, &cpus, &settings, weight, &tids);
+    let result = deploy_on(&root, app, policy, target, &cpus, &settings, weight);
     if result.is_err() && !had_root {
         root.stop()?;
     }
@@ -62,10 +67,11 @@ fn deploy_on(
     cpus: &[u32],
     settings: &Settings,
     weight: u32,
-    tids: &[i32],
 ) -> Result<()> {
     sweep(root, &app.bpffs)?;
     let slot = free_slot(&records(&app.bpffs)?)?;
+    let generation = root.app(slot)?.generation.wrapping_add(1);
+    let owner = Owner { slot, generation };
     let mut conf = syrup_scx_app {
         in_use: 1,
         weight,
@@ -73,13 +79,17 @@ fn deploy_on(
         nr_queues: settings.queues,
         last_queue: settings.queues - 1,
         cores: u32::from(settings.cores),
+        generation,
         ..Default::default()
     };
     cpus::set(&mut conf, cpus);
-    let nr_executors = settings.nr_executors(cpus)?;
+    let executors = settings.executors(cpus)?;
     let verdicts = verdict_map(cpus)?;
 
-    refuse_taken(root, &app.bpffs, tids, slot)?;
+    let table = root.map("syrup_threads")?;
+    if let Some(pid) = target.pid {
+        refuse_taken(root, &app.bpffs, &process::threads(pid)?, owner)?;
+    }
     let staged = Staged::new(&app.hook_dir(HOOK))?;
     sys::obj_pin(verdicts.as_fd(), &staged.path().join(VERDICTS))?;
     let mut record = syrup_record {
@@ -91,7 +101,7 @@ fn deploy_on(
         app: pin::name_field(&app.name),
         ..Default::default()
     };
-    describe(&mut record, policy, nr_executors);
+    describe(&mut record, policy, &executors);
     pin::write_record(staged.path(), &record)?;
 
     root.reset_slot(slot)?;
@@ -110,23 +120,54 @@ fn deploy_on(
             root.make_cores(slot)?;
         }
         root.set_app(slot, &conf)?;
-        let program = load(root, policy, slot, settings, cpus, nr_executors, &verdicts)?;
+        let program = load(root, policy, slot, settings, &executors, &verdicts)?;
         program.pin(&staged.path().join(pin::POLICY))?;
         program.with_fd(|fd| root.set_program(slot, Some(fd)))?;
         root.serve(slot, true)?;
-        let table = root.map("syrup_threads")?;
-        for (&tid, index) in tids.iter().zip(0..) {
-            check_affinity(tid, cpus)?;
-            match threads::register(&table, tid, slot, index) {
-                // It ended meanwhile; the others keep their indices.
-                Err(Error::NotFound { .. }) => {}
-                other => other?,
-            }
+        match target.pid {
+            Some(pid) => adopt(root, app, &table, owner, pid, cpus),
+            None => Ok(()),
         }
-        Ok(())
     };
     go().map_err(undo)?;
     staged.commit().map_err(undo)
+}
+
+/// Registers the threads of a process, in the order of their ids: also those that they
+/// start until they are registered, from when on their children belong to the app too.
+fn adopt(root: &Root, app: &App, table: &Map, owner: Owner, pid: i32, cpus: &[u32]) -> Result<()> {
+    const ROUNDS: usize = 20;
+    let (mut seen, mut adopted) = (BTreeSet::new(), 0);
+    for _ in 0..ROUNDS {
+        let mut new = Vec::new();
+        for tid in process::threads(pid)? {
+            if seen.insert(tid) && threads::owner_of(table, tid)? != Some(owner) {
+                new.push(tid);
+            }
+        }
+        if new.is_empty() {
+            return match threads::of(table, owner)?.is_empty() {
+                false => Ok(()),
+                true => Err(Error::NotFound {
+                    what: format!("process {pid} has ended"),
+                    advice: "give the id of a running process".to_owned(),
+                }),
+            };
+        }
+        refuse_taken(root, &app.bpffs, &new, owner)?;
+        for tid in new {
+            check_affinity(tid, cpus)?;
+            match threads::register(table, tid, owner, adopted) {
+                Ok(()) => adopted += 1,
+                // It ended meanwhile.
+                Err(Error::NotFound { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+    Err(Error::Timeout(format!(
+        "the threads of process {pid}: it starts more than can be registered meanwhile"
+    )))
 }
 
 /// Puts a policy in the slot of the live one.
@@ -137,20 +178,20 @@ pub(crate) fn replace(app: &App, policy: &Linked) -> Result<()> {
     let settings = settings(&policy.thread)?;
     let mut conf = root.app(record.slot)?;
     let cpus = cpus::get(&conf);
-    let nr_executors = settings.nr_executors(&cpus)?;
+    let executors = settings.executors(&cpus)?;
     let verdicts = Map::open(&dir.join(VERDICTS))?;
     if settings.cores && conf.cores == 0 {
         root.make_cores(record.slot)?;
         conf.cores = 1;
     }
-    let program = load(&root, policy, record.slot, &settings, &cpus, nr_executors, &verdicts)?;
+    let program = load(&root, policy, record.slot, &settings, &executors, &verdicts)?;
     // Queues of both policies are served from before the change on, so no
     // thread that the old policy placed is left behind.
     conf.nr_queues = conf.nr_queues.max(settings.queues);
     conf.rescue_ns = settings.rescue_ns;
     root.set_app(record.slot, &conf)?;
     record.generation += 1;
-    describe(&mut record, policy, nr_executors);
+    describe(&mut record, policy, &executors);
     // For whoever reads it after a death before the count below.
     record.counted_before = counters(&root, record.slot)?.0;
     let live = root.program_id(record.slot)?;
@@ -232,14 +273,16 @@ pub(crate) fn register(app: &App, executor: Executor, index: Option<u32>) -> Res
         return Err(Error::Usage(format!("the executors of {HOOK} are threads, not sockets")));
     };
     let (record, root) = deployed(app)?;
-    refuse_taken(&root, &app.bpffs, &[tid], record.slot)?;
+    let conf = root.app(record.slot)?;
+    let owner = Owner { slot: record.slot, generation: conf.generation };
+    refuse_taken(&root, &app.bpffs, &[tid], owner)?;
     if index == Some(abi::SYRUP_INDEX_NONE) {
         return Err(Error::Usage(format!("{} is no index", abi::SYRUP_INDEX_NONE)));
     }
-    check_affinity(tid, &cpus::get(&root.app(record.slot)?))?;
+    check_affinity(tid, &cpus::get(&conf))?;
     let table = root.map("syrup_threads")?;
     let (known, others): (Vec<_>, Vec<_>) =
-        threads::of_slot(&table, record.slot)?.into_iter().partition(|thread| thread.tid == tid);
+        threads::of(&table, owner)?.into_iter().partition(|thread| thread.tid == tid);
     let present = known.first().map(|thread| thread.index);
     let index = index
         .or(present.filter(|&index| index != abi::SYRUP_INDEX_NONE))
@@ -247,7 +290,7 @@ pub(crate) fn register(app: &App, executor: Executor, index: Option<u32>) -> Res
     for other in others.iter().filter(|thread| thread.index == index) {
         threads::set_index(&table, other.tid, abi::SYRUP_INDEX_NONE)?;
     }
-    threads::register(&table, tid, record.slot, index)?;
+    threads::register(&table, tid, owner, index)?;
     Ok(index)
 }
 
@@ -285,6 +328,21 @@ pub(crate) fn read(app: &App) -> Result<Option<Deployment>> {
         }
         None => crate::root::State::Ejected("the root scheduler's pins are gone".to_owned()),
     };
+    let health = match health::judge(
+        &state,
+        program_id != 0,
+        &counted.since(&Counters(record.counted_before)),
+        waits,
+        &Cores::of(&cores, record.thread.executors == abi::SYRUP_CORES, &cpus::online()?),
+    ) {
+        Health::Live if nr_threads == 0 => Health::Waiting(format!(
+            "it waits for its first thread; let the application register its threads \
+                 (syr_register_thread), or 'syrupctl unload {HOOK} --app {app}' and load it again \
+                 with --pid",
+            app = app.name
+        )),
+        health => health,
+    };
     let verdicts = Map::open(&dir.join(VERDICTS))?;
     let nr_verdicts = record.nr_executors.min(verdicts.max_entries());
     Ok(Some(Deployment {
@@ -301,20 +359,7 @@ pub(crate) fn read(app: &App) -> Result<Option<Deployment>> {
         nr_executors: record.nr_executors,
         nr_threads: Some(nr_threads),
         cpus: cores,
-        health: match health::judge(
-            &state,
-            program_id != 0,
-            &counted.since(&Counters(record.counted_before)),
-            waits,
-        ) {
-            Health::Live if nr_threads == 0 => Health::Waiting(format!(
-                "it waits for its first thread; let the application register its threads \
-                 (syr_register_thread), or 'syrupctl unload {HOOK} --app {app}' and load it again \
-                 with --pid",
-                app = app.name
-            )),
-            health => health,
-        },
+        health,
         counters: counted,
         verdicts: (0..nr_verdicts).map(|key| verdicts.sum(key)).collect::<Result<_>>()?,
     }))
@@ -365,7 +410,7 @@ fn sweep(root: &Root, bpffs: &Path) -> Result<()> {
 fn clear_slot(root: &Root, slot: u32) -> Result<()> {
     let conf = root.app(slot)?;
     root.set_app(slot, &syrup_scx_app { in_use: 0, ..conf })?;
-    threads::release_all(&root.map("syrup_threads")?, slot)?;
+    threads::release_all(&root.map("syrup_threads")?, &root.map("syrup_members")?, slot)?;
     root.set_program(slot, None)?;
     root.serve(slot, false)
 }
@@ -433,12 +478,13 @@ fn settings(policy: &syrup_thread_policy) -> Result<Settings> {
 }
 
 impl Settings {
-    /// How many executors `schedule()` may name.
-    fn nr_executors(&self, cpus: &[u32]) -> Result<u32> {
-        match (self.cores, cpus.len()) {
-            (false, _) => Ok(self.queues),
-            (true, 0) => nr_cpus(),
-            (true, nr) => Ok(nr as u32),
+    /// What the numbers that `schedule()` may return stand for: queues, or the app's
+    /// cores, which are those that are online when nobody named some.
+    fn executors(&self, cpus: &[u32]) -> Result<Vec<u32>> {
+        match (self.cores, cpus) {
+            (false, _) => Ok((0..self.queues).collect()),
+            (true, []) => cpus::online(),
+            (true, cpus) => Ok(cpus.to_vec()),
         }
     }
 }
@@ -449,11 +495,10 @@ fn load(
     policy: &Linked,
     slot: u32,
     settings: &Settings,
-    cpus: &[u32],
-    nr_executors: u32,
+    executors: &[u32],
     verdicts: &Map,
 ) -> Result<LoadedProgram> {
-    let mut object = open(policy, slot, settings, cpus, nr_executors)?;
+    let mut object = open(policy, slot, settings, executors)?;
     for (name, fd) in root.shared()? {
         object.share(name, fd.as_fd())?;
     }
@@ -466,13 +511,11 @@ fn open(
     policy: &Linked,
     slot: u32,
     settings: &Settings,
-    cpus: &[u32],
-    nr_executors: u32,
+    executors: &[u32],
 ) -> Result<PolicyObject> {
-    let mut cpu_of = Vec::with_capacity(abi::SYRUP_MAX_CPUS as usize * 2);
-    for executor in 0..abi::SYRUP_MAX_CPUS {
-        let cpu = cpus.get(executor as usize).copied().unwrap_or(executor);
-        cpu_of.extend_from_slice(&(cpu as u16).to_ne_bytes());
+    let mut cpu_of = vec![0; abi::SYRUP_MAX_CPUS as usize * 2];
+    for (entry, &cpu) in cpu_of.chunks_exact_mut(2).zip(executors) {
+        entry.copy_from_slice(&(cpu as u16).to_ne_bytes());
     }
     let mut image = policy.object.clone();
     let mut set = |name: &str, value: &[u8]| match set_constant(&mut image, name, value)? {
@@ -482,7 +525,7 @@ fn open(
         ))),
     };
     set("syrup_slot", &slot.to_ne_bytes())?;
-    set("syrup_nr_executors", &nr_executors.to_ne_bytes())?;
+    set("syrup_nr_executors", &(executors.len() as u32).to_ne_bytes())?;
     set("syrup_is_cores", &u32::from(settings.cores).to_ne_bytes())?;
     set("syrup_preempt", &u32::from(settings.preempt).to_ne_bytes())?;
     set("syrup_cpu_of", &cpu_of)?;
@@ -511,11 +554,11 @@ fn verdict_map(cpus: &[u32]) -> Result<Map> {
     Map::new(fd)
 }
 
-fn describe(record: &mut syrup_record, policy: &Linked, nr_executors: u32) {
+fn describe(record: &mut syrup_record, policy: &Linked, executors: &[u32]) {
     record.policy = pin::name_field(&policy.name);
     record.policy_sha256 = policy.sha256;
     record.thread = policy.thread;
-    record.nr_executors = nr_executors;
+    record.nr_executors = executors.len() as u32;
     record.deployed_at_ns = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX));
@@ -556,13 +599,16 @@ fn free_slot(records: &[syrup_record]) -> Result<u32> {
 
 /// A thread is one app's: two policies cannot both decide about it, and its app would
 /// lose it without a word.
-fn refuse_taken(root: &Root, bpffs: &Path, tids: &[i32], slot: u32) -> Result<()> {
+fn refuse_taken(root: &Root, bpffs: &Path, tids: &[i32], by: Owner) -> Result<()> {
     let table = root.map("syrup_threads")?;
     for &tid in tids {
-        let Some(owner) = threads::slot_of(&table, tid)?.filter(|&owner| owner != slot) else {
+        let Some(owner) = threads::owner_of(&table, tid)?.filter(|&owner| owner != by) else {
             continue;
         };
-        if let Some(record) = records(bpffs)?.iter().find(|record| record.slot == owner) {
+        if root.app(owner.slot)?.generation != owner.generation {
+            continue;
+        }
+        if let Some(record) = records(bpffs)?.iter().find(|record| record.slot == owner.slot) {
             let app = pin::field_name(&record.app);
             return Err(Error::Conflict {
                 what: format!("thread {tid} is scheduled for app '{app}'"),
@@ -637,7 +683,7 @@ mod tests {
         let expected =
             Settings { queues: 8, preempt: true, cores: false, rescue_ns: 2_000_000_000 };
         assert_eq!(most, expected);
-        assert_eq!(most.nr_executors(&[1, 2]).unwrap(), 8, "queues, whatever the cores");
+        assert_eq!(most.executors(&[1, 2]).unwrap().len(), 8, "queues, whatever the cores");
     }
 
     #[test]
@@ -654,8 +700,8 @@ mod tests {
     #[test]
     fn core_executors_are_the_apps_cores() {
         let cores = settings(&policy(4, 0, abi::SYRUP_CORES, 0)).unwrap();
-        assert_eq!((cores.queues, cores.nr_executors(&[2, 5, 7]).unwrap()), (1, 3));
-        assert_eq!(cores.nr_executors(&[]).unwrap(), nr_cpus().unwrap());
+        assert_eq!((cores.queues, cores.executors(&[2, 5, 7]).unwrap()), (1, vec![2, 5, 7]));
+        assert_eq!(cores.executors(&[]).unwrap(), cpus::online().unwrap());
     }
 
     #[test]

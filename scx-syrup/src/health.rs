@@ -34,8 +34,32 @@ impl Waits {
     }
 }
 
+/// The app's cores, as far as some are offline.
+#[derive(Debug, Default)]
+pub(crate) struct Cores {
+    offline: Vec<u32>,
+    all_offline: bool,
+    /// Its policy chooses among them.
+    are_executors: bool,
+}
+
+impl Cores {
+    /// `cpus` is empty where the app may use all.
+    pub fn of(cpus: &[u32], are_executors: bool, online: &[u32]) -> Self {
+        let offline: Vec<u32> = cpus.iter().copied().filter(|cpu| !online.contains(cpu)).collect();
+        let all_offline = !cpus.is_empty() && offline.len() == cpus.len();
+        Self { offline, all_offline, are_executors }
+    }
+}
+
 /// The verdict over what was read. `has_program` is false when the slot is empty.
-pub(crate) fn judge(state: &State, has_program: bool, counters: &Counters, waits: Waits) -> Health {
+pub(crate) fn judge(
+    state: &State,
+    has_program: bool,
+    counters: &Counters,
+    waits: Waits,
+    cores: &Cores,
+) -> Health {
     if let State::Ejected(why) = state {
         return Health::Ejected(why.clone());
     }
@@ -55,6 +79,19 @@ pub(crate) fn judge(state: &State, has_program: bool, counters: &Counters, waits
         return Health::Degraded(format!(
             "schedule() never named an executor there is ({out_of_range} of {inputs} verdicts out \
              of range): the default decides"
+        ));
+    }
+    let offline = &cores.offline;
+    if cores.all_offline {
+        return Health::Degraded(format!(
+            "no core of the app is online (its cores: {offline:?}): its threads compete on others \
+             as threads of nobody"
+        ));
+    }
+    if cores.are_executors && refused > 0 && !offline.is_empty() {
+        return Health::Degraded(format!(
+            "{refused} of {inputs} inputs were for cores that are offline ({offline:?}) or that the \
+             threads' own affinity excludes: the app's other cores serve them"
         ));
     }
     if chosen == 0 && refused > 0 {
@@ -99,12 +136,15 @@ mod tests {
 
     fn degraded(values: &[(u32, u64)]) -> bool {
         let waits = Waits::default();
-        matches!(judge(&State::Live, true, &counters(values), waits), Health::Degraded(_))
+        let health = judge(&State::Live, true, &counters(values), waits, &Cores::default());
+        matches!(health, Health::Degraded(_))
     }
 
     #[test]
     fn a_deployment_without_threads_yet_is_live() {
-        assert_eq!(judge(&State::Live, true, &Counters::default(), Waits::default()), Health::Live);
+        let none = Counters::default();
+        let health = judge(&State::Live, true, &none, Waits::default(), &Cores::default());
+        assert_eq!(health, Health::Live);
     }
 
     #[test]
@@ -123,11 +163,12 @@ mod tests {
     #[test]
     fn an_empty_slot_is_degraded_and_an_ejection_says_why() {
         let none = Counters::default();
-        assert!(matches!(judge(&State::Live, false, &none, Waits::default()), Health::Degraded(_)));
-        assert_eq!(
-            judge(&State::Ejected("stall".into()), true, &none, Waits::default()),
-            Health::Ejected("stall".into())
-        );
+        let of = |state: &State, has_program| {
+            judge(state, has_program, &none, Waits::default(), &Cores::default())
+        };
+        assert!(matches!(of(&State::Live, false), Health::Degraded(_)));
+        let ejected = of(&State::Ejected("stall".into()), true);
+        assert_eq!(ejected, Health::Ejected("stall".into()));
     }
 
     #[test]
@@ -138,7 +179,7 @@ mod tests {
                 deadline: Duration::from_millis(deadline_ms),
             };
             let values = counters(&[(SYRUP_INPUTS, 9), (SYRUP_CHOSEN, 9)]);
-            judge(&State::Live, true, &values, waits)
+            judge(&State::Live, true, &values, waits, &Cores::default())
         };
         assert_eq!(waiting(1999, 200), Health::Live);
         assert!(
@@ -149,12 +190,33 @@ mod tests {
     }
 
     #[test]
+    fn cores_that_are_offline_degrade_when_it_matters() {
+        let of = |cpus: &[u32], are_executors, refused| {
+            let values = [(SYRUP_INPUTS, 9), (SYRUP_CHOSEN, 7), (SYRUP_ENFORCE_FAILED, refused)];
+            let cores = Cores::of(cpus, are_executors, &[0, 1, 3]);
+            match judge(&State::Live, true, &counters(&values), Waits::default(), &cores) {
+                Health::Degraded(why) => why,
+                health => format!("{health:?}"),
+            }
+        };
+        assert!(
+            of(&[2, 3], true, 2).starts_with("2 of 9 inputs were for cores that are offline ([2])")
+        );
+        assert_eq!(of(&[2, 3], true, 0), "Live");
+        assert_eq!(of(&[2, 3], false, 0), "Live");
+        assert_eq!(of(&[1, 3], true, 2), "Live");
+        assert_eq!(of(&[], true, 2), "Live");
+        assert!(of(&[2], false, 0).starts_with("no core of the app is online"));
+    }
+
+    #[test]
     fn each_reason_is_told_with_its_numbers() {
         let why = |values: &[(u32, u64)]| match judge(
             &State::Live,
             true,
             &counters(values),
             Waits::default(),
+            &Cores::default(),
         ) {
             Health::Degraded(why) => why,
             other => panic!("{values:?}: {other:?}"),

@@ -10,7 +10,7 @@
 
 #include <syrup/abi.h>
 
-#define SYRUP_SCX_VERSION   3
+#define SYRUP_SCX_VERSION   4
 #define SYRUP_SCX_CPU_WORDS (SYRUP_MAX_CPUS / 64)
 
 /* How long a thread runs when its policy does not say: as the kernel's own default. */
@@ -39,17 +39,23 @@ struct syrup_scx_app {
 	__u32 last_queue; /* where threads go that the policy did not place */
 	__u32 cores;      /* 1: the queues of single cores exist */
 	__u32 masked;     /* 1: only the CPUs in `cpus`; 0: all */
+	__u32 generation; /* of the slot's apps, of which this is the latest */
+	__u32 _pad;
 	__u64 cpus[SYRUP_SCX_CPU_WORDS];
 };
-_Static_assert(sizeof(struct syrup_scx_app) == 96, "syrup_scx_app");
+_Static_assert(sizeof(struct syrup_scx_app) == 104, "syrup_scx_app");
 
 /*
- * A registered thread: task storage. The loader writes slot and index and
- * leaves the rest zero; the root scheduler owns the rest.
+ * A registered thread: task storage. The loader writes slot, generation and index
+ * and leaves the rest zero; the root scheduler owns the rest. A thread that is out of
+ * the class when its app goes keeps its storage: the generation tells it from those
+ * of the slot's next app.
  */
 struct syrup_scx_thread {
 	__u32 slot;
 	__u32 index;
+	__u32 generation;
+	__u32 _pad;
 	__u64 runtime_ns; /* see struct syrup_thread */
 	__u64 ran_ns;
 	__u64 runnable_at_ns;
@@ -60,7 +66,7 @@ struct syrup_scx_thread {
 	__u16 place;          /* low half of the id of the queue it was put into */
 	__u32 state;          /* enum syrup_scx_state bits */
 };
-_Static_assert(sizeof(struct syrup_scx_thread) == 64, "syrup_scx_thread");
+_Static_assert(sizeof(struct syrup_scx_thread) == 72, "syrup_scx_thread");
 
 enum syrup_scx_state {
 	SYRUP_SCX_PREEMPTED = 1 << 0, /* lost its CPU with slice left */
@@ -70,7 +76,15 @@ enum syrup_scx_state {
 	SYRUP_SCX_IDLE_CPU = 1 << 4, /* select_cpu found an idle CPU, which will dispatch */
 	SYRUP_SCX_PUT_BACK = 1 << 5, /* was taken too early: keeps its place, nobody is asked */
 	SYRUP_SCX_PREEMPTS = 1 << 6, /* its policy lets it preempt others */
+	SYRUP_SCX_STARTING = 1 << 7, /* counted as such, and not in the class yet */
 };
+
+/* Threads of a slot: written by the root scheduler. */
+struct syrup_scx_members {
+	__s64 in_class;
+	__s64 starting; /* being forked: they enter the class soon, and nobody sees them yet */
+};
+_Static_assert(sizeof(struct syrup_scx_members) == 16, "syrup_scx_members");
 
 /* What became of an app's time: written by the root scheduler; a cache line for each. */
 struct syrup_scx_time {

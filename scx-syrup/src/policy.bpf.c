@@ -62,12 +62,12 @@ void BPF_PROG(syrup_policy, struct task_struct *p, u64 enq_flags)
 		to_core = syrup_is_cores;
 		if (to_core) {
 			cpu = syrup_cpu_of[verdict % SYRUP_MAX_CPUS];
-			to_core = bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
+			to_core = bpf_cpumask_test_cpu(cpu, p->cpus_ptr) && is_online(cpu);
 		} else {
 			queue = verdict % SYRUP_MAX_QUEUES;
 		}
 		if (syrup_is_cores && !to_core) {
-			/* The thread's own affinity excludes that core. */
+			/* The thread's own affinity excludes that core, or it is offline. */
 			count(syrup_slot, SYRUP_ENFORCE_FAILED);
 		} else {
 			count(syrup_slot, SYRUP_CHOSEN);

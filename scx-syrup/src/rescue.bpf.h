@@ -135,7 +135,7 @@ __noinline int rescue(u32 slot, u32 cpu)
  * registers because the verifier would follow every value they can have through
  * the loops around.
  */
-static u32 best_cpu, best_score, appointments;
+static u32 best_cpu, best_score, appointments, first_slot;
 static u64 watch_at;
 
 /*
@@ -148,6 +148,7 @@ static u64 watch_at;
 static __always_inline void appoint(struct task_struct *p, u32 slot,
 				    const struct syrup_scx_app *app, u64 waited)
 {
+	const struct cpumask *online = scx_bpf_get_online_cpumask();
 	struct syrup_running *on;
 	u32 cpu;
 
@@ -157,7 +158,7 @@ static __always_inline void appoint(struct task_struct *p, u32 slot,
 		u32 score = 1;
 
 		on = running_on(cpu);
-		if (!on || !may_run_on(p, cpu))
+		if (!on || !may_run_on(p, cpu) || !bpf_cpumask_test_cpu(cpu, online))
 			continue;
 		if (on->rescue || on->rescued)
 			continue;
@@ -175,6 +176,7 @@ static __always_inline void appoint(struct task_struct *p, u32 slot,
 		if (score > 8)
 			break;
 	}
+	scx_bpf_put_cpumask(online);
 	if (!best_score || (best_score < 4 && !far_behind(app, waited)))
 		return;
 	on = running_on(best_cpu);
@@ -246,7 +248,7 @@ static int on_tick(void *map, int *key, struct bpf_timer *timer)
 {
 	struct syrup_scx_root *root_state = root();
 	u64 bits, now = bpf_ktime_get_ns(), next = 100 * NSEC_PER_MSEC;
-	u32 i;
+	u32 i, first = first_slot % SYRUP_MAX_APPS;
 
 	if (!root_state)
 		return 0;
@@ -259,14 +261,23 @@ static int on_tick(void *map, int *key, struct bpf_timer *timer)
 		return 0;
 	}
 	appointments = 0;
+	/*
+	 * One whose threads are all overdue takes every CPU that is left, so the next
+	 * look begins with another.
+	 */
 	bits = root_state->slots_in_use;
+	bits = bits >> first | bits << (SYRUP_MAX_APPS - first) % SYRUP_MAX_APPS;
 	bpf_for(i, 0, SYRUP_MAX_APPS) {
+		u32 slot, before_it = appointments;
 		u64 again;
 
 		if (!bits)
 			break;
-		again = watch_app(lowest_bit(bits) % SYRUP_MAX_APPS);
+		slot = (first + lowest_bit(bits)) % SYRUP_MAX_APPS;
 		bits &= bits - 1;
+		again = watch_app(slot);
+		if (!before_it && appointments)
+			first_slot = slot + 1;
 		if (again < next)
 			next = again;
 	}

@@ -45,7 +45,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, SYRUP_MAX_APPS);
 	__type(key, __u32);
-	__type(value, __s64);
+	__type(value, struct syrup_scx_members);
 } syrup_members SEC(".maps");
 
 /* The furthest virtual time of an app that ran: where apps that slept start again. */
@@ -84,7 +84,19 @@ static __always_inline u32 slot_on(u32 cpu, struct task_struct *p, const struct 
 	return app && home_of(p, app, cpu) >= 0 ? slot : 0;
 }
 
-/* A child of a registered thread belongs to the same app, under no index. */
+static __always_inline void count_starting(u32 slot, s64 change)
+{
+	struct syrup_scx_members *members = bpf_map_lookup_elem(&syrup_members, &slot);
+
+	if (members)
+		__sync_fetch_and_add(&members->starting, change);
+}
+
+/*
+ * A child of a registered thread belongs to the same app, under no index. Also of an
+ * app that is just going: it enters the class with its parent, and what is not known
+ * to be the app's would not be given back.
+ */
 s32 SEC("struct_ops.s/init_task")
 	BPF_PROG(syrup_init_task, struct task_struct *p, struct scx_init_task_args *args)
 {
@@ -93,30 +105,56 @@ s32 SEC("struct_ops.s/init_task")
 	if (!args->fork)
 		return 0;
 	parent = bpf_task_storage_get(&syrup_threads, bpf_get_current_task_btf(), NULL, 0);
-	if (!parent || !slot_of(parent))
+	if (!parent || !parent->slot)
 		return 0;
 	child = bpf_task_storage_get(&syrup_threads, p, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!child)
 		return -12; /* ENOMEM: the fork fails, as it would without us */
 	child->slot = parent->slot;
+	child->generation = parent->generation;
 	child->index = SYRUP_INDEX_NONE;
+	if (p->policy == SCHED_EXT) {
+		child->state = SYRUP_SCX_STARTING;
+		count_starting(child->slot, 1);
+	}
 	return 0;
+}
+
+/* Has entered the class, or was not forked after all. */
+static __always_inline void has_started(struct syrup_scx_thread *t)
+{
+	if (!t || !(t->state & SYRUP_SCX_STARTING))
+		return;
+	t->state &= ~SYRUP_SCX_STARTING;
+	count_starting(t->slot, -1);
 }
 
 static __always_inline void count_member(struct task_struct *p, s64 change)
 {
 	struct syrup_scx_thread *t = thread_of(p);
 	u32 slot = t ? t->slot : 0;
-	s64 *members = bpf_map_lookup_elem(&syrup_members, &slot);
+	struct syrup_scx_app *app = app_of(slot);
+	struct syrup_scx_members *members;
 
+	/* Also while its app is going, so that it is counted out where it was counted in. */
+	if (!t || !app || app->generation != t->generation)
+		slot = 0;
+	members = bpf_map_lookup_elem(&syrup_members, &slot);
 	if (members)
-		__sync_fetch_and_add(members, change);
+		__sync_fetch_and_add(&members->in_class, change);
 }
 
 /* Enters the class: registered just now, or forked by a thread that is in it. */
 void SEC("struct_ops/enable") BPF_PROG(syrup_enable, struct task_struct *p)
 {
 	count_member(p, 1);
+	has_started(thread_of(p));
+}
+
+void SEC("struct_ops/exit_task")
+	BPF_PROG(syrup_exit_task, struct task_struct *p, struct scx_exit_task_args *args)
+{
+	has_started(thread_of(p));
 }
 
 /* Leaves it, or exits. */
@@ -403,10 +441,13 @@ void SEC("struct_ops/dispatch") BPF_PROG(syrup_dispatch, s32 cpu, struct task_st
 	if (queued(prev)) {
 		struct syrup_scx_app *app = app_of(on->slot);
 
-		/* Outside its app's cores it does not go on: see running. */
-		if (app && app_has_cpu(app, cpu)) {
+		t = thread_of(prev);
+		/*
+		 * Outside its app's cores it does not go on (see running), nor as a thread
+		 * of nobody when a core of its app is there again.
+		 */
+		if (app && app_has_cpu(app, cpu) && (on->slot || !slot_on(cpu, prev, t))) {
 			prev_slot = on->slot;
-			t = thread_of(prev);
 			charge(on, prev, t);
 			/* With some of its slice left it keeps its place in its queue. */
 			limit = on->queue;
@@ -545,7 +586,8 @@ bool SEC("struct_ops/yield") BPF_PROG(syrup_yield, struct task_struct *from, str
 /*
  * A thread can be queued between the last look of a CPU that goes idle and the
  * moment when the CPU counts as idle. Nobody calls this CPU for it, so it looks once
- * more.
+ * more. Not one that goes offline: the kernel would never do the irq work of the kick,
+ * nor any other of this CPU when it is back, and grace periods of RCU tasks hang on one.
  */
 void SEC("struct_ops/update_idle") BPF_PROG(syrup_update_idle, s32 cpu, bool idle)
 {
@@ -553,7 +595,7 @@ void SEC("struct_ops/update_idle") BPF_PROG(syrup_update_idle, s32 cpu, bool idl
 	u64 bits;
 	u32 i;
 
-	if (!idle || !root_state)
+	if (!idle || !root_state || !is_online(cpu))
 		return;
 	bits = root_state->slots_in_use;
 	bpf_for(i, 0, SYRUP_MAX_APPS) {
@@ -653,6 +695,7 @@ struct sched_ext_ops syrup = {
 	.init_task = (void *)syrup_init_task,
 	.enable = (void *)syrup_enable,
 	.disable = (void *)syrup_disable,
+	.exit_task = (void *)syrup_exit_task,
 	.select_cpu = (void *)syrup_select_cpu,
 	.enqueue = (void *)syrup_enqueue_op,
 	.dispatch = (void *)syrup_dispatch,

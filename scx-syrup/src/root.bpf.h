@@ -40,7 +40,7 @@ static __always_inline u32 slot_of(const struct syrup_scx_thread *t)
 	if (slot >= SYRUP_MAX_APPS)
 		return 0;
 	app = app_of(slot);
-	return app && app->in_use ? slot : 0;
+	return t && app && app->in_use && app->generation == t->generation ? slot : 0;
 }
 
 static __always_inline bool before(u64 a, u64 b)

@@ -18,6 +18,7 @@ use crate::layout::{
     Plain as _, SYRUP_SCX_VERSION, syrup_scx_app, syrup_scx_make_cores, syrup_scx_root,
     syrup_scx_time,
 };
+use crate::threads;
 
 const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/root.o"));
 /// Folder below the pin root; no app can have this name.
@@ -285,8 +286,7 @@ impl Root {
 
     /// Threads of a slot that are `SCHED_EXT` now.
     pub fn members(&self, slot: u32) -> Result<u32> {
-        let bytes = self.map("syrup_members")?.lookup(&slot.to_ne_bytes())?.unwrap_or_default();
-        let count = bytes.try_into().map(i64::from_ne_bytes).unwrap_or_default();
+        let count = threads::counted(&self.map("syrup_members")?, slot)?.in_class;
         Ok(u32::try_from(count.max(0)).unwrap_or(u32::MAX))
     }
 

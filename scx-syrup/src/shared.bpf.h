@@ -149,27 +149,44 @@ static __always_inline bool taken_by_others(u32 cpu)
 	return curr && !(curr->flags & PF_KTHREAD) && curr->policy != SCHED_EXT;
 }
 
+/* Nothing comes for what waits for a CPU that is offline. */
+static __always_inline bool is_online(u32 cpu)
+{
+	const struct cpumask *online = scx_bpf_get_online_cpumask();
+	bool is = bpf_cpumask_test_cpu(cpu, online);
+
+	scx_bpf_put_cpumask(online);
+	return is;
+}
+
 /*
- * The thread's own CPU if it is one of the app's, else one of these on which it may
- * run, if possible one that others have not taken; negative when there is none.
+ * The thread's own CPU if it is one of the app's, else one of these that is online and
+ * on which it may run, if possible one that others have not taken; negative when there
+ * is none.
  */
 static __always_inline s32 home_of(struct task_struct *p, const struct syrup_scx_app *app, u32 own)
 {
+	const struct cpumask *online;
 	u32 nr = nr_cpus(), i;
 	s32 home = -1;
 
 	if (app_has_cpu(app, own))
 		return own;
+	online = scx_bpf_get_online_cpumask();
 	bpf_for(i, 0, nr) {
 		u32 cpu = (p->pid + i) % nr;
+		bool taken;
 
-		if (!app_has_cpu(app, cpu) || !bpf_cpumask_test_cpu(cpu, p->cpus_ptr))
+		if (!app_has_cpu(app, cpu) || !bpf_cpumask_test_cpu(cpu, p->cpus_ptr) ||
+		    !bpf_cpumask_test_cpu(cpu, online))
 			continue;
-		if (!taken_by_others(cpu))
-			return cpu;
-		if (home < 0)
+		taken = taken_by_others(cpu);
+		if (home < 0 || !taken)
 			home = cpu;
+		if (!taken)
+			break;
 	}
+	scx_bpf_put_cpumask(online);
 	return home;
 }
 

@@ -3,12 +3,13 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::time::{Duration, Instant};
 
 use syrup_abi::abi;
 use syrup_hook::sys::Map;
 use syrup_hook::{Error, Result};
 
-use crate::layout::{Plain as _, syrup_scx_thread};
+use crate::layout::{Plain as _, syrup_scx_members, syrup_scx_thread};
 
 const SCHED_OTHER: i32 = 0;
 const SCHED_EXT: i32 = 7;
@@ -16,30 +17,46 @@ const SCHED_EXT: i32 = 7;
 const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
 /// Scans of /proc while an app is emptied: threads it forks meanwhile inherit.
 const RELEASE_ROUNDS: usize = 20;
+/// A fork takes far less, unless it waits for memory.
+const STARTING: Duration = Duration::from_secs(1);
+
+/// An app as the root scheduler knows it: a slot, and which of the apps that had it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub slot: u32,
+    pub generation: u32,
+}
+
+impl Owner {
+    fn of(thread: &syrup_scx_thread) -> Self {
+        Self { slot: thread.slot, generation: thread.generation }
+    }
+}
 
 /// A registered thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Registered {
     pub tid: i32,
-    pub slot: u32,
+    pub owner: Owner,
     pub index: u32,
 }
 
 /// Gives a thread to an app: first the storage, so that the root scheduler
 /// knows it from its first enqueue on, then the scheduling class.
-pub(crate) fn register(threads: &Map, tid: i32, slot: u32, index: u32) -> Result<()> {
+pub(crate) fn register(threads: &Map, tid: i32, owner: Owner, index: u32) -> Result<()> {
     let pidfd = pidfd(tid)?.ok_or_else(|| no_such_thread(tid))?;
     let key = pidfd.as_raw_fd().to_ne_bytes();
     if is_ext(tid) {
         // What is remembered of a wait that is under way stays.
-        if lookup(threads, key)?.is_some_and(|thread| thread.slot == slot) {
+        if lookup(threads, key)?.is_some_and(|thread| Owner::of(&thread) == owner) {
             return set_index(threads, tid, index);
         }
         // In the class it counts as a thread of the app it has, so it leaves that first.
         set_policy(tid, SCHED_OTHER)
             .map_err(|e| Error::kernel(format!("make thread {tid} SCHED_OTHER"), e))?;
     }
-    let value = syrup_scx_thread { slot, index, ..Default::default() };
+    let Owner { slot, generation } = owner;
+    let value = syrup_scx_thread { slot, generation, index, ..Default::default() };
     threads.update(&key, value.bytes())?;
     match set_policy(tid, SCHED_EXT) {
         Ok(()) => Ok(()),
@@ -53,19 +70,32 @@ pub(crate) fn register(threads: &Map, tid: i32, slot: u32, index: u32) -> Result
     }
 }
 
-/// The slot of the app that schedules a thread now; `None` when none does.
-pub(crate) fn slot_of(threads: &Map, tid: i32) -> Result<Option<u32>> {
+/// The app that a thread of the class is registered for, which may be gone; `None` when
+/// it is not in the class.
+pub(crate) fn owner_of(threads: &Map, tid: i32) -> Result<Option<Owner>> {
     if !is_ext(tid) {
         return Ok(None);
     }
     let Some(pidfd) = pidfd(tid)? else { return Ok(None) };
-    Ok(lookup(threads, pidfd.as_raw_fd().to_ne_bytes())?.map(|thread| thread.slot))
+    Ok(lookup(threads, pidfd.as_raw_fd().to_ne_bytes())?.map(|thread| Owner::of(&thread)))
 }
 
-/// Gives every thread of `slot` back to the kernel's default scheduler.
-pub(crate) fn release_all(threads: &Map, slot: u32) -> Result<()> {
+/// Gives every thread of `slot`, whichever app's, back to the kernel's default scheduler.
+/// Their storage stays: a child of one that is just forking is known by it.
+pub(crate) fn release_all(threads: &Map, members: &Map, slot: u32) -> Result<()> {
+    let mut deadline = None;
     for _ in 0..RELEASE_ROUNDS {
-        let members = of_slot(threads, slot)?;
+        // Before they are looked for: one that is about to start is seen then.
+        while counted(members, slot)?.starting > 0 {
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + STARTING);
+            if Instant::now() > deadline {
+                log::warn!("a thread of app slot {slot} has been starting for {STARTING:?}");
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let members: Vec<_> =
+            registered(threads)?.into_iter().filter(|thread| thread.owner.slot == slot).collect();
         if members.is_empty() {
             return Ok(());
         }
@@ -79,17 +109,20 @@ pub(crate) fn release_all(threads: &Map, slot: u32) -> Result<()> {
                 }
                 _ => {}
             }
-            if let Some(pidfd) = pidfd(member.tid)? {
-                threads.delete(&pidfd.as_raw_fd().to_ne_bytes())?;
-            }
         }
     }
     Err(Error::Timeout(format!("the threads of app slot {slot}: it forks faster than they leave")))
 }
 
+/// How many threads a slot has.
+pub(crate) fn counted(members: &Map, slot: u32) -> Result<syrup_scx_members> {
+    let bytes = members.lookup(&slot.to_ne_bytes())?.unwrap_or_default();
+    Ok(syrup_scx_members::from_bytes(&bytes).unwrap_or_default())
+}
+
 /// The threads of an app.
-pub(crate) fn of_slot(threads: &Map, slot: u32) -> Result<Vec<Registered>> {
-    Ok(registered(threads)?.into_iter().filter(|thread| thread.slot == slot).collect())
+pub(crate) fn of(threads: &Map, owner: Owner) -> Result<Vec<Registered>> {
+    Ok(registered(threads)?.into_iter().filter(|thread| thread.owner == owner).collect())
 }
 
 /// Changes the index of a thread that keeps running.
@@ -143,7 +176,7 @@ fn registered(threads: &Map) -> Result<Vec<Registered>> {
         }
         let Some(pidfd) = pidfd(tid)? else { continue };
         if let Some(value) = lookup(threads, pidfd.as_raw_fd().to_ne_bytes())? {
-            found.push(Registered { tid, slot: value.slot, index: value.index });
+            found.push(Registered { tid, owner: Owner::of(&value), index: value.index });
         }
     }
     found.sort_unstable_by_key(|thread| thread.tid);
@@ -216,7 +249,8 @@ mod tests {
     use super::*;
 
     fn with_indices(indices: &[u32]) -> Vec<Registered> {
-        indices.iter().map(|&index| Registered { tid: 1, slot: 1, index }).collect()
+        let owner = Owner { slot: 1, generation: 1 };
+        indices.iter().map(|&index| Registered { tid: 1, owner, index }).collect()
     }
 
     #[test]

@@ -17,6 +17,11 @@ impl Program {
             \x20       sum(range(500)); time.sleep(0.02)\n\
             ts = [threading.Thread(target=work) for _ in range(4)]\n\
             [t.start() for t in ts]; [t.join() for t in ts]\n";
+        Self::run(script)
+    }
+
+    /// Of Python, until it has five threads.
+    fn run(script: &str) -> Self {
         let child = Command::new("python3")
             .args(["-c", script])
             .stdin(Stdio::null())
@@ -256,6 +261,28 @@ fn the_threads_of_another_app_are_refused_by_its_name() {
     thief().ok();
     assert_eq!(ctl.deployment("thief", "scx-syrup")["threads"], threads);
     drop(daemon);
+}
+
+#[test]
+fn a_process_that_starts_threads_meanwhile_is_adopted_whole() {
+    if !require(&[Need::Root, Need::SchedExt]) {
+        return;
+    }
+    let ctl = Ctl::new();
+    let program = Program::run(
+        "import threading, time\n\
+         for _ in range(1000):\n\
+         \x20   threading.Thread(target=time.sleep, args=[60], daemon=True).start()\n\
+         \x20   time.sleep(0.03)\n",
+    );
+    let before = program.threads().len();
+    load(&ctl, "fifo", &program).ok();
+    let after = program.threads();
+    println!("{before} threads before the load, {} after it", after.len());
+    assert!(after.len() > before + 3, "it started none meanwhile");
+    for tid in after {
+        assert_eq!(sched_class(tid), ThreadClass::Ext);
+    }
 }
 
 #[test]

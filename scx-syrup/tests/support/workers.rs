@@ -134,6 +134,13 @@ impl Worker {
         self.cpus.load(Relaxed)
     }
 
+    /// Notes where it runs.
+    pub fn saw_cpu(&self) {
+        // SAFETY: no arguments, no memory.
+        let cpu = unsafe { libc::sched_getcpu() };
+        self.cpus.fetch_or(1 << (cpu as u64 & 63), Relaxed);
+    }
+
     /// Forgets gaps and CPUs, e.g. those from before it was registered.
     pub fn forget(&self) {
         self.gap_ns.store(0, Relaxed);
@@ -184,9 +191,7 @@ impl Crew {
                 let now = Instant::now();
                 worker.saw_gap(now - last);
                 last = now;
-                // SAFETY: no arguments, no memory.
-                let cpu = unsafe { libc::sched_getcpu() };
-                worker.cpus.fetch_or(1 << (cpu as u64 & 63), Relaxed);
+                worker.saw_cpu();
                 worker.turn();
                 // Short, as a rescue is.
                 for n in 0..50 {

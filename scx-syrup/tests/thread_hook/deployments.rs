@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::SystemTime;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, SystemTime};
 
 use syrup_abi::abi;
 use syrup_hook::sys::Map;
@@ -369,6 +370,63 @@ fn an_app_that_leaves_takes_nothing_from_others_and_leaves_nothing_to_the_next()
     let fresh = ScxSyrup.read(&one).unwrap().unwrap();
     assert!(fresh.counters.get(abi::SYRUP_CHOSEN) >= 2, "{:?}", fresh.counters);
     assert_eq!(fresh.counters.get(abi::SYRUP_RESCUED), 0);
+}
+
+#[test]
+fn a_thread_that_left_the_class_is_none_of_the_slots_next_app() {
+    let Some(fixture) = Fixture::resident() else { return };
+    let (one, two) = (fixture.app("one"), fixture.app("two"));
+    let script = Scripted::new();
+    ScxSyrup.deploy(&one, &script.policy(queues(1)), &Target::default()).unwrap();
+    let (left, own) = (Crew::parked(1), Crew::parked(1));
+    register(&one, &left, 0);
+    left.become_other();
+    let had = slot(&one);
+    ScxSyrup.remove(&one).unwrap();
+    ScxSyrup.deploy(&two, &script.policy(queues(1)), &Target::default()).unwrap();
+    assert_eq!(slot(&two), had);
+    register(&two, &own, 0);
+    // As any thread may do by itself.
+    left.become_ext();
+    let calls = script.calls();
+    left.wake(0);
+    own.wake(0);
+    let told: Vec<i32> = script.told_since(calls).iter().map(|t| t.thread.tid as i32).collect();
+    assert!(!told.is_empty() && told.iter().all(|tid| *tid == own.tids()[0]), "{told:?}");
+    assert_eq!(ScxSyrup.read(&two).unwrap().unwrap().nr_threads, Some(1));
+    // It is nobody's, and may be registered.
+    register(&two, &left, 1);
+    assert_eq!(ScxSyrup.read(&two).unwrap().unwrap().nr_threads, Some(2));
+    let calls = script.calls();
+    left.wake(0);
+    assert_eq!(script.told_since(calls)[0].thread.index, 1);
+}
+
+#[test]
+fn threads_that_start_while_their_app_goes_are_given_back_too() {
+    let Some(fixture) = Fixture::resident() else { return };
+    let app = fixture.app("one");
+    let starting = Crew::of(2, |worker, stop| {
+        while !stop.load(SeqCst) {
+            let child = std::thread::spawn(|| std::thread::sleep(Duration::from_millis(100)));
+            worker.turn();
+            std::thread::sleep(Duration::from_millis(2));
+            drop(child);
+        }
+    });
+    let in_class = || -> Vec<i32> {
+        let tasks = fs::read_dir("/proc/self/task").unwrap();
+        let tids = tasks.filter_map(|task| task.ok()?.file_name().to_str()?.parse().ok());
+        // SAFETY: a plain system call on numbers.
+        tids.filter(|&tid| unsafe { libc::sched_getscheduler(tid) } == 7).collect()
+    };
+    for _ in 0..5 {
+        ScxSyrup.deploy(&app, &policy("fifo"), &Target::default()).unwrap();
+        register(&app, &starting, 0);
+        eventually("children in the class", || (in_class().len() > 6).then_some(()));
+        ScxSyrup.remove(&app).unwrap();
+        assert_eq!(in_class(), Vec::<i32>::new());
+    }
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! What the root scheduler does with verdicts.
 
+use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use syrup_abi::abi::{self, SYRUP_THREAD_EXPIRED, syrup_thread_policy};
-use syrup_hook::{App, Health, Hook as _, Target};
+use syrup_hook::{App, Error, Health, Hook as _, Target};
 use syrup_scx::ScxSyrup;
 
 use crate::support::fixture::{Fixture, on_cpus, register, take_program_away};
@@ -226,6 +227,19 @@ fn a_thread_whose_cores_are_taken_for_good_is_rescued_on_another() {
     eventually("the thread to run elsewhere", || (crew.cpus() & !(1 << 1) != 0).then_some(()));
 }
 
+/// Threads that run for a millisecond at a time.
+fn napping(count: usize) -> Crew {
+    Crew::of(count, |worker, stop| {
+        while !stop.load(SeqCst) {
+            let until = worker.cpu_time() + Duration::from_millis(1);
+            while worker.cpu_time() < until {}
+            worker.saw_cpu();
+            worker.turn();
+            std::thread::sleep(Duration::from_millis(3));
+        }
+    })
+}
+
 #[test]
 fn ordinary_threads_that_never_sleep_leave_an_app_what_the_deadline_server_gives() {
     let Some(fixture) = Fixture::resident() else { return };
@@ -239,16 +253,6 @@ fn ordinary_threads_that_never_sleep_leave_an_app_what_the_deadline_server_gives
         };
         cores.map(pinned).collect()
     };
-    let nappers = |count| {
-        Crew::of(count, |worker, stop| {
-            while !stop.load(SeqCst) {
-                let until = worker.cpu_time() + Duration::from_millis(1);
-                while worker.cpu_time() < until {}
-                worker.turn();
-                std::thread::sleep(Duration::from_millis(3));
-            }
-        })
-    };
     // Longer than the kernel's watchdog waits.
     let keeps_running = |app: &App, crews: &[&Crew]| {
         let since = Instant::now();
@@ -261,7 +265,7 @@ fn ordinary_threads_that_never_sleep_leave_an_app_what_the_deadline_server_gives
 
     let one = fixture.app("one");
     ScxSyrup.deploy(&one, &policy("get-priority"), &Target::default()).unwrap();
-    let (spinning, napping) = (Crew::spinning(2), nappers(4));
+    let (spinning, napping) = (Crew::spinning(2), napping(4));
     register(&one, &spinning, 0);
     register(&one, &napping, 2);
     // Threads of another wait elsewhere when its only core is taken; one was pinned there.
@@ -296,6 +300,80 @@ fn ordinary_threads_that_never_sleep_leave_an_app_what_the_deadline_server_gives
     assert!(!matches!(&health, Health::Ejected(_)));
     assert!(!matches!(&health, Health::Degraded(why) if why.contains("one has waited")));
     drop((spinning, napping, confined, outside, bound));
+}
+
+/// A core that is offline until the value goes.
+struct Offline(u32);
+
+impl Offline {
+    fn take(core: u32) -> Self {
+        Self::set(core, "0");
+        Self(core)
+    }
+
+    fn set(core: u32, online: &str) {
+        fs::write(format!("/sys/devices/system/cpu/cpu{core}/online"), online).unwrap();
+    }
+}
+
+impl Drop for Offline {
+    fn drop(&mut self) {
+        Self::set(self.0, "1");
+    }
+}
+
+#[test]
+fn threads_whose_core_goes_offline_go_on_elsewhere_and_come_back() {
+    let Some(fixture) = Fixture::resident() else { return };
+    let read = |app| ScxSyrup.read(app).unwrap().unwrap();
+    let ran_in_a_second = |crew: &Crew| {
+        crew.wait_for_progress();
+        let before = crew.cpu_time();
+        std::thread::sleep(Duration::from_secs(1)); // the time that is measured
+        crew.cpu_time() - before
+    };
+    // One that its policy places there, and one whose only core it is.
+    let (one, two) = (fixture.app("one"), fixture.app("two"));
+    let script = Scripted::new();
+    (0..2).for_each(|index| script.place(index, at(2)));
+    ScxSyrup.deploy(&one, &script.policy(cores()), &on_cpus(&[1, 2, 3])).unwrap();
+    ScxSyrup.deploy(&two, &policy("fifo"), &on_cpus(&[3])).unwrap();
+    let (placed, confined) = (napping(2), Crew::spinning(2));
+    register(&one, &placed, 0);
+    register(&two, &confined, 0);
+    for crew in [&placed, &confined] {
+        crew.wait_to_be_on(1 << 3);
+    }
+    let offline = Offline::take(3);
+    for (app, crew) in [(&one, &placed), (&two, &confined)] {
+        // Before the rescue's next time, once it has come out of the queue.
+        let rescued = eventually("it to run freely", || {
+            let before = read(app).counters.get(abi::SYRUP_RESCUED);
+            (ran_in_a_second(crew) > Duration::from_millis(200)).then_some(before)
+        });
+        let more = read(app).counters.get(abi::SYRUP_RESCUED) - rescued;
+        assert!(more < 3, "{more} rescues");
+    }
+    let why = |app| match read(app).health {
+        Health::Degraded(why) => why,
+        health => panic!("{health:?}"),
+    };
+    assert!(why(&one).contains("were for cores that are offline ([3])"), "{}", why(&one));
+    assert!(why(&two).contains("no core of the app is online (its cores: [3])"), "{}", why(&two));
+    let three = fixture.app("three");
+    let refused = ScxSyrup.deploy(&three, &policy("fifo"), &on_cpus(&[2, 3])).unwrap_err();
+    assert!(
+        matches!(&refused, Error::Usage(why) if why.contains("core 3 is offline")),
+        "{refused}"
+    );
+    // Whoever names no cores has those that are there.
+    ScxSyrup.deploy(&three, &script.policy(cores()), &Target::default()).unwrap();
+    assert_eq!((read(&three).nr_executors, read(&three).cpus), (3, vec![0, 1, 2]));
+    ScxSyrup.remove(&three).unwrap();
+    drop(offline);
+    for crew in [&placed, &confined] {
+        crew.wait_to_be_on(1 << 3);
+    }
 }
 
 #[test]

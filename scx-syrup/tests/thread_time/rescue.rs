@@ -9,7 +9,7 @@ use syrup_scx::ScxSyrup;
 use crate::support::fixture::{on_cpus, register};
 use crate::support::policy::{Scripted, at, cores, preempting, queues};
 use crate::support::workers::Crew;
-use crate::{CORE, OTHER_CORE, fixture};
+use crate::{CORE, CORES, OTHER_CORE, fixture};
 
 #[test]
 fn a_starved_thread_runs_every_200_ms_and_costs_little() {
@@ -101,6 +101,34 @@ fn a_thread_that_starves_in_the_queue_of_a_core_is_run_at_the_policys_deadline()
     assert!(rescued(&app) >= 8, "{}", rescued(&app));
     assert_eq!(rescued(&other), 0);
     drop(favoured);
+}
+
+#[test]
+fn an_app_with_more_starved_threads_than_can_be_rescued_takes_no_rescue_from_another() {
+    let Some(fixture) = fixture() else { return };
+    // In the order of their slots.
+    let (many, few) = (fixture.app("one"), fixture.app("two"));
+    let script = Scripted::new();
+    // What it has no place for is in the last queue.
+    for app in [&many, &few] {
+        ScxSyrup.deploy(app, &script.policy(preempting(2)), &on_cpus(&CORES)).unwrap();
+    }
+    let favoured = [Crew::spinning(2), Crew::spinning(2)];
+    register(&many, &favoured[0], 0);
+    register(&few, &favoured[1], 2);
+    let starved = [Crew::spinning(60), Crew::spinning(1)];
+    register(&many, &starved[0], 100);
+    register(&few, &starved[1], 163);
+    let rescued = |app| ScxSyrup.read(app).unwrap().unwrap().counters.get(abi::SYRUP_RESCUED);
+    for round in 0..3 {
+        let before = [rescued(&many), rescued(&few)];
+        let gap = gap_in(&starved[1], Duration::from_millis(1500));
+        let rescues = [rescued(&many) - before[0], rescued(&few) - before[1]];
+        println!("round {round}: gap {gap:?}, rescues {rescues:?}");
+        assert!(gap < Duration::from_millis(300), "{gap:?}");
+        // There was no end of what else was to be done.
+        assert!(rescues[0] > 150 && rescues[1] >= 6, "{rescues:?}");
+    }
 }
 
 #[test]

@@ -635,11 +635,15 @@ class Interrupted(Fakes):
                 os.rename({str(self.folder / 'pid.new')!r}, {str(self.folder / 'pid')!r})
                 time.sleep(1000)
             """)
+        # As a shell does with what it starts in the background, perhaps these tests too.
         def ignore_sigint():
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-        for number, before in ((signal.SIGINT, None), (signal.SIGTERM, None),
-                               (signal.SIGTERM, ignore_sigint), (signal.SIGKILL, None)):
+        def heed_sigint():
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+        for number, before in ((signal.SIGINT, heed_sigint), (signal.SIGTERM, heed_sigint),
+                               (signal.SIGTERM, ignore_sigint), (signal.SIGKILL, heed_sigint)):
             with self.subTest(signal=number, before=before):
                 (self.folder / "pid").unlink(missing_ok=True)
                 script = textwrap.dedent(f"""

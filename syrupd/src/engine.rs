@@ -600,8 +600,7 @@ impl AsCaller {
     }
 }
 
-/// The effective user of a thread. The owner of its folder in /proc would be
-/// root's for a server that gave up root's rights, until it executes something.
+/// The effective user of a thread.
 fn owner_of(tid: i32) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
     let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;

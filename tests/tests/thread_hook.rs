@@ -269,12 +269,19 @@ fn a_process_that_starts_threads_meanwhile_is_adopted_whole() {
         return;
     }
     let ctl = Ctl::new();
+    // The one that starts others comes last, when the first are registered already.
     let program = Program::run(
         "import threading, time\n\
-         for _ in range(1000):\n\
+         def sleeper():\n\
          \x20   threading.Thread(target=time.sleep, args=[60], daemon=True).start()\n\
-         \x20   time.sleep(0.03)\n",
+         def start():\n\
+         \x20   for _ in range(1000): sleeper(); time.sleep(0.01)\n\
+         for _ in range(150): sleeper()\n\
+         last = threading.Thread(target=start); last.start(); last.join()\n",
     );
+    wait_for("its first threads", Duration::from_secs(30), || {
+        (program.threads().len() >= 152).then_some(())
+    });
     let before = program.threads().len();
     load(&ctl, "fifo", &program).ok();
     let after = program.threads();

@@ -374,6 +374,14 @@ fn threads_whose_core_goes_offline_go_on_elsewhere_and_come_back() {
     for crew in [&placed, &confined] {
         crew.wait_to_be_on(1 << 3);
     }
+    // Also where nothing else waits, so that none would have to make room.
+    drop(placed);
+    let offline = Offline::take(3);
+    eventually("it to run freely", || {
+        (ran_in_a_second(&confined) > Duration::from_millis(1500)).then_some(())
+    });
+    drop(offline);
+    confined.wait_to_be_on(1 << 3);
 }
 
 #[test]

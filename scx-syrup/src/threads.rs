@@ -85,7 +85,8 @@ pub(crate) fn owner_of(threads: &Map, tid: i32) -> Result<Option<Owner>> {
 pub(crate) fn release_all(threads: &Map, members: &Map, slot: u32) -> Result<()> {
     let mut deadline = None;
     for _ in 0..RELEASE_ROUNDS {
-        // Before they are looked for: one that is about to start is seen then.
+        // Before they are looked for: those that are counted are seen then. A fork that has
+        // not come to its hook is not (docs/ARCHITECTURE.md).
         while counted(members, slot)?.starting > 0 {
             let deadline = *deadline.get_or_insert_with(|| Instant::now() + STARTING);
             if Instant::now() > deadline {

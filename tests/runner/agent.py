@@ -211,6 +211,7 @@ class Process:
         self.skips = skips
         self.temporary = temporary
         self.ended = []
+        self.failed = False
         self.current = None
         self.text = ""
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -276,14 +277,19 @@ class Process:
             announce(self.tests[name]["id"])
             say(begin=self.tests[name]["id"])
 
-    def judge(self, output):
-        """The test that ran has ended, and its verdict is the last word."""
+    def judge(self, output, last=0):
+        """The test that ran has ended, and its verdict is the last word. That of a
+        child that outlives it can come behind it, and then the status of the
+        process knows better."""
         verdict = VERDICT.search(output)
         skipped = self.skips.of(self.current)
         if not verdict:
             self.end("failed", "its verdict is lost in its output", output)
         elif verdict[1] == "FAILED":
             self.end("failed", "failed", output)
+        elif last and not self.failed:
+            self.end("failed", f"this test or one before it in its binary failed: "
+                     f"{how_it_ended(last)}", output)
         elif skipped:
             self.end("skipped", skipped, output)
         else:
@@ -292,6 +298,7 @@ class Process:
     def end(self, status, why, output):
         say(end=self.tests[self.current]["id"], status=status, why=why,
             output=output if status == "failed" else "")
+        self.failed = self.failed or status == "failed"
         self.ended.append(self.current)
         self.current = None
 
@@ -299,7 +306,7 @@ class Process:
         """The process has ended: after its last test, or in one."""
         # The last words may be those of a child, so they must count our tests.
         summary = SUMMARY.search(self.text)
-        if summary and (status not in (0, 101)
+        if summary and (status != (101 if int(summary[2]) else 0)
                         or int(summary[1]) + int(summary[2]) != len(self.tests)):
             summary = None
         what, left = "processes", left_behind(2)
@@ -308,7 +315,7 @@ class Process:
         if files and not left:
             what, left = "files in its temporary folder", files
         if self.current and summary and not (left and status == 0):
-            self.judge(self.text[:summary.start()])
+            self.judge(self.text[:summary.start()], last=status)
         elif self.current and summary:
             self.end("failed", f"this test or one before it in its binary left {what} "
                      f"behind: {', '.join(left)}", self.text)

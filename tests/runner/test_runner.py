@@ -312,6 +312,26 @@ class Native(Fakes):
         self.assert_run(1, "1 passed, 1 failed, 0 skipped")
         self.assertIn("fake/one::a (native): killed by SIGKILL", self.said)
 
+    def test_a_child_that_is_done_after_its_test_does_not_speak_for_it(self):
+        childs = "ok\\n\\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured\\n\\n"
+        self.binary("fake/one", f"""
+            import atexit
+            def test_a():
+                atexit.register(say, "test child ... {childs}")
+                return 1
+            """)
+        self.binary("fake/two", f"""
+            def test_b():
+                global say
+                said = say
+                say = lambda text: said(text + "test child ... ok\\n" * text.startswith("FAILED"))
+                return 1
+            def test_c(): pass
+            """)
+        # Which of two it was is not to be known: the last one stands for it.
+        self.assert_run(1, "1 passed, 2 failed, 0 skipped")
+        self.assertIn("or one before it in its binary failed", self.said)
+
     def test_tests_of_a_binary_share_its_process(self):
         self.binary("fake/one", """
             def test_a(): os.environ["SEEN"] = "1"

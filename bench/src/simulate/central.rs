@@ -74,9 +74,7 @@ pub fn run(options: &Options, requests: &[Request]) -> Outcome {
             }
             serve(ends_ns, free, busy, waiting);
         }
-        if until_ns < u64::MAX {
-            serve(until_ns, free, busy, waiting);
-        }
+        serve(until_ns, free, busy, waiting);
     };
 
     for (number, request) in requests.iter().enumerate() {

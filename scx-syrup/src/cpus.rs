@@ -5,7 +5,7 @@ use std::fs;
 use syrup_abi::abi::SYRUP_MAX_CPUS;
 use syrup_hook::{Error, Result};
 
-use crate::layout::syrup_scx_app;
+use crate::layout::{SYRUP_SCX_ALL_CPUS, SYRUP_SCX_NAMED_CPUS, syrup_scx_app};
 
 /// Checks a list of cores; the result is sorted and without repetitions.
 pub(crate) fn checked(cpus: &[u32], nr_cpus: u32, online: &[u32]) -> Result<Vec<u32>> {
@@ -44,7 +44,7 @@ fn listed(text: &str) -> Vec<u32> {
 
 /// Writes them into the app's settings; none means all.
 pub(crate) fn set(app: &mut syrup_scx_app, cpus: &[u32]) {
-    app.masked = u32::from(!cpus.is_empty());
+    app.masked = if cpus.is_empty() { SYRUP_SCX_ALL_CPUS } else { SYRUP_SCX_NAMED_CPUS };
     app.cpus = Default::default();
     for &cpu in cpus.iter().filter(|&&cpu| cpu < SYRUP_MAX_CPUS) {
         app.cpus[cpu as usize / 64] |= 1 << (cpu % 64);
@@ -53,7 +53,7 @@ pub(crate) fn set(app: &mut syrup_scx_app, cpus: &[u32]) {
 
 /// Reads them back; empty means all.
 pub(crate) fn get(app: &syrup_scx_app) -> Vec<u32> {
-    if app.masked == 0 {
+    if app.masked == SYRUP_SCX_ALL_CPUS {
         return Vec::new();
     }
     (0..SYRUP_MAX_CPUS).filter(|cpu| app.cpus[*cpu as usize / 64] >> (cpu % 64) & 1 == 1).collect()

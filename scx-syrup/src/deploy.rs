@@ -16,7 +16,7 @@ use syrup_hook::{
 };
 
 use crate::health::{Cores, Waits};
-use crate::layout::{SYRUP_SCX_RESCUE_MS, syrup_scx_app};
+use crate::layout::{SYRUP_SCX_ALL_CPUS, SYRUP_SCX_FOUND_CPUS, SYRUP_SCX_RESCUE_MS, syrup_scx_app};
 use crate::root::{Root, nr_cpus};
 use crate::threads::{self, Owner};
 use crate::{cpus, health, kernel};
@@ -39,11 +39,7 @@ pub(crate) fn deploy(app: &App, policy: &Linked, target: &Target) -> Result<()> 
         return Err(Error::Unsupported { missing: what, advice });
     }
     let settings = settings(&policy.thread)?;
-    let mut cpus = cpus::checked(&target.cpus, nr_cpus()?, &cpus::online()?)?;
-    if settings.cores {
-        // What its executors are, whatever comes online later.
-        cpus = settings.executors(&cpus)?;
-    }
+    let cpus = cpus::checked(&target.cpus, nr_cpus()?, &cpus::online()?)?;
     let weight = weight(target)?;
     if let Some(pid) = target.pid {
         process::threads(pid)?;
@@ -85,6 +81,8 @@ fn deploy_on(
     cpus::set(&mut conf, cpus);
     let executors = settings.executors(cpus)?;
     let verdicts = verdict_map(cpus)?;
+    settings.keep(&executors, &mut conf);
+    let cpus = &cpus::get(&conf)[..];
 
     let table = root.map("syrup_threads")?;
     if let Some(pid) = target.pid {
@@ -104,7 +102,7 @@ fn deploy_on(
     describe(&mut record, policy, &executors);
     pin::write_record(staged.path(), &record)?;
 
-    root.reset_slot(slot)?;
+    root.reset_slot(slot, generation)?;
     let undo = |e: Error| {
         let clean = clear_slot(root, slot);
         match clean {
@@ -137,13 +135,21 @@ fn deploy_on(
 /// start until they are registered, from when on their children belong to the app too.
 fn adopt(root: &Root, app: &App, table: &Map, owner: Owner, pid: i32, cpus: &[u32]) -> Result<()> {
     const ROUNDS: usize = 20;
-    let (mut seen, mut adopted) = (BTreeSet::new(), 0);
+    // A thread that was registered while it cloned has a child that is not, which is
+    // visible when that clone ends: soon, unless others keep its CPU meanwhile.
+    const CLONE: Duration = Duration::from_millis(50);
+    let (mut seen, mut adopted, mut settled) = (BTreeSet::new(), 0, false);
     for _ in 0..ROUNDS {
         let mut new = Vec::new();
         for tid in process::threads(pid)? {
             if seen.insert(tid) && threads::owner_of(table, tid)? != Some(owner) {
                 new.push(tid);
             }
+        }
+        if new.is_empty() && !settled {
+            settled = true;
+            std::thread::sleep(CLONE);
+            continue;
         }
         if new.is_empty() {
             return match threads::of(table, owner)?.is_empty() {
@@ -157,7 +163,7 @@ fn adopt(root: &Root, app: &App, table: &Map, owner: Owner, pid: i32, cpus: &[u3
         refuse_taken(root, &app.bpffs, &new, owner)?;
         for tid in new {
             check_affinity(tid, cpus)?;
-            match threads::register(table, tid, owner, adopted) {
+            match threads::register(root, table, tid, owner, adopted) {
                 Ok(()) => adopted += 1,
                 // It ended meanwhile.
                 Err(Error::NotFound { .. }) => {}
@@ -177,13 +183,13 @@ pub(crate) fn replace(app: &App, policy: &Linked) -> Result<()> {
     settle(&root, &dir)?;
     let settings = settings(&policy.thread)?;
     let mut conf = root.app(record.slot)?;
-    let cpus = cpus::get(&conf);
-    let executors = settings.executors(&cpus)?;
+    let executors = settings.executors(&cpus::get(&conf))?;
     let verdicts = Map::open(&dir.join(VERDICTS))?;
     if settings.cores && conf.cores == 0 {
         root.make_cores(record.slot)?;
         conf.cores = 1;
     }
+    settings.keep(&executors, &mut conf);
     let program = load(&root, policy, record.slot, &settings, &executors, &verdicts)?;
     // Queues of both policies are served from before the change on, so no
     // thread that the old policy placed is left behind.
@@ -204,7 +210,7 @@ pub(crate) fn replace(app: &App, policy: &Linked) -> Result<()> {
         return Err(e);
     }
     let mut finish = || -> Result<()> {
-        conf.last_queue = settings.queues - 1;
+        settings.apply(&mut conf);
         root.set_app(record.slot, &conf)?;
         // Only then: what the old policy still decided is not held against the new.
         sys::wait_for_running_programs();
@@ -225,8 +231,7 @@ fn settle(root: &Root, dir: &Path) -> Result<()> {
     let record = pin::live_record(dir, live)?.unwrap_or(record);
     let settings = settings(&record.thread)?;
     let mut conf = root.app(record.slot)?;
-    conf.last_queue = settings.queues - 1;
-    conf.rescue_ns = settings.rescue_ns;
+    settings.apply(&mut conf);
     root.set_app(record.slot, &conf)?;
     pin::settle(dir, live)
 }
@@ -288,9 +293,13 @@ pub(crate) fn register(app: &App, executor: Executor, index: Option<u32>) -> Res
         .or(present.filter(|&index| index != abi::SYRUP_INDEX_NONE))
         .unwrap_or_else(|| threads::free_index(&others));
     for other in others.iter().filter(|thread| thread.index == index) {
-        threads::set_index(&table, other.tid, abi::SYRUP_INDEX_NONE)?;
+        match root.set_index(other.tid, owner, abi::SYRUP_INDEX_NONE) {
+            // It ended, or left, meanwhile.
+            Err(Error::NotFound { .. }) => {}
+            other => other?,
+        }
     }
-    threads::register(&table, tid, owner, index)?;
+    threads::register(&root, &table, tid, owner, index)?;
     Ok(index)
 }
 
@@ -393,7 +402,8 @@ pub(crate) fn collect_garbage(bpffs: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Empties every slot without a record: a call that died before its record was
-/// in place left it, or one that died after it had taken the record away.
+/// in place left it, or one that died after it had taken the record away. Also gives
+/// back threads of apps that are gone.
 fn sweep(root: &Root, bpffs: &Path) -> Result<()> {
     let known: Vec<u32> = records(bpffs)?.iter().map(|record| record.slot).collect();
     let served = root.info()?.slots_in_use;
@@ -402,7 +412,11 @@ fn sweep(root: &Root, bpffs: &Path) -> Result<()> {
             clear_slot(root, slot)?;
         }
     }
-    Ok(())
+    let live = known.iter().map(|&slot| {
+        let generation = root.app(slot)?.generation;
+        Ok(Owner { slot, generation })
+    });
+    threads::release_strays(&root.map("syrup_threads")?, &live.collect::<Result<Vec<_>>>()?)
 }
 
 /// Empties a slot. The order matters: new arrivals go to nobody's slot first,
@@ -410,7 +424,7 @@ fn sweep(root: &Root, bpffs: &Path) -> Result<()> {
 fn clear_slot(root: &Root, slot: u32) -> Result<()> {
     let conf = root.app(slot)?;
     root.set_app(slot, &syrup_scx_app { in_use: 0, ..conf })?;
-    threads::release_all(&root.map("syrup_threads")?, &root.map("syrup_members")?, slot)?;
+    threads::release_all(root, &root.map("syrup_threads")?, slot)?;
     root.set_program(slot, None)?;
     root.serve(slot, false)
 }
@@ -478,6 +492,23 @@ fn settings(policy: &syrup_thread_policy) -> Result<Settings> {
 }
 
 impl Settings {
+    /// Makes the cores that are executors the app's, whatever comes online later.
+    fn keep(&self, executors: &[u32], conf: &mut syrup_scx_app) {
+        if self.cores && conf.masked == SYRUP_SCX_ALL_CPUS {
+            cpus::set(conf, executors);
+            conf.masked = SYRUP_SCX_FOUND_CPUS;
+        }
+    }
+
+    /// What holds for the live policy, and for no other that had been live or was to be.
+    fn apply(&self, conf: &mut syrup_scx_app) {
+        conf.last_queue = self.queues - 1;
+        conf.rescue_ns = self.rescue_ns;
+        if !self.cores && conf.masked == SYRUP_SCX_FOUND_CPUS {
+            cpus::set(conf, &[]);
+        }
+    }
+
     /// What the numbers that `schedule()` may return stand for: queues, or the app's
     /// cores, which are those that are online when nobody named some.
     fn executors(&self, cpus: &[u32]) -> Result<Vec<u32>> {

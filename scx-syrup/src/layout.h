@@ -10,7 +10,7 @@
 
 #include <syrup/abi.h>
 
-#define SYRUP_SCX_VERSION   4
+#define SYRUP_SCX_VERSION   5
 #define SYRUP_SCX_CPU_WORDS (SYRUP_MAX_CPUS / 64)
 
 /* How long a thread runs when its policy does not say: as the kernel's own default. */
@@ -38,18 +38,26 @@ struct syrup_scx_app {
 	__u32 nr_queues;  /* most that any policy of this deployment had: all are served */
 	__u32 last_queue; /* where threads go that the policy did not place */
 	__u32 cores;      /* 1: the queues of single cores exist */
-	__u32 masked;     /* 1: only the CPUs in `cpus`; 0: all */
+	__u32 masked;     /* enum syrup_scx_masked */
 	__u32 generation; /* of the slot's apps, of which this is the latest */
 	__u32 _pad;
 	__u64 cpus[SYRUP_SCX_CPU_WORDS];
 };
 _Static_assert(sizeof(struct syrup_scx_app) == 104, "syrup_scx_app");
 
+/* Which CPUs are the app's. */
+enum syrup_scx_masked {
+	SYRUP_SCX_ALL_CPUS,   /* all, and those in `cpus` otherwise */
+	SYRUP_SCX_NAMED_CPUS, /* by its user */
+	SYRUP_SCX_FOUND_CPUS, /* online when a policy came that chooses cores, for as long as it
+				 does */
+};
+
 /*
- * A registered thread: task storage. The loader writes slot, generation and index
- * and leaves the rest zero; the root scheduler owns the rest. A thread that is out of
- * the class when its app goes keeps its storage: the generation tells it from those
- * of the slot's next app.
+ * A registered thread: task storage. The loader writes it when the thread is out of the
+ * class: slot, generation and index, and the rest zero, which the root scheduler owns.
+ * A thread that is out of the class when its app goes keeps its storage: the generation
+ * tells it from those of the slot's next app.
  */
 struct syrup_scx_thread {
 	__u32 slot;
@@ -76,15 +84,7 @@ enum syrup_scx_state {
 	SYRUP_SCX_IDLE_CPU = 1 << 4, /* select_cpu found an idle CPU, which will dispatch */
 	SYRUP_SCX_PUT_BACK = 1 << 5, /* was taken too early: keeps its place, nobody is asked */
 	SYRUP_SCX_PREEMPTS = 1 << 6, /* its policy lets it preempt others */
-	SYRUP_SCX_STARTING = 1 << 7, /* counted as such, and not in the class yet */
 };
-
-/* Threads of a slot: written by the root scheduler. */
-struct syrup_scx_members {
-	__s64 in_class;
-	__s64 starting; /* being forked: they enter the class soon, and nobody sees them yet */
-};
-_Static_assert(sizeof(struct syrup_scx_members) == 16, "syrup_scx_members");
 
 /* What became of an app's time: written by the root scheduler; a cache line for each. */
 struct syrup_scx_time {
@@ -117,6 +117,14 @@ _Static_assert(sizeof(struct syrup_scx_exit) == 1168, "syrup_scx_exit");
 struct syrup_scx_make_cores {
 	__u32 slot;
 	__u32 nr_cpus;
+};
+
+/* Argument of the program that changes the index of a registered thread. */
+struct syrup_scx_set_index {
+	__s32 tid;
+	__u32 slot;
+	__u32 generation; /* another app's thread is left alone */
+	__u32 index;
 };
 
 #endif /* SYRUP_SCX_LAYOUT_H */

@@ -31,10 +31,10 @@ unsafe impl Plain for syrup_scx_app {}
 // SAFETY: as above.
 unsafe impl Plain for syrup_scx_thread {}
 // SAFETY: as above.
-unsafe impl Plain for syrup_scx_members {}
-// SAFETY: as above.
 unsafe impl Plain for syrup_scx_time {}
 // SAFETY: as above.
 unsafe impl Plain for syrup_scx_root {}
 // SAFETY: as above.
 unsafe impl Plain for syrup_scx_make_cores {}
+// SAFETY: as above.
+unsafe impl Plain for syrup_scx_set_index {}

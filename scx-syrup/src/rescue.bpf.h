@@ -135,8 +135,18 @@ __noinline int rescue(u32 slot, u32 cpu)
  * registers because the verifier would follow every value they can have through
  * the loops around.
  */
-static u32 best_cpu, best_score, appointments, first_slot;
+static u32 best_cpu, best_score, excluded, appointments, first_slot, cpus_left;
 static u64 watch_at;
+
+/*
+ * Which CPUs a look has left to appoint, as a thread found out that may run on all that
+ * are online: with thousands overdue, the rest need not try each.
+ */
+enum syrup_cpus_left {
+	SYRUP_ANY_LEFT,
+	SYRUP_FOREIGN_LEFT, /* none of the app's: for threads that are far behind */
+	SYRUP_NONE_LEFT,
+};
 
 /*
  * Appoints a CPU of the app to rescue p: an idle one, else one that runs a
@@ -153,13 +163,19 @@ static __always_inline void appoint(struct task_struct *p, u32 slot,
 	u32 cpu;
 
 	best_score = 0;
+	excluded = 0;
 	bpf_for(cpu, 0, nr_cpus()) {
 		bool home = app_has_cpu(app, cpu);
 		u32 score = 1;
 
 		on = running_on(cpu);
-		if (!on || !may_run_on(p, cpu) || !bpf_cpumask_test_cpu(cpu, online))
+		if (!on || !bpf_cpumask_test_cpu(cpu, online))
 			continue;
+		if (!may_run_on(p, cpu)) {
+			excluded++; /* clang makes a byte of a flag, against its type's size in BTF
+				     */
+			continue;
+		}
 		if (on->rescue || on->rescued)
 			continue;
 		if (on->active)
@@ -177,6 +193,8 @@ static __always_inline void appoint(struct task_struct *p, u32 slot,
 			break;
 	}
 	scx_bpf_put_cpumask(online);
+	if (best_score < 4 && !excluded)
+		cpus_left = best_score ? SYRUP_FOREIGN_LEFT : SYRUP_NONE_LEFT;
 	if (!best_score || (best_score < 4 && !far_behind(app, waited)))
 		return;
 	on = running_on(best_cpu);
@@ -201,6 +219,8 @@ __noinline u64 watch_app(u32 slot)
 
 	if (!app || !time || !app->rescue_ns)
 		return NSEC_PER_SEC;
+	if (cpus_left == SYRUP_FOREIGN_LEFT)
+		cpus_left = SYRUP_ANY_LEFT; /* that was found for another app */
 	bpf_rcu_read_lock();
 	bpf_for(index, 0, nr_all_queues(app)) {
 		bpf_for_each(scx_dsq, p, nth_queue(slot, index), 0) {
@@ -208,7 +228,9 @@ __noinline u64 watch_app(u32 slot)
 
 			if (waited > longest)
 				longest = waited;
-			if (waited >= app->rescue_ns && appointments < nr_cpus())
+			if (waited >= app->rescue_ns && appointments < nr_cpus() &&
+			    (cpus_left == SYRUP_ANY_LEFT ||
+			     (cpus_left == SYRUP_FOREIGN_LEFT && far_behind(app, waited))))
 				appoint(p, slot, app, waited);
 		}
 	}
@@ -225,6 +247,7 @@ __noinline u64 watch_app(u32 slot)
 /* Ends the rescues that run; true if others are about to. */
 __noinline int end_rescues(void)
 {
+	const struct cpumask *online = scx_bpf_get_online_cpumask();
 	u64 now = bpf_ktime_get_ns();
 	int more = 0;
 	u32 cpu;
@@ -235,12 +258,16 @@ __noinline int end_rescues(void)
 
 		if (!on)
 			continue;
+		/* It went before it came to its rescue. */
+		if (on->rescue && !bpf_cpumask_test_cpu(cpu, online))
+			on->rescue = 0;
 		if (on->rescued && !before(now, on->rescued_at_ns + RESCUE_SLICE_NS))
 			scx_bpf_kick_cpu(cpu, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
 		else if (on->rescued || (on->rescue && !taken_by_others(cpu)))
 			more = 1;
 	}
 	bpf_rcu_read_unlock();
+	scx_bpf_put_cpumask(online);
 	return more;
 }
 
@@ -261,6 +288,7 @@ static int on_tick(void *map, int *key, struct bpf_timer *timer)
 		return 0;
 	}
 	appointments = 0;
+	cpus_left = SYRUP_ANY_LEFT;
 	/*
 	 * One whose threads are all overdue takes every CPU that is left, so the next
 	 * look begins with another.

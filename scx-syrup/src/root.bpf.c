@@ -45,8 +45,24 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, SYRUP_MAX_APPS);
 	__type(key, __u32);
-	__type(value, struct syrup_scx_members);
+	__type(value, __s64);
 } syrup_members SEC(".maps");
+
+/* Those being forked: they enter the class soon, and nobody sees them yet. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SYRUP_MAX_APPS);
+	__type(key, __u32);
+	__type(value, __s64);
+} syrup_starting SEC(".maps");
+
+/* The slot in whose `syrup_starting` a thread is counted. */
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, __u32);
+} syrup_starts_in SEC(".maps");
 
 /* The furthest virtual time of an app that ran: where apps that slept start again. */
 static u64 vtime_now;
@@ -84,12 +100,12 @@ static __always_inline u32 slot_on(u32 cpu, struct task_struct *p, const struct 
 	return app && home_of(p, app, cpu) >= 0 ? slot : 0;
 }
 
-static __always_inline void count_starting(u32 slot, s64 change)
+static __always_inline void add_to_slot(void *counts, u32 slot, s64 change)
 {
-	struct syrup_scx_members *members = bpf_map_lookup_elem(&syrup_members, &slot);
+	s64 *count = bpf_map_lookup_elem(counts, &slot);
 
-	if (members)
-		__sync_fetch_and_add(&members->starting, change);
+	if (count)
+		__sync_fetch_and_add(count, change);
 }
 
 /*
@@ -101,6 +117,7 @@ s32 SEC("struct_ops.s/init_task")
 	BPF_PROG(syrup_init_task, struct task_struct *p, struct scx_init_task_args *args)
 {
 	struct syrup_scx_thread *parent, *child;
+	u32 *starts_in;
 
 	if (!args->fork)
 		return 0;
@@ -113,20 +130,25 @@ s32 SEC("struct_ops.s/init_task")
 	child->slot = parent->slot;
 	child->generation = parent->generation;
 	child->index = SYRUP_INDEX_NONE;
-	if (p->policy == SCHED_EXT) {
-		child->state = SYRUP_SCX_STARTING;
-		count_starting(child->slot, 1);
-	}
+	if (p->policy != SCHED_EXT)
+		return 0;
+	starts_in = bpf_task_storage_get(&syrup_starts_in, p, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!starts_in)
+		return -12;
+	*starts_in = parent->slot;
+	add_to_slot(&syrup_starting, parent->slot, 1);
 	return 0;
 }
 
 /* Has entered the class, or was not forked after all. */
-static __always_inline void has_started(struct syrup_scx_thread *t)
+static __always_inline void has_started(struct task_struct *p)
 {
-	if (!t || !(t->state & SYRUP_SCX_STARTING))
+	u32 *starts_in = bpf_task_storage_get(&syrup_starts_in, p, NULL, 0);
+
+	if (!starts_in || !*starts_in)
 		return;
-	t->state &= ~SYRUP_SCX_STARTING;
-	count_starting(t->slot, -1);
+	add_to_slot(&syrup_starting, *starts_in, -1);
+	*starts_in = 0;
 }
 
 static __always_inline void count_member(struct task_struct *p, s64 change)
@@ -134,33 +156,31 @@ static __always_inline void count_member(struct task_struct *p, s64 change)
 	struct syrup_scx_thread *t = thread_of(p);
 	u32 slot = t ? t->slot : 0;
 	struct syrup_scx_app *app = app_of(slot);
-	struct syrup_scx_members *members;
 
 	/* Also while its app is going, so that it is counted out where it was counted in. */
 	if (!t || !app || app->generation != t->generation)
 		slot = 0;
-	members = bpf_map_lookup_elem(&syrup_members, &slot);
-	if (members)
-		__sync_fetch_and_add(&members->in_class, change);
+	add_to_slot(&syrup_members, slot, change);
 }
 
 /* Enters the class: registered just now, or forked by a thread that is in it. */
 void SEC("struct_ops/enable") BPF_PROG(syrup_enable, struct task_struct *p)
 {
 	count_member(p, 1);
-	has_started(thread_of(p));
+	has_started(p);
 }
 
 void SEC("struct_ops/exit_task")
 	BPF_PROG(syrup_exit_task, struct task_struct *p, struct scx_exit_task_args *args)
 {
-	has_started(thread_of(p));
+	has_started(p);
 }
 
 /* Leaves it, or exits. */
 void SEC("struct_ops/disable") BPF_PROG(syrup_disable, struct task_struct *p)
 {
 	count_member(p, -1);
+	has_started(p); /* given back between its fork and its start */
 }
 
 /* Chooses where the thread wakes, and inserts nothing: its policy must see every wake-up. */
@@ -684,6 +704,27 @@ SEC("syscall") int syrup_make_cores(struct syrup_scx_make_cores *args)
 			return err;
 	}
 	return 0;
+}
+
+/*
+ * Run by the loader, which would put back what it read a moment ago of a thread that
+ * keeps running.
+ */
+SEC("syscall") int syrup_set_index(struct syrup_scx_set_index *args)
+{
+	struct task_struct *p = bpf_task_from_vpid(args->tid);
+	struct syrup_scx_thread *t;
+	s32 err = -3; /* ESRCH */
+
+	if (!p)
+		return err;
+	t = thread_of(p);
+	if (t && t->slot == args->slot && t->generation == args->generation) {
+		t->index = args->index;
+		err = 0;
+	}
+	bpf_task_release(p);
+	return err;
 }
 
 /*

@@ -15,10 +15,10 @@ use syrup_hook::{Error, PolicyObject, Result};
 
 use crate::kernel::Scheduler;
 use crate::layout::{
-    Plain as _, SYRUP_SCX_VERSION, syrup_scx_app, syrup_scx_make_cores, syrup_scx_root,
-    syrup_scx_time,
+    Plain, SYRUP_SCX_VERSION, syrup_scx_app, syrup_scx_make_cores, syrup_scx_root,
+    syrup_scx_set_index, syrup_scx_time,
 };
-use crate::threads;
+use crate::threads::{self, Owner};
 
 const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/root.o"));
 /// Folder below the pin root; no app can have this name.
@@ -27,6 +27,9 @@ const DIR: &str = "_scx";
 const OPS: &str = "syrup";
 const LINK: &str = "link";
 const MAKE_CORES: &str = "syrup_make_cores";
+const SET_INDEX: &str = "syrup_set_index";
+/// Programs that are run from here.
+const CALLS: &[&str] = &[MAKE_CORES, SET_INDEX];
 /// Pinned because later calls read or write them, or (the PROG_ARRAY, the
 /// timer's map) because they lose their content with the last user.
 const MAPS: &[&str] = &[
@@ -34,6 +37,7 @@ const MAPS: &[&str] = &[
     "syrup_apps",
     "syrup_threads",
     "syrup_members",
+    "syrup_starting",
     "syrup_counters",
     "syrup_input",
     "syrup_running",
@@ -124,15 +128,11 @@ impl Root {
         for map in MAPS {
             object.pin_map(map, &staged.path().join(map))?;
         }
-        let mut made = false;
-        for program in object.object().progs() {
-            if program.name() == MAKE_CORES {
-                sys::obj_pin(program.as_fd(), &staged.path().join(MAKE_CORES))?;
-                made = true;
-            }
-        }
-        if !made {
-            return Err(Error::Usage(format!("{MAKE_CORES} is not in the root scheduler")));
+        for &call in CALLS {
+            let program = object.object().progs().find(|program| program.name() == call);
+            let program = program
+                .ok_or_else(|| Error::Usage(format!("{call} is not in the root scheduler")))?;
+            sys::obj_pin(program.as_fd(), &staged.path().join(call))?;
         }
 
         let mut ops = object
@@ -286,7 +286,17 @@ impl Root {
 
     /// Threads of a slot that are `SCHED_EXT` now.
     pub fn members(&self, slot: u32) -> Result<u32> {
-        let count = threads::counted(&self.map("syrup_members")?, slot)?.in_class;
+        self.count(&self.map("syrup_members")?, slot)
+    }
+
+    /// Threads that the threads of a slot are just forking.
+    pub fn starting(&self, slot: u32) -> Result<u32> {
+        self.count(&self.map("syrup_starting")?, slot)
+    }
+
+    fn count(&self, counts: &Map, slot: u32) -> Result<u32> {
+        let bytes = counts.lookup(&slot.to_ne_bytes())?.unwrap_or_default();
+        let count = bytes.try_into().map(i64::from_ne_bytes).unwrap_or_default();
         Ok(u32::try_from(count.max(0)).unwrap_or(u32::MAX))
     }
 
@@ -316,8 +326,11 @@ impl Root {
         }
     }
 
-    /// Forgets what an earlier app of the slot did.
-    pub fn reset_slot(&self, slot: u32) -> Result<()> {
+    /// Forgets what an earlier app of the slot did. A thread that starts only now, of
+    /// whatever was forked for that app, is none of the slot's from `generation` on.
+    pub fn reset_slot(&self, slot: u32, generation: u32) -> Result<()> {
+        self.set_app(slot, &syrup_scx_app { generation, ..Default::default() })?;
+        sys::wait_for_running_programs();
         let counters = self.map("syrup_counters")?;
         let cpus = libbpf_rs::num_possible_cpus()
             .map_err(|e| Error::bpf("count the possible CPUs", &e))?;
@@ -334,8 +347,25 @@ impl Root {
 
     /// Makes the queues of an app's cores. They stay until the root goes.
     pub fn make_cores(&self, slot: u32) -> Result<()> {
-        let program = sys::obj_get_required(&self.dir.join(MAKE_CORES))?;
-        let mut args = syrup_scx_make_cores { slot, nr_cpus: self.info()?.nr_cpus };
+        let args = syrup_scx_make_cores { slot, nr_cpus: self.info()?.nr_cpus };
+        self.call(MAKE_CORES, args, "make the queues of the app's cores")
+    }
+
+    /// Changes the index of a thread of the owner's.
+    pub fn set_index(&self, tid: i32, owner: Owner, index: u32) -> Result<()> {
+        let Owner { slot, generation } = owner;
+        let args = syrup_scx_set_index { tid, slot, generation, index };
+        match self.call(SET_INDEX, args, &format!("give thread {tid} the index {index}")) {
+            Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => {
+                Err(threads::no_such_thread(tid))
+            }
+            other => other,
+        }
+    }
+
+    /// Runs a program of the root's, to do `what`.
+    fn call<T: Plain>(&self, program: &str, mut args: T, what: &str) -> Result<()> {
+        let program = sys::obj_get_required(&self.dir.join(program))?;
         let mut opts = libbpf_sys::bpf_test_run_opts {
             sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
             ctx_in: std::ptr::from_mut(&mut args).cast(),
@@ -346,14 +376,10 @@ impl Root {
         let err = unsafe {
             libbpf_sys::bpf_prog_test_run_opts(program.as_fd().as_raw_fd(), &raw mut opts)
         };
-        let err = if err < 0 { err } else { opts.retval as i32 };
-        if err < 0 {
-            return Err(Error::kernel(
-                "make the queues of the app's cores",
-                io::Error::from_raw_os_error(-err),
-            ));
+        match if err < 0 { err } else { opts.retval as i32 } {
+            err if err < 0 => Err(Error::kernel(what, io::Error::from_raw_os_error(-err))),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

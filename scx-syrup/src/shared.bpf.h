@@ -162,7 +162,8 @@ static __always_inline bool is_online(u32 cpu)
 /*
  * The thread's own CPU if it is one of the app's, else one of these that is online and
  * on which it may run, if possible one that others have not taken; negative when there
- * is none.
+ * is none. Its own is where the kernel queues it, so it is online and allowed; the one
+ * where it ran last need not be, and ops.select_cpu may name it all the same.
  */
 static __always_inline s32 home_of(struct task_struct *p, const struct syrup_scx_app *app, u32 own)
 {
@@ -223,27 +224,37 @@ static __always_inline void insert(struct task_struct *p, u32 slot, u32 place, s
 }
 
 /*
+ * Wake flags are not passed on: a synchronous wake-up (any arrival on a socket) would
+ * make the kernel choose the waker's busy CPU and call it idle.
+ */
+static __always_inline s32 pick_idle_cpu(struct task_struct *p, s32 prev_cpu)
+{
+	if (__COMPAT_HAS_scx_bpf_select_cpu_and)
+		return scx_bpf_select_cpu_and(p, prev_cpu, 0, p->cpus_ptr, 0);
+	return scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+}
+
+/*
  * Takes an idle CPU of the app on which p may run; negative when there is
- * none. Wake flags are not passed on: a synchronous wake-up (any arrival on a
- * socket) would make the kernel choose the waker's busy CPU and call it idle.
+ * none. One that went offline may still be marked idle.
  */
 static __always_inline s32 take_idle_cpu(struct task_struct *p, const struct syrup_scx_app *app,
 					 s32 prev_cpu)
 {
+	s32 found;
 	u32 cpu;
 
 	if (!app->masked) {
-		if (__COMPAT_HAS_scx_bpf_select_cpu_and)
-			return scx_bpf_select_cpu_and(p, prev_cpu, 0, p->cpus_ptr, 0);
-		return scx_bpf_pick_idle_cpu(p->cpus_ptr, 0);
+		found = pick_idle_cpu(p, prev_cpu);
+		return found < 0 || is_online(found) ? found : pick_idle_cpu(p, prev_cpu);
 	}
 	if (prev_cpu >= 0 && app_has_cpu(app, prev_cpu) &&
 	    bpf_cpumask_test_cpu(prev_cpu, p->cpus_ptr) &&
-	    scx_bpf_test_and_clear_cpu_idle(prev_cpu))
+	    scx_bpf_test_and_clear_cpu_idle(prev_cpu) && is_online(prev_cpu))
 		return prev_cpu;
 	bpf_for(cpu, 0, nr_cpus()) {
 		if (app_has_cpu(app, cpu) && bpf_cpumask_test_cpu(cpu, p->cpus_ptr) &&
-		    scx_bpf_test_and_clear_cpu_idle(cpu))
+		    scx_bpf_test_and_clear_cpu_idle(cpu) && is_online(cpu))
 			return cpu;
 	}
 	return -1;

@@ -9,7 +9,8 @@ use syrup_abi::abi;
 use syrup_hook::sys::Map;
 use syrup_hook::{Error, Result};
 
-use crate::layout::{Plain as _, syrup_scx_members, syrup_scx_thread};
+use crate::layout::{Plain as _, syrup_scx_thread};
+use crate::root::Root;
 
 const SCHED_OTHER: i32 = 0;
 const SCHED_EXT: i32 = 7;
@@ -43,13 +44,19 @@ pub(crate) struct Registered {
 
 /// Gives a thread to an app: first the storage, so that the root scheduler
 /// knows it from its first enqueue on, then the scheduling class.
-pub(crate) fn register(threads: &Map, tid: i32, owner: Owner, index: u32) -> Result<()> {
+pub(crate) fn register(
+    root: &Root,
+    threads: &Map,
+    tid: i32,
+    owner: Owner,
+    index: u32,
+) -> Result<()> {
     let pidfd = pidfd(tid)?.ok_or_else(|| no_such_thread(tid))?;
     let key = pidfd.as_raw_fd().to_ne_bytes();
     if is_ext(tid) {
         // What is remembered of a wait that is under way stays.
         if lookup(threads, key)?.is_some_and(|thread| Owner::of(&thread) == owner) {
-            return set_index(threads, tid, index);
+            return root.set_index(tid, owner, index);
         }
         // In the class it counts as a thread of the app it has, so it leaves that first.
         set_policy(tid, SCHED_OTHER)
@@ -82,12 +89,12 @@ pub(crate) fn owner_of(threads: &Map, tid: i32) -> Result<Option<Owner>> {
 
 /// Gives every thread of `slot`, whichever app's, back to the kernel's default scheduler.
 /// Their storage stays: a child of one that is just forking is known by it.
-pub(crate) fn release_all(threads: &Map, members: &Map, slot: u32) -> Result<()> {
+pub(crate) fn release_all(root: &Root, threads: &Map, slot: u32) -> Result<()> {
     let mut deadline = None;
     for _ in 0..RELEASE_ROUNDS {
         // Before they are looked for: those that are counted are seen then. A fork that has
-        // not come to its hook is not (docs/ARCHITECTURE.md).
-        while counted(members, slot)?.starting > 0 {
+        // not come to its hook is not: see `release_strays`.
+        while root.starting(slot)? > 0 {
             let deadline = *deadline.get_or_insert_with(|| Instant::now() + STARTING);
             if Instant::now() > deadline {
                 log::warn!("a thread of app slot {slot} has been starting for {STARTING:?}");
@@ -101,38 +108,34 @@ pub(crate) fn release_all(threads: &Map, members: &Map, slot: u32) -> Result<()>
             return Ok(());
         }
         for member in members {
-            match set_policy(member.tid, SCHED_OTHER) {
-                Err(e) if e.raw_os_error() != Some(libc::ESRCH) => {
-                    return Err(Error::kernel(
-                        format!("make thread {} SCHED_OTHER again", member.tid),
-                        e,
-                    ));
-                }
-                _ => {}
-            }
+            release(member.tid)?;
         }
     }
     Err(Error::Timeout(format!("the threads of app slot {slot}: it forks faster than they leave")))
 }
 
-/// How many threads a slot has.
-pub(crate) fn counted(members: &Map, slot: u32) -> Result<syrup_scx_members> {
-    let bytes = members.lookup(&slot.to_ne_bytes())?.unwrap_or_default();
-    Ok(syrup_scx_members::from_bytes(&bytes).unwrap_or_default())
+/// Gives back the threads that were registered for an app that is gone: a fork that takes
+/// long enters the class, as its parent was when it began, after everybody was released.
+/// One that entered the class again by itself cannot be told from these.
+pub(crate) fn release_strays(threads: &Map, live: &[Owner]) -> Result<()> {
+    for stray in registered(threads)?.iter().filter(|thread| !live.contains(&thread.owner)) {
+        release(stray.tid)?;
+    }
+    Ok(())
+}
+
+fn release(tid: i32) -> Result<()> {
+    match set_policy(tid, SCHED_OTHER) {
+        Err(e) if e.raw_os_error() != Some(libc::ESRCH) => {
+            Err(Error::kernel(format!("make thread {tid} SCHED_OTHER again"), e))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The threads of an app.
 pub(crate) fn of(threads: &Map, owner: Owner) -> Result<Vec<Registered>> {
     Ok(registered(threads)?.into_iter().filter(|thread| thread.owner == owner).collect())
-}
-
-/// Changes the index of a thread that keeps running.
-pub(crate) fn set_index(threads: &Map, tid: i32, index: u32) -> Result<()> {
-    let Some(pidfd) = pidfd(tid)? else { return Ok(()) };
-    let key = pidfd.as_raw_fd().to_ne_bytes();
-    let Some(mut value) = lookup(threads, key)? else { return Ok(()) };
-    value.index = index;
-    threads.update(&key, value.bytes())
 }
 
 /// The smallest index nobody has.
@@ -238,7 +241,7 @@ fn set_policy(tid: i32, policy: i32) -> io::Result<()> {
     Ok(())
 }
 
-fn no_such_thread(tid: i32) -> Error {
+pub(crate) fn no_such_thread(tid: i32) -> Error {
     Error::NotFound {
         what: format!("there is no thread {tid}"),
         advice: "give the id of a running thread".to_owned(),

@@ -1,7 +1,8 @@
 //! Load, replace, remove; what dies in between; what is refused.
 
 use std::fs;
-use std::process::Command;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, SystemTime};
 
@@ -315,6 +316,17 @@ fn a_deployment_reads_back_as_what_was_deployed() {
     assert!(second.deployed_at > first.deployed_at);
     assert_ne!(second.program_id, first.program_id);
 
+    // Executors that are cores stay those that were online when they were chosen.
+    let all = fixture.app("three");
+    ScxSyrup.deploy(&all, &policy("fifo"), &Target::default()).unwrap();
+    assert!(ScxSyrup.read(&all).unwrap().unwrap().cpus.is_empty());
+    ScxSyrup.replace(&all, &script.policy(cores())).unwrap();
+    let third = ScxSyrup.read(&all).unwrap().unwrap();
+    assert_eq!((third.nr_executors, &third.cpus[..]), (4, &[0, 1, 2, 3][..]));
+    // For as long as a policy chooses cores; those that a user named stay (above).
+    ScxSyrup.replace(&all, &policy("fifo")).unwrap();
+    assert!(ScxSyrup.read(&all).unwrap().unwrap().cpus.is_empty());
+
     let nobody = fixture.app("two");
     for refused in [
         ScxSyrup.replace(&nobody, &policy("fifo")).unwrap_err(),
@@ -426,6 +438,109 @@ fn threads_that_start_while_their_app_goes_are_given_back_too() {
         eventually("children in the class", || (in_class().len() > 6).then_some(()));
         ScxSyrup.remove(&app).unwrap();
         assert_eq!(in_class(), Vec::<i32>::new());
+    }
+}
+
+#[test]
+fn a_fork_that_outlasts_its_app_is_given_back_by_the_next_call() {
+    let Some(fixture) = Fixture::resident() else { return };
+    let (app, next) = (fixture.app("one"), fixture.app("two"));
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "deployments::child_forks_when_told", "--ignored", "--nocapture"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut tell = child.stdin.take().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut wait_for = |word: &str| -> i32 {
+        let number = |line: String| line.strip_prefix(word)?.trim().parse().ok();
+        said.find_map(|line| number(line.unwrap())).unwrap_or_else(|| panic!("no '{word}'"))
+    };
+    // SAFETY: a plain system call on numbers.
+    let in_class = |tid| unsafe { libc::sched_getscheduler(tid) } == 7;
+    let tid = wait_for("ready");
+    eventually("a fork that outlasts its app", || {
+        ScxSyrup.deploy(&app, &policy("fifo"), &Target::default()).unwrap();
+        ScxSyrup.register(&app, Executor::Thread { tid }, None).unwrap();
+        writeln!(tell, "fork").unwrap();
+        wait_for("forking");
+        ScxSyrup.remove(&app).unwrap();
+        let forked = wait_for("forked");
+        let stray = in_class(forked);
+        ScxSyrup.deploy(&next, &policy("fifo"), &Target::default()).unwrap();
+        assert!(!in_class(forked));
+        ScxSyrup.remove(&next).unwrap();
+        // SAFETY: a plain system call on numbers; the child does not wait for what it forks.
+        unsafe { libc::kill(forked, libc::SIGKILL) };
+        stray.then_some(())
+    });
+    drop(tell);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+#[ignore = "run by a_fork_that_outlasts_its_app_is_given_back_by_the_next_call"]
+fn child_forks_when_told() {
+    let _mappings = Mappings::new();
+    // SAFETY: no arguments, no memory.
+    eprintln!("ready {}", unsafe { libc::gettid() });
+    for _ in std::io::stdin().lines() {
+        eprintln!("forking 0");
+        eprintln!("forked {}", fork_sleeper());
+    }
+}
+
+/// So many mappings, each with a page that is written, that a fork takes a while.
+struct Mappings {
+    start: *mut libc::c_void,
+}
+
+impl Mappings {
+    const PAGE: usize = 4096;
+    /// Below the kernel's limit, vm.max_map_count.
+    const COUNT: usize = 60_000;
+
+    fn new() -> Self {
+        let (length, private) = (Self::COUNT * Self::PAGE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let write = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: new memory, at a place that the kernel chooses.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), length, write, private, -1, 0) };
+        assert_ne!(start, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+        // SAFETY: that memory.
+        unsafe { libc::memset(start, 1, length) };
+        for page in (1..Self::COUNT).step_by(2) {
+            // SAFETY: a page of that memory, which nothing refers to.
+            let err = unsafe {
+                libc::mprotect(start.byte_add(page * Self::PAGE), Self::PAGE, libc::PROT_READ)
+            };
+            assert_eq!(err, 0, "{}", std::io::Error::last_os_error());
+        }
+        Self { start }
+    }
+}
+
+impl Drop for Mappings {
+    fn drop(&mut self) {
+        // SAFETY: the memory of `new`, which nothing refers to.
+        unsafe { libc::munmap(self.start, Self::COUNT * Self::PAGE) };
+    }
+}
+
+/// A child that sleeps until it is killed, or the thread that forked it ends.
+fn fork_sleeper() -> i32 {
+    // SAFETY: the child calls nothing but plain system calls.
+    unsafe {
+        match libc::fork() {
+            0 => {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                loop {
+                    libc::pause();
+                }
+            }
+            pid => pid,
+        }
     }
 }
 

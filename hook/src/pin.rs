@@ -82,28 +82,6 @@ impl Drop for Staged {
     }
 }
 
-/// Puts `fd` at `path` in one step, replacing what is pinned there.
-///
-/// # Errors
-/// [`Error::Kernel`] with the path.
-pub fn repin(fd: BorrowedFd<'_>, path: &Path) -> Result<()> {
-    let Some(name) = path.file_name() else {
-        return Err(Error::Usage(format!("{} is no pin", path.display())));
-    };
-    let aside = path.with_file_name(format!("{TEMPORARY}{}", name.to_string_lossy()));
-    match fs::remove_file(&aside) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            return Err(Error::kernel(format!("remove {}", aside.display()), e));
-        }
-        _ => {}
-    }
-    sys::obj_pin(fd, &aside)?;
-    fs::rename(&aside, path).map_err(|e| {
-        let _ = fs::remove_file(&aside);
-        Error::kernel(format!("rename {} to {}", aside.display(), path.display()), e)
-    })
-}
-
 /// The record of the policy that decides now; `None` when there is none.
 ///
 /// # Errors

@@ -97,29 +97,6 @@ fn a_folder_is_in_place_whole_or_not_at_all() {
     assert!(matches!(Staged::new("/".as_ref()), Err(Error::Usage(_))));
 }
 
-#[test]
-fn a_pin_is_replaced_in_one_step() {
-    if !require(&[Need::Root]) {
-        return;
-    }
-    let (_mount, dir) = lab();
-    let path = dir.join("policy");
-    for (n, left_over) in [(1, false), (2, false), (3, true)] {
-        if left_over {
-            sys::obj_pin(array(99).as_fd(), &dir.join("_new_policy")).unwrap();
-        }
-        pin::repin(array(n).as_fd(), &path).unwrap();
-        assert_eq!(value(&path), n);
-        assert_eq!(names(&dir), ["policy"]);
-    }
-    // Where it cannot be, nothing is left aside.
-    let folder = dir.join("folder");
-    fs::create_dir(&folder).unwrap();
-    assert!(matches!(pin::repin(array(4).as_fd(), &folder), Err(Error::Kernel { .. })));
-    assert_eq!(names(&dir), ["folder", "policy"]);
-    assert!(matches!(pin::repin(array(4).as_fd(), "/".as_ref()), Err(Error::Usage(_))));
-}
-
 /// A program that accepts every packet.
 fn program() -> OwnedFd {
     let instruction = |code| libbpf_sys::bpf_insn { code, ..Default::default() };

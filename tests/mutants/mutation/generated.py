@@ -19,6 +19,7 @@ VERSION = "27.1.0"
 TESTS = {
     "bench/src/simulate": ["syrup_bench simulate"],
     "hook/src": ["syrup_hook", "pins"],
+    "hook/src/pin.rs": ["syrup_hook", "pins", "net-hooks:socket_select"],
     "include/src/protocol.rs": ["syrup_abi", "limits"],
     "include/src": ["syrup_abi"],
     "net-hooks/src": ["syrup_net_hooks", "accounting", "net-hooks:socket_select", "adoption"],

@@ -329,3 +329,46 @@ fn map_exists(id: u32) -> bool {
     let err = unsafe { libbpf_sys::bpf_map_get_next_id(id.wrapping_sub(1), &raw mut next) };
     err == 0 && next == id
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::os::fd::{FromRawFd as _, OwnedFd};
+
+    use syrup_tests::{Need, require};
+
+    use super::*;
+
+    /// A program that accepts every packet.
+    fn program() -> OwnedFd {
+        let instruction = |code| libbpf_sys::bpf_insn { code, ..Default::default() };
+        // r0 = 0; exit
+        let code = [instruction(0xb7), instruction(0x95)];
+        // SAFETY: the strings and `code` live during the call, which is told its length; the
+        // fd that it returns is nobody else's.
+        unsafe {
+            let fd = libbpf_sys::bpf_prog_load(
+                libbpf_sys::BPF_PROG_TYPE_SOCKET_FILTER,
+                c"test".as_ptr(),
+                c"GPL".as_ptr(),
+                code.as_ptr(),
+                code.len() as libbpf_sys::size_t,
+                std::ptr::null_mut(),
+            );
+            assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+            OwnedFd::from_raw_fd(fd)
+        }
+    }
+
+    #[test]
+    fn what_somebody_holds_exists_and_else_it_does_not() {
+        if !require(&[Need::Root]) {
+            return;
+        }
+        let (held, map) = (program(), pin::create_array("test", 8, 1).unwrap());
+        assert!(program_exists(sys::program_id(held.as_fd()).unwrap()));
+        assert!(map_exists(sys::map_info(map.as_fd()).unwrap().id));
+        // Ids count from 1, and not so far in the life of a machine.
+        assert!(!program_exists(u32::MAX) && !map_exists(u32::MAX));
+    }
+}

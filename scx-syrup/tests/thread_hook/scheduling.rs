@@ -9,7 +9,7 @@ use syrup_abi::abi::{self, SYRUP_THREAD_EXPIRED, syrup_thread_policy};
 use syrup_hook::{App, Error, Health, Hook as _, Target};
 use syrup_scx::ScxSyrup;
 
-use crate::support::fixture::{Fixture, on_cpus, register, take_program_away};
+use crate::support::fixture::{Fixture, on_cpus, register, sysfs, take_program_away};
 use crate::support::policy::{Scripted, at, cores, policy, preempting, queues};
 use crate::support::workers::{Crew, allow, eventually};
 
@@ -400,6 +400,27 @@ fn an_app_stays_on_its_cores_and_uses_all_of_them() {
     eventually("both cores to be used", || (crew.cpus() & 0b1100 == 0b1100).then_some(()));
     assert_eq!(crew.cpus() & !0b1100, 0, "{:#b}", crew.cpus());
     assert_eq!(ScxSyrup.read(&app).unwrap().unwrap().cpus, [2, 3]);
+}
+
+#[test]
+fn threads_that_starve_on_every_core_are_rescued_again_and_again() {
+    let Some(fixture) = Fixture::resident() else { return };
+    let app = fixture.app("one");
+    let script = Scripted::new();
+    (4..16).for_each(|index| script.place(index, at(1)));
+    ScxSyrup.deploy(&app, &script.policy(preempting(2)), &Target::default()).unwrap();
+    let (favoured, starved) = (Crew::spinning(4), Crew::spinning(12));
+    register(&app, &favoured, 0);
+    register(&app, &starved, 4);
+    // More than there are cores to rescue them at a time.
+    let rescued = || ScxSyrup.read(&app).unwrap().unwrap().counters.get(abi::SYRUP_RESCUED);
+    for _ in 0..4 {
+        let before = rescued();
+        starved.wait_for_progress();
+        favoured.wait_for_progress();
+        eventually("a rescue of each", || (rescued() >= before + 12).then_some(()));
+    }
+    assert_eq!(sysfs("state"), "enabled");
 }
 
 #[test]

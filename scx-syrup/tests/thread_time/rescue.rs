@@ -146,6 +146,8 @@ fn a_thread_that_was_pinned_outside_its_apps_cores_is_there_a_thread_of_nobody()
     register(&app, &crew, 0);
     register(&other, &theirs, 1);
     crew.wait_to_be_on(1 << CORE);
+    // Time that the apps have had, and threads of nobody have not.
+    std::thread::sleep(Duration::from_millis(1500));
     crew.pin_to(OTHER_CORE as usize);
     // It takes turns with the app that has the core.
     crew.wait_to_be_on(1 << OTHER_CORE);

@@ -19,6 +19,8 @@
 #define SYRUP_SCX_MIN_SLICE_US 100U
 #define SYRUP_SCX_MAX_SLICE_US 100000U
 #define SYRUP_SCX_RESCUE_MS    200U
+/* Threads of nobody that wait, from which on each runs for less, so that all come round. */
+#define SYRUP_SCX_MANY 64U
 
 /* A thread that waits this long for a CPU makes the kernel end the scheduler. */
 #define SYRUP_SCX_WATCHDOG_MS 10000U

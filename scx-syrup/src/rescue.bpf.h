@@ -106,6 +106,8 @@ __noinline int rescue(u32 slot, u32 cpu)
 
 			if (waited > longest && may_run_on(p, cpu))
 				longest = waited;
+			if (!slot && longest)
+				break; /* those behind it came later */
 		}
 	}
 	if (!longest || longest < app->rescue_ns)
@@ -232,6 +234,9 @@ __noinline u64 watch_app(u32 slot)
 			    (cpus_left == SYRUP_ANY_LEFT ||
 			     (cpus_left == SYRUP_FOREIGN_LEFT && far_behind(app, waited))))
 				appoint(p, slot, app, waited);
+			/* Those behind it came later: anybody may bring thousands. */
+			if (!slot && (waited < app->rescue_ns || cpus_left == SYRUP_NONE_LEFT))
+				break;
 		}
 	}
 	bpf_rcu_read_unlock();

@@ -254,6 +254,11 @@ void SEC("struct_ops/enqueue") BPF_PROG(syrup_enqueue_op, struct task_struct *p,
 
 	count(slot, SYRUP_INPUTS);
 	if (!t || !slot) {
+		s32 waiting = scx_bpf_dsq_nr_queued(queue_id(0, 0));
+
+		/* Anybody may bring thousands of these. */
+		if (waiting > (s32)SYRUP_SCX_MANY)
+			slice_ns = slice_ns * SYRUP_SCX_MANY / waiting;
 		insert(p, 0, 0, -1, slice_ns, now, enq_flags);
 		call_cpu(p, app, 0, 0, false, false, enq_flags);
 		return;

@@ -177,8 +177,17 @@ impl Root {
 
     /// Detaches the scheduler and removes its pins. Threads that still are
     /// `SCHED_EXT` go on under the kernel's default. Also for what is left of a
-    /// load that was interrupted, where any pin may be missing.
-    pub fn stop(self) -> Result<()> {
+    /// load or a stop that was interrupted, where any pin may be missing: before it
+    /// loses the first, the folder is put aside ([`Self::interrupted`]).
+    pub fn stop(mut self) -> Result<()> {
+        let name = self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !name.starts_with(pin::TEMPORARY) {
+            let aside = self.dir.with_file_name(format!("{}{name}", pin::TEMPORARY));
+            pin::remove_tree(&aside)?;
+            fs::rename(&self.dir, &aside)
+                .map_err(|e| Error::kernel(format!("rename {}", self.dir.display()), e))?;
+            self.dir = aside;
+        }
         let before = Scheduler::settled();
         let enable_seq = self.info().map_or(0, |info| info.enable_seq);
         let ours = before.state == "enabled"
@@ -211,8 +220,8 @@ impl Root {
         Ok(())
     }
 
-    /// What an interrupted load left below `bpffs`, possibly with a scheduler
-    /// that runs; `None` when there is nothing.
+    /// What an interrupted load or [`Self::stop`] left below `bpffs`, possibly with a
+    /// scheduler that runs; `None` when there is nothing.
     pub fn interrupted(bpffs: &Path) -> Option<Self> {
         let dir = bpffs.join(format!("{}{DIR}", pin::TEMPORARY));
         dir.exists().then_some(Self { dir })

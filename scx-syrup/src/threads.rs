@@ -53,6 +53,12 @@ pub(crate) fn register(
 ) -> Result<()> {
     let pidfd = pidfd(tid)?.ok_or_else(|| no_such_thread(tid))?;
     let key = pidfd.as_raw_fd().to_ne_bytes();
+    if is_of_kernel(tid) {
+        return Err(Error::Usage(format!(
+            "thread {tid} is the kernel's own: whatever waits for it would wait for every \
+             ordinary thread"
+        )));
+    }
     if is_ext(tid) {
         // What is remembered of a wait that is under way stays.
         if lookup(threads, key)?.is_some_and(|thread| Owner::of(&thread) == owner) {
@@ -111,7 +117,9 @@ pub(crate) fn release_all(root: &Root, threads: &Map, slot: u32) -> Result<()> {
             release(member.tid)?;
         }
     }
-    Err(Error::Timeout(format!("the threads of app slot {slot}: it forks faster than they leave")))
+    // They left once, so none of them waits in the app's queues any more.
+    log::warn!("threads of app slot {slot} enter the class again and again, as nobody's");
+    Ok(())
 }
 
 /// Gives back the threads that were registered for an app that is gone: a fork that takes
@@ -226,6 +234,17 @@ fn pidfd(tid: i32) -> Result<Option<OwnedFd>> {
     }
 }
 
+fn is_of_kernel(tid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{tid}/stat")).is_ok_and(|stat| says_of_kernel(&stat))
+}
+
+/// A thread's `stat`: its flags count from its name, which may hold anything.
+fn says_of_kernel(stat: &str) -> bool {
+    const PF_KTHREAD: u32 = 0x0020_0000;
+    let flags = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(6));
+    flags.and_then(|flags| flags.parse::<u32>().ok()).is_some_and(|flags| flags & PF_KTHREAD != 0)
+}
+
 fn is_ext(tid: i32) -> bool {
     // SAFETY: a plain system call on numbers.
     let policy = unsafe { libc::sched_getscheduler(tid) };
@@ -287,6 +306,13 @@ mod tests {
             })
             .collect();
         assert_eq!(affinity(tid).unwrap(), said);
+    }
+
+    #[test]
+    fn the_kernels_own_threads_are_known_by_a_flag() {
+        assert!(says_of_kernel("2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 2 0 0 20 0 1 0"));
+        assert!(!says_of_kernel("7 (a) S 0 0 0 0 -1 2129984) R 1 7 7 0 -1 4194304 9 0 0 0 0 2"));
+        assert!(!says_of_kernel(""));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, SystemTime};
 
@@ -137,6 +139,37 @@ fn what_an_interrupted_load_leaves_is_cleared_by_the_next_call() {
     crew.wait_for_progress();
     ScxSyrup.remove(&app).unwrap();
     fixture.assert_clean();
+
+    // Killed while the last app's unload took the pins away.
+    deploy();
+    fs::remove_dir_all(app.hook_dir(HookId::ScxSyrup)).unwrap();
+    let aside = fixture.bpffs().join("_new__scx");
+    fs::rename(fixture.bpffs().join("_scx"), &aside).unwrap();
+    for gone in ["link", "syrup_exit", "syrup_enqueue"] {
+        fs::remove_file(aside.join(gone)).unwrap();
+    }
+    deploy();
+    assert!(is_live(&ScxSyrup.read(&app).unwrap().unwrap()));
+    // Which it does aside: in its place the folder is whole, or not there.
+    let (place, stop) = (fixture.bpffs().join("_scx"), Arc::new(AtomicBool::new(false)));
+    let watch = {
+        let (place, stop) = (place.clone(), stop.clone());
+        std::thread::spawn(move || {
+            let pins = || fs::read_dir(&place).map(Iterator::count);
+            let whole = pins().unwrap();
+            while !stop.load(SeqCst) {
+                if let Ok(left) = pins()
+                    && place.exists()
+                {
+                    assert_eq!(left, whole);
+                }
+            }
+        })
+    };
+    ScxSyrup.remove(&app).unwrap();
+    stop.store(true, SeqCst);
+    watch.join().unwrap();
+    fixture.assert_clean();
 }
 
 #[test]
@@ -249,6 +282,9 @@ fn bad_requests_are_refused_and_change_nothing() {
     let refused =
         ScxSyrup.register(&app, Executor::Thread { tid: crew.tids()[0] }, None).unwrap_err();
     assert!(matches!(refused, Error::Usage(_)), "{refused:?}");
+    let kthreadd = Executor::Thread { tid: 2 };
+    let refused = ScxSyrup.register(&app, kthreadd, None).unwrap_err();
+    assert!(matches!(&refused, Error::Usage(why) if why.contains("kernel's own")), "{refused:?}");
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let refused = ScxSyrup.register(&app, Executor::Socket(socket.into()), None).unwrap_err();
     assert!(matches!(refused, Error::Usage(_)), "{refused:?}");
@@ -439,6 +475,26 @@ fn threads_that_start_while_their_app_goes_are_given_back_too() {
         ScxSyrup.remove(&app).unwrap();
         assert_eq!(in_class(), Vec::<i32>::new());
     }
+}
+
+#[test]
+fn a_thread_that_enters_the_class_again_and_again_does_not_keep_its_app() {
+    let Some(fixture) = Fixture::resident() else { return };
+    let app = fixture.app("one");
+    ScxSyrup.deploy(&app, &policy("fifo"), &Target::default()).unwrap();
+    let crew = Crew::of(2, |worker, stop| {
+        let param = libc::sched_param { sched_priority: 0 };
+        while !stop.load(SeqCst) {
+            worker.turn();
+            // SAFETY: param lives for the call.
+            unsafe { libc::sched_setscheduler(0, 7, &raw const param) };
+        }
+    });
+    register(&app, &crew, 0);
+    crew.wait_for_progress();
+    ScxSyrup.remove(&app).unwrap();
+    assert!(ScxSyrup.read(&app).unwrap().is_none());
+    crew.wait_for_progress();
 }
 
 #[test]

@@ -19,7 +19,10 @@
 #define SYRUP_SCX_MIN_SLICE_US 100U
 #define SYRUP_SCX_MAX_SLICE_US 100000U
 #define SYRUP_SCX_RESCUE_MS    200U
-/* Threads of nobody that wait, from which on each runs for less, so that all come round. */
+/*
+ * Threads of nobody that wait, from which on each runs for less, so that hundreds come
+ * round before the watchdog asks. The kernel ends slices at its tick: none is shorter.
+ */
 #define SYRUP_SCX_MANY 64U
 
 /* A thread that waits this long for a CPU makes the kernel end the scheduler. */

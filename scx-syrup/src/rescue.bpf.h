@@ -56,7 +56,10 @@ static __always_inline bool far_behind(const struct syrup_scx_app *app, u64 wait
 	       waited >= SYRUP_SCX_BEHIND_MS * NSEC_PER_MSEC;
 }
 
-/* How long a queued thread has not run. Threads of nobody are queued by the time they came. */
+/*
+ * How long a queued thread has not run. Threads of nobody are queued by that time
+ * (ops.enqueue), those that were never registered by when they came.
+ */
 static __always_inline u64 waited_ns(struct task_struct *p, u64 now)
 {
 	struct syrup_scx_thread *t = thread_of(p);
@@ -64,7 +67,7 @@ static __always_inline u64 waited_ns(struct task_struct *p, u64 now)
 
 	/* Keeps the two loads apart: one instruction may not read two kinds of pointers. */
 	barrier_var(since);
-	if (t && slot_of(t))
+	if (t)
 		since = t->waits_since_ns;
 	/* It may have come after `now`, on another CPU. */
 	return before(now, since) ? 0 : now - since;
@@ -107,7 +110,7 @@ __noinline int rescue(u32 slot, u32 cpu)
 			if (waited > longest && may_run_on(p, cpu))
 				longest = waited;
 			if (!slot && longest)
-				break; /* those behind it came later */
+				break; /* those behind it wait for less */
 		}
 	}
 	if (!longest || longest < app->rescue_ns)
@@ -234,8 +237,9 @@ __noinline u64 watch_app(u32 slot)
 			    (cpus_left == SYRUP_ANY_LEFT ||
 			     (cpus_left == SYRUP_FOREIGN_LEFT && far_behind(app, waited))))
 				appoint(p, slot, app, waited);
-			/* Those behind it came later: anybody may bring thousands. */
-			if (!slot && (waited < app->rescue_ns || cpus_left == SYRUP_NONE_LEFT))
+			/* Those behind it wait for less: anybody may bring thousands. */
+			if (!slot && (waited < app->rescue_ns || cpus_left == SYRUP_NONE_LEFT ||
+				      appointments >= nr_cpus()))
 				break;
 		}
 	}

@@ -259,7 +259,9 @@ void SEC("struct_ops/enqueue") BPF_PROG(syrup_enqueue_op, struct task_struct *p,
 		/* Anybody may bring thousands of these. */
 		if (waiting > (s32)SYRUP_SCX_MANY)
 			slice_ns = slice_ns * SYRUP_SCX_MANY / waiting;
-		insert(p, 0, 0, -1, slice_ns, now, enq_flags);
+		if (t)
+			slice_ns = grant(t, slice_ns);
+		insert(p, 0, 0, -1, slice_ns, t ? t->waits_since_ns : now, enq_flags);
 		call_cpu(p, app, 0, 0, false, false, enq_flags);
 		return;
 	}

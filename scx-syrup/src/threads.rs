@@ -235,7 +235,8 @@ fn pidfd(tid: i32) -> Result<Option<OwnedFd>> {
 }
 
 fn is_of_kernel(tid: i32) -> bool {
-    fs::read_to_string(format!("/proc/{tid}/stat")).is_ok_and(|stat| says_of_kernel(&stat))
+    let stat = fs::read(format!("/proc/{tid}/stat"));
+    stat.is_ok_and(|stat| says_of_kernel(&String::from_utf8_lossy(&stat)))
 }
 
 /// A thread's `stat`: its flags count from its name, which may hold anything.

@@ -211,7 +211,7 @@ class Process:
         self.skips = skips
         self.temporary = temporary
         self.ended = []
-        self.failed = False
+        self.failed = 0
         self.current = None
         self.text = ""
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -279,17 +279,17 @@ class Process:
 
     def judge(self, output, last=0):
         """The test that ran has ended, and its verdict is the last word. That of a
-        child that outlives it can come behind it, and then the status of the
-        process knows better."""
+        child that outlives it can come behind it: behind the last test, `last` is
+        how many failed as the binary says."""
         verdict = VERDICT.search(output)
         skipped = self.skips.of(self.current)
         if not verdict:
             self.end("failed", "its verdict is lost in its output", output)
         elif verdict[1] == "FAILED":
             self.end("failed", "failed", output)
-        elif last and not self.failed:
-            self.end("failed", f"this test or one before it in its binary failed: "
-                     f"{how_it_ended(last)}", output)
+        elif last > self.failed:
+            self.end("failed", f"this test or one before it in its binary failed: it says {last}",
+                     output)
         elif skipped:
             self.end("skipped", skipped, output)
         else:
@@ -298,7 +298,7 @@ class Process:
     def end(self, status, why, output):
         say(end=self.tests[self.current]["id"], status=status, why=why,
             output=output if status == "failed" else "")
-        self.failed = self.failed or status == "failed"
+        self.failed += status == "failed"
         self.ended.append(self.current)
         self.current = None
 
@@ -315,7 +315,7 @@ class Process:
         if files and not left:
             what, left = "files in its temporary folder", files
         if self.current and summary and not (left and status == 0):
-            self.judge(self.text[:summary.start()], last=status)
+            self.judge(self.text[:summary.start()], last=int(summary[2]))
         elif self.current and summary:
             self.end("failed", f"this test or one before it in its binary left {what} "
                      f"behind: {', '.join(left)}", self.text)

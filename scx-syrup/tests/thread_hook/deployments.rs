@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, SystemTime};
@@ -151,24 +150,23 @@ fn what_an_interrupted_load_leaves_is_cleared_by_the_next_call() {
     deploy();
     assert!(is_live(&ScxSyrup.read(&app).unwrap().unwrap()));
     // Which it does aside: in its place the folder is whole, or not there.
-    let (place, stop) = (fixture.bpffs().join("_scx"), Arc::new(AtomicBool::new(false)));
-    let watch = {
-        let (place, stop) = (place.clone(), stop.clone());
-        std::thread::spawn(move || {
-            let pins = || fs::read_dir(&place).map(Iterator::count);
-            let whole = pins().unwrap();
-            while !stop.load(SeqCst) {
-                if let Ok(left) = pins()
-                    && place.exists()
-                {
-                    assert_eq!(left, whole);
-                }
+    let place = fixture.bpffs().join("_scx");
+    let pins = || fs::read_dir(&place).map(Iterator::count);
+    let (whole, removed) = (pins().unwrap(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            ScxSyrup.remove(&app).unwrap();
+            removed.store(true, SeqCst);
+        });
+        eventually("the pins to be gone", || {
+            if let Ok(left) = pins()
+                && place.exists()
+            {
+                assert_eq!(left, whole);
             }
-        })
-    };
-    ScxSyrup.remove(&app).unwrap();
-    stop.store(true, SeqCst);
-    watch.join().unwrap();
+            removed.load(SeqCst).then_some(())
+        });
+    });
     fixture.assert_clean();
 }
 

@@ -408,7 +408,7 @@ fn threads_that_starve_on_every_core_are_rescued_again_and_again() {
     let app = fixture.app("one");
     let script = Scripted::new();
     (4..16).for_each(|index| script.place(index, at(1)));
-    ScxSyrup.deploy(&app, &script.policy(preempting(2)), &Target::default()).unwrap();
+    ScxSyrup.deploy(&app, &script.policy(preempting(2)), &on_cpus(&[0, 1, 2, 3])).unwrap();
     let (favoured, starved) = (Crew::spinning(4), Crew::spinning(12));
     register(&app, &favoured, 0);
     register(&app, &starved, 4);

@@ -135,6 +135,28 @@ fn an_app_with_more_starved_threads_than_can_be_rescued_takes_no_rescue_from_ano
 }
 
 #[test]
+fn many_threads_of_nobody_are_together_no_more_than_one_app() {
+    let Some(fixture) = fixture() else { return };
+    let app = fixture.app("one");
+    ScxSyrup.deploy(&app, &Scripted::new().policy(queues(1)), &on_cpus(&[CORE])).unwrap();
+    let crew = Crew::spinning(1);
+    register(&app, &crew, 0);
+    // As any user may.
+    let nobodys = Crew::spinning(120);
+    nobodys.become_ext();
+    nobodys.pin_to(CORE as usize);
+    nobodys.wait_for_progress();
+    for round in 0..3 {
+        let before = crew.active();
+        std::thread::sleep(Duration::from_secs(2)); // the time that is measured
+        let ran = crew.active() - before;
+        println!("round {round}: beside 120 threads of nobody it ran {ran:?} of 2 s");
+        // Half, and a little less for the rescues of those that are far behind.
+        assert!(ran > Duration::from_millis(750), "{ran:?}");
+    }
+}
+
+#[test]
 fn a_thread_that_was_pinned_outside_its_apps_cores_is_there_a_thread_of_nobody() {
     let Some(fixture) = fixture() else { return };
     let (app, other) = (fixture.app("one"), fixture.app("two"));

@@ -105,6 +105,7 @@ def run(machine: Machine, command: list[str], guest: record.Record) -> int:
     try:
         return _attempt(machine, command, guest, _BOOT_LIMIT_S[machine.accel])
     except BootFailure as failure:
+        _show_kernel_messages(guest.folder)
         # tests/run looks for these words.
         _say(f"{failure}; trying once more, with the guest's console shown")
         guest.set_aside("first-boot")
@@ -274,13 +275,15 @@ def _vng(machine: Machine, folder: Path) -> list[str]:
         if not re.fullmatch(r"[\w+./-]+", str(path)):
             raise Error(f"virtme-ng cannot cope with the path {path}: no blanks, please")
     # virtme-ng's own console is all or nothing. A second one is silent but for a
-    # panic, whose last words no process of the guest could pass on.
+    # panic, whose last words no process of the guest could pass on; and a third, the
+    # second serial port, for one that comes before there are drivers.
     options = (
         f"{QEMU_OPTIONS[machine.accel]} -chardev file,id=panic,path={folder}/console "
-        "-device virtio-serial-pci -device virtconsole,chardev=panic"
+        "-device virtio-serial-pci -device virtconsole,chardev=panic "
+        f"-chardev file,id=early,path={folder}/early -serial chardev:early"
     )
     guest = shlex.join(["sh", str(REPOSITORY / "vm/guest.sh"), str(folder), machine.accel])
-    appended = ["console=hvc0", *_KERNEL_OPTIONS, *(_PATIENT if machine.accel == "tcg" else [])]
+    appended = ["earlycon=uart8250,io,0x2f8", "console=hvc0", *_KERNEL_OPTIONS, *(_PATIENT if machine.accel == "tcg" else [])]
     return [
         "vng",
         f"--run={machine.kernel}",
@@ -360,7 +363,11 @@ def _write_dmesg(folder: Path) -> None:
 
 
 def _show_kernel_messages(folder: Path) -> None:
-    for name, what, last in (("dmesg", "last kernel messages", 20), ("console", "console", 100)):
+    for name, what, last in (
+        ("dmesg", "last kernel messages", 20),
+        ("early", "first console", 60),
+        ("console", "console", 100),
+    ):
         lines = _read(folder / name).splitlines()
         if lines:
             _say(f"the guest's {what}:")

@@ -1,6 +1,7 @@
 //! A private pin root, and what "nothing is left" means.
 
 use std::fs;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -169,6 +170,16 @@ pub fn register(app: &App, crew: &Crew, first_index: u32) {
 /// The app's slot in the root scheduler.
 pub fn slot(app: &App) -> u32 {
     pin::read_record(&app.hook_dir(HookId::ScxSyrup)).unwrap().unwrap().slot
+}
+
+/// Does something while the app's slot is empty.
+pub fn without_program(app: &App, what: impl FnOnce()) {
+    let program = ScxSyrup.program(app).unwrap();
+    let programs = Map::open(&app.bpffs.join("_scx/syrup_enqueue")).unwrap();
+    let slot = slot(app).to_ne_bytes();
+    programs.delete(&slot).unwrap();
+    what();
+    programs.update(&slot, &program.as_raw_fd().to_ne_bytes()).unwrap();
 }
 
 /// Empties the app's slot, as nothing but the hook itself should.

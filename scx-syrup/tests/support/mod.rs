@@ -4,5 +4,6 @@
 #![allow(dead_code)]
 
 pub mod fixture;
+pub mod order;
 pub mod policy;
 pub mod workers;

@@ -2,44 +2,17 @@
 
 use std::fs;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use syrup_abi::abi::{self, SYRUP_THREAD_EXPIRED, syrup_thread_policy};
 use syrup_hook::{App, Error, Health, Hook as _, Target};
 use syrup_scx::ScxSyrup;
 
-use crate::support::fixture::{Fixture, on_cpus, register, sysfs, take_program_away};
+use crate::support::fixture::{Fixture, on_cpus, register, sysfs};
+use crate::support::order::Order;
 use crate::support::policy::{Scripted, at, cores, policy, preempting, queues};
 use crate::support::workers::{Crew, allow, eventually};
-
-/// In which order threads take turns. Noting one neither waits for another thread
-/// nor for memory: what comes between two notes is the scheduler's doing.
-struct Order {
-    next: AtomicUsize,
-    numbers: [AtomicUsize; 4096],
-}
-
-impl Order {
-    const NOBODY: usize = usize::MAX;
-
-    fn new() -> Self {
-        let numbers = [const { AtomicUsize::new(Self::NOBODY) }; 4096];
-        Self { next: AtomicUsize::new(0), numbers }
-    }
-
-    fn note(&self, number: usize) {
-        let next = self.next.fetch_add(1, SeqCst);
-        if let Some(place) = self.numbers.get(next) {
-            place.store(number, SeqCst);
-        }
-    }
-
-    fn seen(&self) -> Vec<usize> {
-        let numbers = self.numbers.iter().map(|number| number.load(SeqCst));
-        numbers.take_while(|&number| number != Self::NOBODY).collect()
-    }
-}
 
 #[test]
 fn queues_are_served_in_order_and_each_by_rank() {
@@ -62,8 +35,6 @@ fn queues_are_served_in_order_and_each_by_rank() {
     for ((verdict, rank), index) in places.into_iter().zip(1..) {
         script.place(index, at(verdict).rank(rank));
     }
-    // Those that the default places come last of all: their rank is the time.
-    let defaulted = [10, 11];
     script.place(0, at(0).slice_us(100_000));
     // The queues of a policy that replaced another with fewer.
     let attributes = |nr| syrup_thread_policy { rescue_ms: 2000, ..queues(nr) };
@@ -72,7 +43,7 @@ fn queues_are_served_in_order_and_each_by_rank() {
 
     let order = Arc::new(Order::new());
     let noted = order.clone();
-    let waiters = Crew::of(places.len() + defaulted.len(), move |worker, _| {
+    let waiters = Crew::of(places.len(), move |worker, _| {
         std::thread::park();
         noted.note(worker.number());
         worker.turn();
@@ -90,21 +61,10 @@ fn queues_are_served_in_order_and_each_by_rank() {
             .all(|index| told.iter().any(|told| told.thread.index == index))
             .then_some(())
     });
-    // Without a program whoever leaves the core comes last, also the thread of queue 0:
-    // an ordinary one takes its place.
-    let keeper = Crew::spinning(1);
-    keeper.pin_to(1);
-    keeper.wait_for_progress();
-    take_program_away(&app);
-    defaulted.into_iter().for_each(|number| waiters.unpark_one(number));
-    waiters.wait_to_be_runnable();
-    // They keep their places under a policy that knows the first queue only.
-    ScxSyrup.replace(&app, &script.policy(attributes(1))).unwrap();
     assert_eq!(order.seen(), [0; 0], "a thread of a later queue ran before queue 0 was empty");
-    drop(keeper);
     drop(blocker);
     waiters.wait_for_turns();
-    assert_eq!(order.seen(), [4, 1, 7, 8, 2, 3, 5, 6, 9, 0, 10, 11]);
+    assert_eq!(order.seen(), [4, 1, 7, 8, 2, 3, 5, 6, 9, 0]);
 }
 
 #[test]

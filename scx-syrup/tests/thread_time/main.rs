@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod latency;
+mod order;
 mod rescue;
 mod shares;
 #[path = "../support/mod.rs"]

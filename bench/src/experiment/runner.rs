@@ -2,6 +2,7 @@
 //! that the seed shuffles, each against the same arrivals from the same ports.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -223,6 +224,7 @@ fn make(
     let stack = Stack::start(&options.programs)?;
     let folder = temporary::folder()?;
     let runner = Runner { plan, setting, stack, cpus, folder, service };
+    let mut patience = PATIENCE;
     for (round, steps) in rounds {
         let mut writer = journal.round(*round)?;
         // Another process may have made it meanwhile.
@@ -241,7 +243,8 @@ fn make(
         }
         for step in steps {
             interrupt::check()?;
-            let run = until_kept(plan.kept_floor(), || runner.once(*step)).with_context(|| {
+            let run = until_kept(plan.kept_floor(), &mut patience, || runner.once(*step));
+            let run = run.with_context(|| {
                 format!("round {round}, {} at {}/s", step.config.name, step.load_rps)
             })?;
             progress.run_done(&shown(plan, &run));
@@ -251,15 +254,27 @@ fn make(
     Ok(())
 }
 
-/// A run of which too little counts is made again, at most twice, and the shares
-/// are written down. It is chosen by how late sender and sleeper were, never by its
-/// latencies.
-fn until_kept(floor: f64, mut once: impl FnMut() -> Result<Run>) -> Result<Run> {
+/// How long an experiment goes on making runs of which too little counts, beyond two
+/// more of each: a busy host is seldom busy for an hour, and not always for a minute.
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
+
+/// A run of which too little counts is made again, at most twice and as long as there is
+/// `patience`, and the shares are written down. It is chosen by how late sender and
+/// sleeper were, never by its latencies.
+fn until_kept(
+    floor: f64,
+    patience: &mut Duration,
+    mut once: impl FnMut() -> Result<Run>,
+) -> Result<Run> {
     const AGAIN: usize = 2;
     let mut spoiled = Vec::new();
     loop {
+        let begun = Instant::now();
         let run = once()?;
-        if run.load.kept_share >= floor || spoiled.len() == AGAIN {
+        if spoiled.len() > AGAIN {
+            *patience = patience.saturating_sub(begun.elapsed());
+        }
+        if run.load.kept_share >= floor || (spoiled.len() >= AGAIN && patience.is_zero()) {
             return Ok(Run { spoiled, ..run });
         }
         spoiled.push(run.load.kept_share);
@@ -456,19 +471,24 @@ mod tests {
     }
 
     #[test]
-    fn a_run_of_which_too_little_counts_is_made_again_at_most_twice() {
+    fn a_run_of_which_too_little_counts_is_made_again_twice_and_while_there_is_patience() {
         use super::super::points::tests::{Made, run};
-        let kept = |shares: &[f64]| {
+        let within = |mut patience: Duration, shares: &[f64]| {
             let mut shares = shares.iter();
-            let made = until_kept(0.5, || {
+            let made = until_kept(0.5, &mut patience, || {
                 let kept = *shares.next().context("no more")?;
                 Ok(run(&Made { kept, gets_us: vec![1], ..Made::default() }))
             });
             made.map(|run| (run.load.kept_share, run.spoiled)).ok()
         };
-        assert_eq!(kept(&[0.5, 1.0]), Some((0.5, vec![])));
-        assert_eq!(kept(&[0.4, 0.9, 1.0]), Some((0.9, vec![0.4])));
-        assert_eq!(kept(&[0.4, 0.3, 0.2, 1.0]), Some((0.2, vec![0.4, 0.3])));
+        let none = Duration::ZERO;
+        assert_eq!(within(none, &[0.5, 1.0]), Some((0.5, vec![])));
+        assert_eq!(within(none, &[0.4, 0.9, 1.0]), Some((0.9, vec![0.4])));
+        assert_eq!(within(none, &[0.4, 0.3, 0.2, 1.0]), Some((0.2, vec![0.4, 0.3])));
+        let shares = [0.4, 0.3, 0.2, 0.1, 1.0];
+        assert_eq!(within(PATIENCE, &shares), Some((1.0, shares[..4].to_vec())));
+        // It is spent by the runs beyond the first three, and then there is no more.
+        assert_eq!(within(Duration::from_nanos(1), &shares), Some((0.1, shares[..3].to_vec())));
     }
 
     #[test]

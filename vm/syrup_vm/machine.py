@@ -283,7 +283,8 @@ def _vng(machine: Machine, folder: Path) -> list[str]:
         f"-chardev file,id=early,path={folder}/early -serial chardev:early"
     )
     guest = shlex.join(["sh", str(REPOSITORY / "vm/guest.sh"), str(folder), machine.accel])
-    appended = ["earlycon=uart8250,io,0x2f8", "console=hvc0", *_KERNEL_OPTIONS, *(_PATIENT if machine.accel == "tcg" else [])]
+    appended = ["earlycon=uart8250,io,0x2f8", "console=hvc0", *_KERNEL_OPTIONS]
+    appended += _PATIENT if machine.accel == "tcg" else ()
     return [
         "vng",
         f"--run={machine.kernel}",

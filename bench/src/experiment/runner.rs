@@ -242,11 +242,19 @@ fn make(
             writer.append(&Record::Probe(Probed { round: *round, probe, numbers }))?;
         }
         for step in steps {
-            interrupt::check()?;
-            let run = until_kept(plan.kept_floor(), &mut patience, || runner.once(*step));
-            let run = run.with_context(|| {
-                format!("round {round}, {} at {}/s", step.config.name, step.load_rps)
-            })?;
+            let what = format!("round {round}, {} at {}/s", step.config.name, step.load_rps);
+            let floor = plan.kept_floor();
+            let run = until_kept(floor, &mut patience, || {
+                interrupt::check()?;
+                let run = runner.once(*step)?;
+                let kept = run.load.kept_share;
+                if kept < floor {
+                    let percent = kept * 100.0;
+                    progress.say(&format!("{what}: the host was busy, {percent:.0} % counts"));
+                }
+                Ok(run)
+            });
+            let run = run.with_context(|| what.clone())?;
             progress.run_done(&shown(plan, &run));
             writer.append(&Record::Run(Box::new(run)))?;
         }
@@ -258,9 +266,9 @@ fn make(
 /// more of each: a busy host is seldom busy for an hour, and not always for a minute.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 
-/// A run of which too little counts is made again, at most twice and as long as there is
-/// `patience`, and the shares are written down. It is chosen by how late sender and
-/// sleeper were, never by its latencies.
+/// A run of which too little counts is made again, twice, and beyond that as long as there
+/// is `patience`; the shares are written down. It is chosen by how late sender and sleeper
+/// were, never by its latencies.
 fn until_kept(
     floor: f64,
     patience: &mut Duration,

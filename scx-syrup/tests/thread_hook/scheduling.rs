@@ -41,14 +41,7 @@ fn queues_are_served_in_order_and_each_by_rank() {
     ScxSyrup.deploy(&app, &script.policy(attributes(2)), &on_cpus(&[1])).unwrap();
     ScxSyrup.replace(&app, &script.policy(attributes(8))).unwrap();
 
-    let order = Arc::new(Order::new());
-    let noted = order.clone();
-    let waiters = Crew::of(places.len(), move |worker, _| {
-        std::thread::park();
-        noted.note(worker.number());
-        worker.turn();
-    });
-    waiters.wait_to_sleep();
+    let (order, waiters) = Order::of_waiters(places.len());
     register(&app, &waiters, 1);
     // Queue 0 keeps the only core until all of them wait.
     let blocker = Crew::spinning(1);

@@ -1,8 +1,6 @@
 //! In which order threads run, where time could disturb it: who waits for two seconds is
 //! rescued, and who leaves its core while there is no program loses its place.
 
-use std::sync::Arc;
-
 use syrup_abi::abi::syrup_thread_policy;
 use syrup_hook::Hook as _;
 use syrup_scx::ScxSyrup;
@@ -25,14 +23,7 @@ fn what_the_default_places_comes_last_and_a_place_outlasts_its_queue() {
     let attributes = |nr| syrup_thread_policy { rescue_ms: 2000, ..queues(nr) };
     ScxSyrup.deploy(&app, &script.policy(attributes(4)), &on_cpus(&[CORE])).unwrap();
 
-    let order = Arc::new(Order::new());
-    let noted = order.clone();
-    let waiters = Crew::of(6, move |worker, _| {
-        std::thread::park();
-        noted.note(worker.number());
-        worker.turn();
-    });
-    waiters.wait_to_sleep();
+    let (order, waiters) = Order::of_waiters(6);
     register(&app, &waiters, 1);
     let blocker = Crew::spinning(1);
     register(&app, &blocker, 0);

@@ -34,7 +34,7 @@ impl Distribution {
             .iter_recorded()
             .map(|bin| (bin.value_iterated_to() as f64 / scale, bin.count_at_value()))
             .collect();
-        Ok(Self { lost: class.drops, ..Self::from(counts) })
+        Ok(Self { lost: class.lost, ..Self::from(counts) })
     }
 
     /// All samples of all of them.

@@ -352,6 +352,7 @@ pub(crate) mod tests {
         let mut load = summarise(cut, &streams, &vec![arrival; fates.len()], &fates).unwrap();
         load.kept_share = made.kept;
         load.classes[0].drops = made.drops;
+        load.classes[0].lost = made.drops;
         let served = made.served.unwrap_or(load.answered);
         let deployments = made.deployed.map(|(state, chosen)| Deployment {
             hook: "socket-select".to_owned(),

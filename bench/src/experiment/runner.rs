@@ -250,11 +250,14 @@ fn make(
                 let kept = run.load.kept_share;
                 if kept < floor {
                     let percent = kept * 100.0;
-                    progress.say(&format!("{what}: the host was busy, {percent:.0} % counts"));
+                    progress.say(&format!("{what}: too busy a host, {percent:.0} % counts"));
                 }
                 Ok(run)
             });
             let run = run.with_context(|| what.clone())?;
+            if run.load.kept_share < floor {
+                progress.say(&format!("{what}: no patience left, taken as it is"));
+            }
             progress.run_done(&shown(plan, &run));
             writer.append(&Record::Run(Box::new(run)))?;
         }
@@ -262,7 +265,7 @@ fn make(
     Ok(())
 }
 
-/// How long an experiment goes on making runs of which too little counts, beyond two
+/// How long this process goes on making runs of which too little counts, beyond two
 /// more of each: a busy host is seldom busy for an hour, and not always for a minute.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 

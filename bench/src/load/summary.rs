@@ -50,6 +50,8 @@ pub struct ClassSummary {
     pub requests: u64,
     /// Those without a reply.
     pub drops: u64,
+    /// Of these, those that were not left out: they stand beside the samples.
+    pub lost: u64,
     /// Replies that came per second of the counted part.
     pub throughput_rps: f64,
     /// Latency samples: answered requests, without those that were left out.
@@ -146,6 +148,7 @@ impl LoadSummary {
 struct Count {
     requests: u64,
     drops: u64,
+    lost: u64,
     answered_in_time: u64,
     latencies_us: Histogram<u64>,
 }
@@ -190,7 +193,13 @@ fn summarise_without(
     let mut counts: Vec<Count> = parts
         .iter()
         .map(|_| {
-            Ok(Count { requests: 0, drops: 0, answered_in_time: 0, latencies_us: histogram()? })
+            Ok(Count {
+                requests: 0,
+                drops: 0,
+                lost: 0,
+                answered_in_time: 0,
+                latencies_us: histogram()?,
+            })
         })
         .collect::<Result<_>>()?;
     let mut sender_late_us = histogram()?;
@@ -219,6 +228,7 @@ fn summarise_without(
         }
         if fate.answered_ns == 0 {
             count.drops += 1;
+            count.lost += u64::from(clean);
         } else if clean {
             let latency_us = fate.answered_ns.saturating_sub(arrival.at_ns) / 1000;
             count.latencies_us.saturating_record(latency_us.max(1));
@@ -264,6 +274,7 @@ fn class_summary(name: &str, count: &Count, seconds: f64) -> Result<ClassSummary
         class: name.to_owned(),
         requests: count.requests,
         drops: count.drops,
+        lost: count.lost,
         throughput_rps: count.answered_in_time as f64 / seconds,
         samples: histogram.len(),
         mean_us: histogram.mean(),
@@ -392,6 +403,18 @@ mod tests {
         assert!((7000..7010).contains(&merged.max()));
         let broken = ClassSummary { histogram: "AAAA".to_owned(), ..one.classes[0].clone() };
         assert!(broken.histogram().is_err());
+    }
+
+    #[test]
+    fn a_loss_counts_beside_the_samples_where_they_do() {
+        // Late: windows 2 and 3 do not count.
+        let arrivals = [get(150), get(250), get(350), get(450)];
+        let fates = [Fate::default(), answered(255, 256), Fate::default(), answered(450, 459)];
+        let excluded = summary(CUT, &arrivals, &fates);
+        let get = excluded.class(Class::GET);
+        assert_eq!((get.drops, get.lost, get.samples), (2, 1, 1));
+        let all = summary(Cut { exclude_late: false, ..CUT }, &arrivals, &fates);
+        assert_eq!((all.class(Class::GET).lost, all.class(Class::GET).samples), (2, 2));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::support::workers::{Crew, eventually};
 use crate::{CORE, fixture};
 
 #[test]
-fn what_the_default_places_comes_last_and_a_place_outlasts_its_queue() {
+fn what_the_default_places_waits_in_the_last_queue_and_a_place_outlasts_its_queue() {
     let Some(fixture) = fixture() else { return };
     let app = fixture.app("one");
     let script = Scripted::new();

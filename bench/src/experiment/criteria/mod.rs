@@ -51,8 +51,8 @@ pub enum Criterion {
     Twin(TwinCriterion),
     /// No request is lost where the load is below saturation.
     NoDrops,
-    /// At least this share of the requests counts in each run; one of which less
-    /// does is made again, at most twice.
+    /// At least this share of the requests counts in each run; the runner makes one of
+    /// which less does again.
     Kept(f64),
     /// Every policy of a configuration was live at the end of each run, and chose.
     Live,

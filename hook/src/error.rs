@@ -1,8 +1,9 @@
-//! One error for all hooks. The engine turns each variant into an exit code
-//! and adds what to do (`syrupd/src/error.rs`).
+//! One error for all hooks, and how it is told to whoever asked.
 
 use std::io;
 use std::path::PathBuf;
+
+use syrup_abi::protocol::{Code, Failure};
 
 /// Shorthand for results of hook operations.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -94,4 +95,49 @@ fn io_error(error: &libbpf_rs::Error) -> io::Error {
         cause = this.source();
     }
     io::Error::other(format!("{error:#}"))
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let message = error.to_string();
+        match error {
+            // A user's program is explained where its file is known; this one is ours.
+            Error::Verifier { log, .. } => {
+                Self::new(Code::Internal, format!("{message}; it is a part of Syrup"))
+                    .detail(verifier_tail(&log))
+                    .advise("this kernel's verifier does not take Syrup's own program: report it with the lines above and 'uname -r'")
+            }
+            Error::Unsupported { advice, .. } => {
+                Self::new(Code::Unsupported, message).advise(advice)
+            }
+            Error::Conflict { advice, .. } | Error::NotFound { advice, .. } => {
+                Self::new(Code::Conflict, message).advise(advice)
+            }
+            Error::Usage(_) => Self::new(Code::Usage, message),
+            Error::Timeout(_) => Self::new(Code::Timeout, message),
+            Error::Kernel { source, .. }
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                Self::new(Code::NotPermitted, message)
+                    .advise("run as root, or ask syrupd (it must run as root)")
+            }
+            Error::Pin { .. } => Self::new(Code::Internal, message)
+                .advise("'syrupctl unload --all' removes what is left of a broken deployment"),
+            _ => Self::new(Code::Internal, message),
+        }
+    }
+}
+
+/// Lines of the log's end that are worth showing.
+const TAIL: usize = 12;
+
+/// The lines of a verifier's log that say something.
+pub fn verifier_lines(log: &str) -> Vec<&str> {
+    log.lines().filter(|line| !line.starts_with("processed ") && !line.trim().is_empty()).collect()
+}
+
+/// The last of them, indented.
+pub fn verifier_tail(log: &str) -> String {
+    let lines = verifier_lines(log);
+    lines[lines.len().saturating_sub(TAIL)..].iter().map(|line| format!("  {line}\n")).collect()
 }

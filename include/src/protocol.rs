@@ -3,6 +3,8 @@
 //!
 //! Only the part that applications need is here; the daemon adds the rest.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -55,7 +57,11 @@ pub enum Code {
     Degraded = 10,
 }
 
-/// Why the arbiter did not do what was asked.
+/// Shorthand for what the arbiter answers.
+pub type Result<T, E = Failure> = std::result::Result<T, E>;
+
+/// Why the arbiter did not do what was asked: the one form of a failure, in the
+/// engine, on the wire and in its clients.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// Its kind.
@@ -69,6 +75,35 @@ pub struct Failure {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
 }
+
+impl Failure {
+    /// A failure without detail and advice.
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), detail: None, advice: None }
+    }
+
+    /// Adds what the user can do.
+    #[must_use]
+    pub fn advise(mut self, advice: impl Into<String>) -> Self {
+        self.advice = Some(advice.into());
+        self
+    }
+
+    /// Adds longer text.
+    #[must_use]
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
 
 /// A policy as the requester has it: bytes and names, never a path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

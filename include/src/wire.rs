@@ -57,35 +57,29 @@ pub enum Error {
     #[error("the connection to the daemon broke: {0}")]
     Broken(#[source] io::Error),
     /// The arbiter refused.
-    #[error("{}", .0.message)]
+    #[error("{0}")]
     Refused(Failure),
 }
 
-impl Error {
-    /// The same, as the arbiter would have put it.
-    #[must_use]
-    pub fn into_failure(self) -> Failure {
-        let message = self.to_string();
-        let failure = |code, advice: &str| Failure {
-            code,
-            message,
-            detail: None,
-            advice: Some(advice.to_owned()),
-        };
-        match self {
-            Self::Refused(failure) => failure,
-            Self::Unreachable { ref source, .. }
+/// As the arbiter would have put it.
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let message = error.to_string();
+        let failure = |code, advice: &str| Self::new(code, message).advise(advice);
+        match error {
+            Error::Refused(failure) => failure,
+            Error::Unreachable { source, .. }
                 if source.kind() == io::ErrorKind::PermissionDenied =>
             {
                 failure(Code::NotPermitted, "the socket is not open to this user")
             }
-            Self::Unreachable { .. } => {
+            Error::Unreachable { .. } => {
                 failure(Code::Unreachable, "start syrupd, or name its socket with --socket")
             }
-            Self::Timeout { .. } => {
+            Error::Timeout { .. } => {
                 failure(Code::Timeout, "see the daemon's log; what was asked may still happen")
             }
-            Self::Broken(_) => {
+            Error::Broken(_) => {
                 failure(Code::Internal, "see the daemon's log; 'syrupctl list' shows the outcome")
             }
         }
@@ -319,15 +313,14 @@ impl Connection {
         let deadline = Instant::now() + timeout;
         let bytes = encode(&Call { method, parameters }).map_err(Error::Broken)?;
         if bytes.len() > MAX_MESSAGE_BYTES {
-            return Err(Error::Refused(Failure {
-                code: Code::Usage,
-                message: format!(
-                    "the request has {} bytes, the limit is {MAX_MESSAGE_BYTES}",
-                    bytes.len()
-                ),
-                detail: None,
-                advice: Some("make the policy smaller".to_owned()),
-            }));
+            let size = bytes.len();
+            return Err(Error::Refused(
+                Failure::new(
+                    Code::Usage,
+                    format!("the request has {size} bytes, the limit is {MAX_MESSAGE_BYTES}"),
+                )
+                .advise("make the policy smaller"),
+            ));
         }
         // A daemon that refuses early replies before it has read everything:
         // its words matter more than the broken pipe.
@@ -405,12 +398,13 @@ fn result<R: DeserializeOwned>(json: &[u8]) -> Result<R, Error> {
     match reply.error.as_deref() {
         None => serde_json::from_str(parameters).map_err(malformed),
         Some(FAILED) => Err(Error::Refused(serde_json::from_str(parameters).map_err(malformed)?)),
-        Some(other) => Err(Error::Refused(Failure {
-            code: Code::Usage,
-            message: format!("the daemon does not take the request: {other} {parameters}"),
-            detail: None,
-            advice: Some("are client and daemon of the same version?".to_owned()),
-        })),
+        Some(other) => Err(Error::Refused(
+            Failure::new(
+                Code::Usage,
+                format!("the daemon does not take the request: {other} {parameters}"),
+            )
+            .advise("are client and daemon of the same version?"),
+        )),
     }
 }
 
@@ -513,14 +507,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let error = Connection::open(&path).unwrap_err();
-        assert_eq!(error.into_failure().code, Code::Unreachable);
+        assert_eq!(Failure::from(error).code, Code::Unreachable);
 
         let _silent = std::os::unix::net::UnixListener::bind(&path).unwrap();
         let error = Connection::open(&path)
             .unwrap()
             .call::<Nothing>("List", (), &[], Duration::from_millis(50))
             .unwrap_err();
-        assert_eq!(error.into_failure().code, Code::Timeout);
+        assert_eq!(Failure::from(error).code, Code::Timeout);
     }
 
     /// A daemon that reads one message and answers with `reply`, then closes.
@@ -581,13 +575,13 @@ mod tests {
             detail: Some("d".to_owned()),
             advice: Some("a".to_owned()),
         };
-        assert_eq!(refused.into_failure(), expected);
+        assert_eq!(Failure::from(refused), expected);
         let unknown = failed(b"{\"error\":\"org.varlink.service.MethodNotFound\"}\0");
-        let unknown = unknown.into_failure();
+        let unknown = Failure::from(unknown);
         assert_eq!(unknown.code, Code::Usage);
         assert!(unknown.message.contains("MethodNotFound"), "{}", unknown.message);
         for broken in [&b"garbage\0"[..], b"{\"parameters\":1", b""] {
-            let failure = failed(broken).into_failure();
+            let failure = Failure::from(failed(broken));
             assert_eq!(failure.code, Code::Internal, "{}", failure.message);
             assert!(failure.advice.is_some());
         }
@@ -595,14 +589,14 @@ mod tests {
         let (dir, thread) = answering(b"{\"parameters\":{\"index\":\"x\"}}\0");
         let connection = Connection::open(&dir.path().join("s")).unwrap();
         let result = connection.call::<crate::protocol::Registered>("List", (), &[], LONG);
-        assert_eq!(result.unwrap_err().into_failure().code, Code::Internal);
+        assert_eq!(Failure::from(result.unwrap_err()).code, Code::Internal);
         drop(thread.join().unwrap());
 
         let denied = Error::Unreachable {
             path: "/s".into(),
             source: io::Error::from(io::ErrorKind::PermissionDenied),
         };
-        assert_eq!(denied.into_failure().code, Code::NotPermitted);
+        assert_eq!(Failure::from(denied).code, Code::NotPermitted);
     }
 
     #[test]
@@ -625,7 +619,7 @@ mod tests {
         // {"method":"org.syrup.Arbiter1.L","parameters":"..."} and its NUL byte.
         let around = encode(&Call { method: "org.syrup.Arbiter1.L", parameters: "" }).unwrap();
         let long = "x".repeat(MAX_MESSAGE_BYTES - around.len() + 1);
-        let error = connection.call::<Nothing>("L", &long, &[], LONG).unwrap_err().into_failure();
+        let error = Failure::from(connection.call::<Nothing>("L", &long, &[], LONG).unwrap_err());
         assert_eq!(error.code, Code::Usage);
         assert!(error.message.contains(&(MAX_MESSAGE_BYTES + 1).to_string()), "{}", error.message);
         let mut decoder = Decoder::default();

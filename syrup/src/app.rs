@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use syrup_abi::Compiler;
 use syrup_abi::protocol::{
-    AppRef, Code, DEFAULT_SOCKET, DeploymentRef, LoadRequest, MapRef, Nothing, PolicySource,
-    RegisterSocket, RegisterThread, Registered, ReplaceRequest,
+    AppRef, Code, DEFAULT_SOCKET, DeploymentRef, Failure, LoadRequest, MapRef, Nothing,
+    PolicySource, RegisterSocket, RegisterThread, Registered, ReplaceRequest,
 };
 use syrup_abi::wire::Connection;
 
@@ -229,11 +229,9 @@ impl App {
 
     fn descriptor(&self, method: &str, parameters: &impl Serialize) -> Result<OwnedFd> {
         let (Nothing {}, mut fds) = self.call_with(method, parameters, &[])?;
-        fds.pop().ok_or_else(|| Error::Daemon {
-            code: Code::Internal,
-            message: format!("the daemon's reply to {method} carries no descriptor"),
-            detail: None,
-            advice: None,
+        fds.pop().ok_or_else(|| {
+            let message = format!("the daemon's reply to {method} carries no descriptor");
+            Error::Daemon(Failure::new(Code::Internal, message))
         })
     }
 

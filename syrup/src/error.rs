@@ -34,16 +34,7 @@ pub enum Error {
         source: Box<Error>,
     },
     /// The daemon refused, or did not answer ([`Code::Unreachable`], [`Code::Timeout`]).
-    Daemon {
-        /// The kind of failure.
-        code: Code,
-        /// One line.
-        message: String,
-        /// Compiler diagnostics, or the verifier's words.
-        detail: Option<String>,
-        /// What to do.
-        advice: Option<String>,
-    },
+    Daemon(Failure),
     /// The policy's C file did not compile.
     Compile(CompileError),
     /// A file could not be read.
@@ -71,7 +62,7 @@ impl Error {
         match self {
             Self::NotDeployed { .. } => Code::Conflict,
             Self::NoDescriptor { source, .. } => source.code(),
-            Self::Daemon { code, .. } => *code,
+            Self::Daemon(failure) => failure.code,
             Self::Compile(CompileError::NoCompiler { .. }) => Code::Unsupported,
             Self::Compile(CompileError::Rejected { .. }) => Code::SourceRejected,
             Self::Compile(_) => Code::Internal,
@@ -89,7 +80,7 @@ impl Error {
     pub fn detail(&self) -> Option<&str> {
         match self {
             Self::NoDescriptor { source, .. } => source.detail(),
-            Self::Daemon { detail, .. } => detail.as_deref(),
+            Self::Daemon(failure) => failure.detail.as_deref(),
             _ => None,
         }
     }
@@ -98,7 +89,7 @@ impl Error {
     #[must_use]
     pub fn advice(&self) -> Option<&str> {
         match self {
-            Self::Daemon { advice, .. } => advice.as_deref(),
+            Self::Daemon(failure) => failure.advice.as_deref(),
             Self::NotDeployed { .. } => {
                 Some("deploy a policy first: syr_deploy_policy(), or 'syrupctl load'")
             }
@@ -145,7 +136,7 @@ impl fmt::Display for Error {
                 f,
                 "the policy of app '{app}' is live at {hook}, but its program cannot be opened: {source}"
             )?,
-            Self::Daemon { message, .. } | Self::Usage(message) => f.write_str(message)?,
+            Self::Daemon(Failure { message, .. }) | Self::Usage(message) => f.write_str(message)?,
             Self::Compile(error) => write!(f, "the policy does not compile: {error}")?,
             Self::File { path, source } => write!(f, "cannot read {}: {source}", path.display())?,
             Self::Map { what, source } => write!(f, "cannot {what}: {source}")?,
@@ -172,8 +163,7 @@ impl std::error::Error for Error {
 
 impl From<wire::Error> for Error {
     fn from(error: wire::Error) -> Self {
-        let Failure { code, message, detail, advice } = error.into_failure();
-        Self::Daemon { code, message, detail, advice }
+        Self::Daemon(error.into())
     }
 }
 
@@ -183,12 +173,8 @@ mod tests {
 
     #[test]
     fn the_long_form_has_everything_and_the_short_one_one_line() {
-        let error = Error::Daemon {
-            code: Code::SourceRejected,
-            message: "p.c does not compile".to_owned(),
-            detail: Some("p.c:3:1: error".to_owned()),
-            advice: Some("mend it".to_owned()),
-        };
+        let failure = Failure::new(Code::SourceRejected, "p.c does not compile");
+        let error = Error::Daemon(failure.detail("p.c:3:1: error").advise("mend it"));
         assert_eq!(error.to_string(), "p.c does not compile");
         assert_eq!(format!("{error:#}"), "p.c does not compile\np.c:3:1: error\nmend it");
     }
@@ -198,7 +184,7 @@ mod tests {
         let not_deployed = Error::NotDeployed { app: "a".to_owned(), what: "thread" };
         let kinds = [Code::Usage, Code::NotPermitted, Code::Conflict, Code::Unreachable];
         let mut errnos: Vec<i32> = kinds
-            .map(|code| Error::Daemon { code, message: String::new(), detail: None, advice: None })
+            .map(|code| Error::Daemon(Failure::new(code, "")))
             .iter()
             .chain([&not_deployed])
             .map(Error::errno)

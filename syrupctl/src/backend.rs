@@ -3,7 +3,9 @@
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
-use syrupd::{Arbiter, Caller, Client, Code, DEFAULT_BPFFS, DEFAULT_SOCKET, Engine, Error, Result};
+use syrupd::{
+    Arbiter, Caller, Client, Code, DEFAULT_BPFFS, DEFAULT_SOCKET, Engine, Failure, Result,
+};
 
 /// An arbiter and where it is.
 pub struct Backend {
@@ -78,10 +80,12 @@ pub fn open(socket: Option<&Path>, bpffs: Option<&Path>) -> Result<Backend> {
             })
         }
         Some(_) => Err(silent
-            .unwrap_or_else(|| Error::new(Code::NotPermitted, "only root may work on pins itself"))
+            .unwrap_or_else(|| {
+                Failure::new(Code::NotPermitted, "only root may work on pins itself")
+            })
             .advise("start syrupd, or run this command as root")),
         None => Err(silent
-            .unwrap_or_else(|| Error::new(Code::Unreachable, "no daemon answers"))
+            .unwrap_or_else(|| Failure::new(Code::Unreachable, "no daemon answers"))
             .advise("start syrupd there, or leave --socket out and run this command as root")),
     }
 }

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use syrup_abi::abi::COUNTER_NAMES;
 use syrup_hook::HookId;
-use syrupd::{Code, DeploymentInfo, Error};
+use syrupd::{Code, DeploymentInfo, Failure};
 
 use crate::output::{facts, table};
 
@@ -27,7 +27,7 @@ pub fn sentence(deployment: &DeploymentInfo) -> String {
 }
 
 /// What is wrong with it, as an error with code 10; `None` when it is live.
-pub fn trouble(deployment: &DeploymentInfo) -> Option<Error> {
+pub fn trouble(deployment: &DeploymentInfo) -> Option<Failure> {
     let DeploymentInfo { app, hook, policy, state, .. } = deployment;
     if state == "live" {
         return None;
@@ -45,7 +45,7 @@ pub fn trouble(deployment: &DeploymentInfo) -> Option<Error> {
              'syrupctl show {app}' has the counters"
         )
     };
-    Some(Error::new(Code::Degraded, message).advise(advice))
+    Some(Failure::new(Code::Degraded, message).advise(advice))
 }
 
 /// What a live deployment waits for before it can decide anything.

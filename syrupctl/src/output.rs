@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal as _, Write as _};
 
 use serde::Serialize;
-use syrupd::{Code, Error, Result};
+use syrupd::{Code, Failure, Result};
 use tabled::builder::Builder;
 use tabled::settings::{Padding, Style};
 
@@ -72,7 +72,7 @@ fn document<T: Serialize>(body: &T, pretty: bool) -> Result<String> {
         serde_json::to_string(&document)
     };
     text.map(|text| text + "\n")
-        .map_err(|e| Error::new(Code::Internal, format!("cannot write JSON: {e}")))
+        .map_err(|e| Failure::new(Code::Internal, format!("cannot write JSON: {e}")))
 }
 
 fn write(text: &str) -> Result<()> {
@@ -80,7 +80,9 @@ fn write(text: &str) -> Result<()> {
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         // The reader (`| head`) has seen enough.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        Err(e) => Err(Error::new(Code::Internal, format!("cannot write to standard output: {e}"))),
+        Err(e) => {
+            Err(Failure::new(Code::Internal, format!("cannot write to standard output: {e}")))
+        }
         Ok(()) => Ok(()),
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use syrup_hook::HookId;
-use syrupd::{Code, Error, PolicyInfo, PolicySource, Result};
+use syrupd::{Code, Failure, PolicyInfo, PolicySource, Result};
 
 use crate::backend::{Backend, Place, is_root};
 
@@ -41,7 +41,7 @@ impl PolicyArg {
 
 fn read_file(path: &Path) -> Result<PolicySource> {
     let image = fs::read(path).map_err(|e| {
-        Error::new(Code::Usage, format!("cannot read the policy {}: {e}", path.display())).advise(
+        Failure::new(Code::Usage, format!("cannot read the policy {}: {e}", path.display())).advise(
             "give a policy's C file, its compiled object, or a name that 'syrupctl policies' lists",
         )
     })?;
@@ -51,7 +51,7 @@ fn read_file(path: &Path) -> Result<PolicySource> {
     }
     match String::from_utf8(image) {
         Ok(text) => Ok(PolicySource::Source { file_name, text }),
-        Err(_) => Err(Error::new(
+        Err(_) => Err(Failure::new(
             Code::SourceRejected,
             format!("{file_name} is neither text nor an object"),
         )
@@ -86,7 +86,7 @@ fn find(name: &str, hook: HookId, policies: &[PolicyInfo]) -> Result<()> {
     if let Some(elsewhere) = policies.iter().find(|policy| policy.name == name) {
         let hooks = elsewhere.hooks.join(", ");
         let message = format!("policy '{name}' is for {hooks}, not for {hook}");
-        return Err(Error::new(Code::Usage, message)
+        return Err(Failure::new(Code::Usage, message)
             .advise(format!("policies for {hook}: {}", known.join(", "))));
     }
     let message = format!("there is no policy '{name}' at {hook}");
@@ -97,7 +97,7 @@ fn find(name: &str, hook: HookId, policies: &[PolicyInfo]) -> Result<()> {
     } else if Path::new(&file).is_file() {
         advice = format!("for your own policy write the file's name, {file}; {advice}");
     }
-    Err(Error::new(Code::Usage, message).advise(advice))
+    Err(Failure::new(Code::Usage, message).advise(advice))
 }
 
 /// The known name that was probably meant.

@@ -4,10 +4,10 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
-use syrupd::{Code, Error};
+use syrupd::{Code, Failure};
 
 /// What failed; the compiler's or the verifier's words; what to do.
-pub fn error(error: &Error) {
+pub fn error(error: &Failure) {
     write(&text(error, io::stderr().is_terminal()));
 }
 
@@ -48,7 +48,7 @@ pub fn warning(line: &str, advice: Option<&str>) {
     write(&text);
 }
 
-fn text(error: &Error, colour: bool) -> String {
+fn text(error: &Failure, colour: bool) -> String {
     let (red, green, plain) =
         if colour { ("\x1b[1;31m", "\x1b[1;32m", "\x1b[0m") } else { ("", "", "") };
     let mut text = format!("{red}error:{plain} {}\n", error.message.trim_end());
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn an_error_is_a_line_a_block_and_advice() {
-        let error = Error::new(Code::SourceRejected, "clang refused p.c")
+        let error = Failure::new(Code::SourceRejected, "clang refused p.c")
             .detail("p.c:3:9: error: use of undeclared identifier 'nxt'\n")
             .advise("correct the source");
         assert_eq!(
@@ -86,6 +86,6 @@ mod tests {
              p.c:3:9: error: use of undeclared identifier 'nxt'\n\n\
              help: correct the source\n"
         );
-        assert_eq!(text(&Error::new(Code::Internal, "no"), false), "error: no\n");
+        assert_eq!(text(&Failure::new(Code::Internal, "no"), false), "error: no\n");
     }
 }

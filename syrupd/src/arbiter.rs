@@ -4,8 +4,7 @@
 use std::os::fd::OwnedFd;
 
 use serde::{Deserialize, Serialize};
-
-use crate::error::Result;
+use syrup_abi::protocol::Result;
 
 pub use syrup_abi::protocol::{LoadRequest, PolicySource, ReplaceRequest};
 

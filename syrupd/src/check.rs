@@ -12,8 +12,8 @@ use syrup_abi::abi;
 use syrup_hook::Input;
 
 use crate::btf;
-use crate::error::{Code, Error, Result};
 use crate::lines::LineTable;
+use syrup_abi::protocol::{Code, Failure, Result};
 
 /// Helpers a policy may call: number and name.
 const HELPERS: &[(i32, &str)] = &[
@@ -83,8 +83,8 @@ pub fn check(file_name: &str, image: &[u8]) -> Result<Checked> {
     })
 }
 
-fn refuse(message: String) -> Error {
-    Error::new(Code::SourceRejected, message)
+fn refuse(message: String) -> Failure {
+    Failure::new(Code::SourceRejected, message)
 }
 
 /// The SDK's headers leave their version in each object (`policy.h`).

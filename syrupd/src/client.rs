@@ -7,15 +7,14 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use syrup_abi::protocol::{
-    AppRef, DeploymentRef, LoadRequest, MapRef, Nothing, RegisterSocket, RegisterThread,
-    Registered, ReplaceRequest,
+    AppRef, Code, DeploymentRef, Failure, LoadRequest, MapRef, Nothing, RegisterSocket,
+    RegisterThread, Registered, ReplaceRequest, Result,
 };
 use syrup_abi::wire::Connection;
 
 use crate::arbiter::{
     AppInfo, Arbiter, DeploymentInfo, HookInfo, MapEntry, PolicyInfo, Registration,
 };
-use crate::error::{Code, Error, Result};
 use crate::protocol::{
     AllUnloaded, Deployed, Deployments, Entries, Entry, Hooks, MapGet, MapSet, Policies, SERVICE,
     ServiceInfo, Shown,
@@ -47,7 +46,7 @@ impl Client {
             let method = format!("{SERVICE}.GetInfo");
             connection.call_method::<ServiceInfo>(&method, Nothing {}, &[], HELLO_TIMEOUT)
         });
-        hello.map_err(|e| Error::from(e.into_failure()))?;
+        hello?;
         Ok(Self { path: path.to_owned(), timeout: CALL_TIMEOUT })
     }
 
@@ -68,15 +67,13 @@ impl Client {
         parameters: impl Serialize,
         fds: &[BorrowedFd<'_>],
     ) -> Result<(R, Vec<OwnedFd>)> {
-        Connection::open(&self.path)
-            .and_then(|connection| connection.call(method, parameters, fds, self.timeout))
-            .map_err(|e| e.into_failure().into())
+        Ok(Connection::open(&self.path)?.call(method, parameters, fds, self.timeout)?)
     }
 
     fn descriptor(&self, method: &str, parameters: impl Serialize) -> Result<OwnedFd> {
         let (Nothing {}, mut fds) = self.call_with(method, parameters, &[])?;
         fds.pop().ok_or_else(|| {
-            Error::new(Code::Internal, format!("the reply of {method} carries no descriptor"))
+            Failure::new(Code::Internal, format!("the reply of {method} carries no descriptor"))
         })
     }
 }

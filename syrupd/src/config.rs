@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::error::{Code, Error, Result};
+use syrup_abi::protocol::{Code, Failure, Result};
 
 /// Where the daemon looks unless `--config` says otherwise.
 pub const DEFAULT_CONFIG: &str = "/etc/syrup/syrupd.toml";
@@ -33,15 +33,17 @@ impl Config {
         match std::fs::read_to_string(path) {
             Ok(text) => Self::parse(path, &text),
             Err(e) if e.kind() == io::ErrorKind::NotFound && named.is_none() => Ok(Self::default()),
-            Err(e) => Err(Error::new(Code::Usage, format!("cannot read {}: {e}", path.display()))
-                .advise("name another file with --config, or leave the flag out")),
+            Err(e) => {
+                Err(Failure::new(Code::Usage, format!("cannot read {}: {e}", path.display()))
+                    .advise("name another file with --config, or leave the flag out"))
+            }
         }
     }
 
     fn parse(path: &Path, text: &str) -> Result<Self> {
         toml::from_str(text).map_err(|e| {
             // The parser shows the line below its message.
-            Error::new(Code::Usage, format!("{}: {}", path.display(), e.to_string().trim_end()))
+            Failure::new(Code::Usage, format!("{}: {}", path.display(), e.to_string().trim_end()))
                 .advise("the file may set: socket, bpffs, log")
         })
     }

@@ -23,8 +23,8 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::engine::Caller;
-use crate::error::{Code, Error, Result};
 use crate::service::{self, Answer, Arbiters};
+use syrup_abi::protocol::{Code, Failure, Result};
 
 /// How long a peer may take for the rest of a message it began, or to read a reply.
 const PEER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -108,7 +108,7 @@ impl Daemon {
     }
 }
 
-fn failed(verb: &str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+fn failed(verb: &str, path: &Path) -> impl FnOnce(io::Error) -> Failure {
     let what = format!("cannot {verb} {}", path.display());
     move |e| {
         let code = match e.kind() {
@@ -118,13 +118,13 @@ fn failed(verb: &str, path: &Path) -> impl FnOnce(io::Error) -> Error {
             io::ErrorKind::AlreadyExists | io::ErrorKind::AddrInUse => Code::Conflict,
             _ => Code::Internal,
         };
-        Error::new(code, format!("{what}: {e}"))
+        Failure::new(code, format!("{what}: {e}"))
             .advise("run syrupd as root, or name another place with --socket")
     }
 }
 
-fn answers_already(path: &Path) -> Error {
-    Error::new(Code::Conflict, format!("a daemon answers at {} already", path.display()))
+fn answers_already(path: &Path) -> Failure {
+    Failure::new(Code::Conflict, format!("a daemon answers at {} already", path.display()))
         .advise("stop it first, or name another place with --socket")
 }
 
@@ -162,7 +162,7 @@ fn remove_stale(path: &Path) -> Result<()> {
         Err(e) => return Err(failed("look at", path)(e)),
     };
     if !metadata.file_type().is_socket() {
-        return Err(Error::new(Code::Conflict, format!("{} is no socket", path.display()))
+        return Err(Failure::new(Code::Conflict, format!("{} is no socket", path.display()))
             .advise("move it away, or name another place with --socket"));
     }
     match std::os::unix::net::UnixStream::connect(path) {
@@ -210,7 +210,7 @@ async fn connection(stream: UnixStream, shared: Arc<Shared>) {
         }
     };
     let Some(_place) = shared.admit(caller.uid) else {
-        let error = Error::new(
+        let error = Failure::new(
             Code::Conflict,
             format!("user {} has {MAX_CONNECTIONS_PER_USER} connections", caller.uid),
         )
@@ -225,7 +225,7 @@ async fn connection(stream: UnixStream, shared: Arc<Shared>) {
             Ok(None) => return,
             Err(e) => {
                 log::info!("process {} of user {}: {e}", caller.pid, caller.uid);
-                let error = Error::new(Code::Usage, format!("the request was not taken: {e}"));
+                let error = Failure::new(Code::Usage, format!("the request was not taken: {e}"));
                 let _ = send(&stream, service::refusal(error)).await;
                 return;
             }
@@ -236,7 +236,7 @@ async fn connection(stream: UnixStream, shared: Arc<Shared>) {
                 log::info!("process {} of user {} left the queue", caller.pid, caller.uid);
                 return;
             }
-            Err(e) => service::refusal(Error::new(Code::Internal, format!("no answer: {e}"))),
+            Err(e) => service::refusal(Failure::new(Code::Internal, format!("no answer: {e}"))),
         };
         if let Err(e) = send(&stream, answer).await {
             log::info!("process {} of user {} took no reply: {e}", caller.pid, caller.uid);

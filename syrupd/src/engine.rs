@@ -22,10 +22,10 @@ use crate::arbiter::{
     AppInfo, Arbiter, DeploymentInfo, HookInfo, LoadRequest, MapEntry, PolicyInfo, PolicySource,
     Registration, ReplaceRequest,
 };
-use crate::error::{Code, Error, Result};
 use crate::maps::{Maps, own};
 use crate::policy::{self, Prepared};
 use crate::{hooks, names, verifier};
+use syrup_abi::protocol::{Code, Failure, Result};
 
 /// Where everything is pinned unless a flag says otherwise.
 pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/syrup";
@@ -100,7 +100,7 @@ impl Engine {
         let mount = bpffs.parent().unwrap_or(Path::new("/"));
         let is_bpffs = || -> Result<bool> {
             let stat = rustix::fs::statfs(mount).map_err(|e| {
-                Error::new(Code::Unsupported, format!("cannot look at {}: {e}", mount.display()))
+                Failure::new(Code::Unsupported, format!("cannot look at {}: {e}", mount.display()))
                     .advise("mount -t bpf bpf /sys/fs/bpf")
             })?;
             Ok(stat.f_type == BPF_FS_MAGIC)
@@ -109,13 +109,13 @@ impl Engine {
         // without an init that did so is no reason to refuse.
         if mount == Path::new(BPFFS_MOUNT) && !is_bpffs()? && rustix::process::geteuid().is_root() {
             rustix::mount::mount("bpf", mount, "bpf", MountFlags::empty(), None).map_err(|e| {
-                Error::new(Code::Unsupported, format!("cannot mount {BPFFS_MOUNT}: {e}"))
+                Failure::new(Code::Unsupported, format!("cannot mount {BPFFS_MOUNT}: {e}"))
                     .advise("mount -t bpf bpf /sys/fs/bpf")
             })?;
             log::info!("mounted the BPF file system at {BPFFS_MOUNT}");
         }
         if !is_bpffs()? {
-            return Err(Error::new(
+            return Err(Failure::new(
                 Code::Unsupported,
                 format!("{} is not a BPF file system", mount.display()),
             )
@@ -187,7 +187,7 @@ impl Engine {
     fn lock(&self) -> Result<File> {
         let path = self.bpffs.parent().unwrap_or(Path::new("/"));
         let failed = |e: io::Error| {
-            Error::new(Code::Internal, format!("cannot lock {}: {e}", path.display()))
+            Failure::new(Code::Internal, format!("cannot lock {}: {e}", path.display()))
         };
         let file = File::open(path).map_err(failed)?;
         let deadline = Instant::now() + LOCK_TIMEOUT;
@@ -198,7 +198,7 @@ impl Engine {
                     std::thread::sleep(Duration::from_millis(2));
                 }
                 Err(rustix::io::Errno::WOULDBLOCK) => {
-                    return Err(Error::new(
+                    return Err(Failure::new(
                         Code::Timeout,
                         format!("another process holds the lock on {}", path.display()),
                     )
@@ -219,7 +219,10 @@ impl Engine {
                 } else {
                     Code::Internal
                 };
-                return Err(Error::new(code, format!("cannot read {}: {e}", self.bpffs.display())));
+                return Err(Failure::new(
+                    code,
+                    format!("cannot read {}: {e}", self.bpffs.display()),
+                ));
             }
         };
         let mut names: Vec<String> = entries
@@ -291,7 +294,7 @@ impl Engine {
                     } else {
                         Code::Internal
                     };
-                    return Err(Error::new(code, format!("cannot make {}: {e}", dir.display())));
+                    return Err(Failure::new(code, format!("cannot make {}: {e}", dir.display())));
                 }
                 // Root's, so that a tenant cannot move pins; searchable, so
                 // that it reaches its Maps.
@@ -339,7 +342,7 @@ impl Prepared {
     }
 
     /// A hook's error, with the user's file in the verifier's words.
-    fn explain(&self, error: syrup_hook::Error) -> Error {
+    fn explain(&self, error: syrup_hook::Error) -> Failure {
         match error {
             syrup_hook::Error::Verifier { program, log, .. } if program == POLICY_PROGRAM => {
                 verifier::error(&self.file_name, &log, self.source.as_deref())
@@ -362,7 +365,7 @@ impl AsCaller {
             app.uid = self.caller.uid;
         }
         if !self.is_root() && app.uid != self.caller.uid {
-            return Err(Error::new(
+            return Err(Failure::new(
                 Code::NotPermitted,
                 format!("app '{name}' belongs to user {}", app.uid),
             )
@@ -375,7 +378,7 @@ impl AsCaller {
         match policy {
             // clang reads any file its user can read into the object or its
             // diagnostics, so the daemon compiles for root only.
-            PolicySource::Source { file_name, .. } if !self.is_root() => Err(Error::new(
+            PolicySource::Source { file_name, .. } if !self.is_root() => Err(Failure::new(
                 Code::NotPermitted,
                 format!("{file_name}: the daemon compiles C for root only"),
             )
@@ -386,11 +389,11 @@ impl AsCaller {
 
     fn target(&self, hook: &dyn Hook, request: &LoadRequest) -> Result<Target> {
         let proto = match &request.proto {
-            Some(text) => Some(text.parse::<Proto>().map_err(|e| Error::new(Code::Usage, e))?),
+            Some(text) => Some(text.parse::<Proto>().map_err(|e| Failure::new(Code::Usage, e))?),
             None => None,
         };
         let wrong = |flag: &str| {
-            Error::new(Code::Usage, format!("{flag} means nothing at hook {}", hook.id()))
+            Failure::new(Code::Usage, format!("{flag} means nothing at hook {}", hook.id()))
         };
         match hook.input() {
             Input::Thread if request.port.is_some() => return Err(wrong("--port")),
@@ -400,14 +403,14 @@ impl AsCaller {
             _ => {}
         }
         if !self.is_root() && (request.pid.is_some() || request.port.is_some()) {
-            return Err(Error::new(
+            return Err(Failure::new(
                 Code::NotPermitted,
                 "only root may name a port or a process".to_owned(),
             )
             .advise("let the application register its sockets and threads: syr_register_socket(), syr_register_thread()"));
         }
         if request.weight.is_some_and(|weight| !(1..=10_000).contains(&weight)) {
-            return Err(Error::new(Code::Usage, "--weight is 1 to 10000 (100 is normal)"));
+            return Err(Failure::new(Code::Usage, "--weight is 1 to 10000 (100 is normal)"));
         }
         Ok(Target {
             port: request.port,
@@ -428,7 +431,7 @@ impl Arbiter for AsCaller {
         // The source's faults come first: they show on any kernel.
         let prepared = policy::prepare(hook, &request.policy, &request.params)?;
         if let Probe::Missing { what, advice } = hook.probe() {
-            return Err(Error::new(
+            return Err(Failure::new(
                 Code::Unsupported,
                 format!("hook {} is not available: {what}", hook.id()),
             )
@@ -590,13 +593,13 @@ impl AsCaller {
     /// A thread of the caller's own process or user; root may schedule any.
     fn may_schedule(&self, tid: i32) -> Result<()> {
         let owner = owner_of(tid).ok_or_else(|| {
-            Error::new(Code::Conflict, format!("there is no thread {tid}"))
+            Failure::new(Code::Conflict, format!("there is no thread {tid}"))
                 .advise("register a thread while it runs, from its own process")
         })?;
         if self.is_root() || owner == self.caller.uid {
             return Ok(());
         }
-        Err(Error::new(Code::NotPermitted, format!("thread {tid} belongs to user {owner}")))
+        Err(Failure::new(Code::NotPermitted, format!("thread {tid} belongs to user {owner}")))
     }
 }
 
@@ -607,14 +610,14 @@ fn owner_of(tid: i32) -> Option<u32> {
     ids.split_whitespace().nth(1)?.parse().ok()
 }
 
-fn not_deployed(app: &str, hook: HookId) -> Error {
-    Error::new(Code::Conflict, format!("app '{app}' has no policy at {hook}")).advise(format!(
+fn not_deployed(app: &str, hook: HookId) -> Failure {
+    Failure::new(Code::Conflict, format!("app '{app}' has no policy at {hook}")).advise(format!(
         "syrupctl load {hook} --app {app} --policy ...; 'syrupctl list' shows what is deployed"
     ))
 }
 
 /// A second `load`: for another policy, or for executors that were not there before.
-fn already(app: &App, hook: &dyn Hook) -> Error {
+fn already(app: &App, hook: &dyn Hook) -> Failure {
     let what = format!("app '{}' has a policy at {} already", app.name, hook.id());
     let replace = format!("syrupctl replace {} --app {} --policy ...", hook.id(), app.name);
     let unload = format!("syrupctl unload {} --app {}", hook.id(), app.name);
@@ -622,7 +625,7 @@ fn already(app: &App, hook: &dyn Hook) -> Error {
         hook.read(app).ok().flatten().is_some_and(|deployment| {
             deployment.nr_executors == 0 || deployment.nr_threads == Some(0)
         });
-    Error::new(Code::Conflict, what).advise(if without_executors {
+    Failure::new(Code::Conflict, what).advise(if without_executors {
         format!(
             "'{replace}' changes the policy; it has no executors, and adopts some when it is loaded \
              again after '{unload}'"
@@ -633,9 +636,9 @@ fn already(app: &App, hook: &dyn Hook) -> Error {
 }
 
 /// What failed after a policy became live, which it stays.
-fn live_but(app: &App, hook: &dyn Hook, error: Error) -> Error {
-    let Error { message, .. } = &error;
-    Error {
+fn live_but(app: &App, hook: &dyn Hook, error: Failure) -> Failure {
+    let Failure { message, .. } = &error;
+    Failure {
         message: format!(
             "the policy of app '{}' is live at {}, but cannot be read back: {message}",
             app.name,
@@ -645,8 +648,8 @@ fn live_but(app: &App, hook: &dyn Hook, error: Error) -> Error {
     }
 }
 
-fn no_app(app: &str) -> Error {
-    Error::new(Code::Conflict, format!("there is no app '{app}'"))
+fn no_app(app: &str) -> Failure {
+    Failure::new(Code::Conflict, format!("there is no app '{app}'"))
         .advise("an app exists while it has a deployment: 'syrupctl list' shows them")
 }
 

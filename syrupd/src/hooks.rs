@@ -5,7 +5,7 @@ use syrup_net_hooks::SocketSelect;
 use syrup_scx::ScxSyrup;
 
 use crate::arbiter::{HookInfo, PolicyInfo};
-use crate::error::{Code, Error, Result};
+use syrup_abi::protocol::{Code, Failure, Result};
 
 /// Every hook, in the order of [`HookId::ALL`].
 pub(crate) fn all() -> [&'static dyn Hook; HookId::ALL.len()] {
@@ -15,11 +15,11 @@ pub(crate) fn all() -> [&'static dyn Hook; HookId::ALL.len()] {
 /// The implementation of a hook.
 pub(crate) fn get(name: &str) -> Result<&'static dyn Hook> {
     let id: HookId = name.parse().map_err(|e: syrup_hook::UnknownHook| {
-        Error::new(Code::Usage, e.to_string())
+        Failure::new(Code::Usage, e.to_string())
             .advise("'syrupctl hooks' says what each one schedules")
     })?;
     all().into_iter().find(|hook| hook.id() == id).ok_or_else(|| {
-        Error::new(Code::Internal, format!("hook '{id}' has a name and no implementation"))
+        Failure::new(Code::Internal, format!("hook '{id}' has a name and no implementation"))
     })
 }
 

@@ -3,7 +3,7 @@
 //!
 //! * [`Arbiter`]: what can be asked; implemented by the engine in-process and
 //!   by the client over the daemon's socket.
-//! * [`Error`]: one error with an exit code, for both.
+//! * [`Failure`]: one error with an exit code, for both.
 
 mod arbiter;
 mod btf;
@@ -12,7 +12,6 @@ mod client;
 mod config;
 mod daemon;
 mod engine;
-mod error;
 mod hooks;
 mod lines;
 mod link;
@@ -32,9 +31,8 @@ pub use client::Client;
 pub use config::{Config, DEFAULT_CONFIG};
 pub use daemon::Daemon;
 pub use engine::{AsCaller, Caller, CheckReport, DEFAULT_BPFFS, Engine, Recovery};
-pub use error::{Code, Error, Result};
 pub use hooks::{infos as hooks, policies};
 pub use link::link;
 pub use policy::compile;
 pub use service::Arbiters;
-pub use syrup_abi::protocol::DEFAULT_SOCKET;
+pub use syrup_abi::protocol::{Code, DEFAULT_SOCKET, Failure, Result};

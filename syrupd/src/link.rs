@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd as _;
 use libbpf_rs::Linker;
 use rustix::fs::MemfdFlags;
 
-use crate::error::{Code, Error, Result};
+use syrup_abi::protocol::{Code, Failure, Result};
 
 /// Links the user's object with the trusted half; the result is an ELF image.
 ///
@@ -18,11 +18,11 @@ use crate::error::{Code, Error, Result};
 /// prototype, or a name that both define.
 pub fn link(policy: &[u8], trusted_half: &[u8]) -> Result<Vec<u8>> {
     let internal = |verb: &str, e: std::io::Error| {
-        Error::new(Code::Internal, format!("cannot {verb} the linked object: {e}"))
+        Failure::new(Code::Internal, format!("cannot {verb} the linked object: {e}"))
     };
     let mut output = in_memory().map_err(|e| internal("make", e.into()))?;
     let refused = |step: &str, e: &libbpf_rs::Error| {
-        Error::new(
+        Failure::new(
             Code::SourceRejected,
             format!("the policy does not link with the hook's trusted half ({step}): {e:#}"),
         )
@@ -32,8 +32,9 @@ pub fn link(policy: &[u8], trusted_half: &[u8]) -> Result<Vec<u8>> {
         )
     };
     let path = format!("/proc/self/fd/{}", output.as_raw_fd());
-    let mut linker = Linker::new(path)
-        .map_err(|e| Error::new(Code::Internal, format!("cannot start libbpf's linker: {e:#}")))?;
+    let mut linker = Linker::new(path).map_err(|e| {
+        Failure::new(Code::Internal, format!("cannot start libbpf's linker: {e:#}"))
+    })?;
     // The trusted half first: its licence and program sections lead the object.
     linker.add_buf(trusted_half).map_err(|e| refused("trusted half", &e))?;
     linker.add_buf(policy).map_err(|e| refused("policy", &e))?;

@@ -8,7 +8,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use syrupd::{Code, Config, DEFAULT_BPFFS, DEFAULT_CONFIG, DEFAULT_SOCKET, Daemon, Engine, Error};
+use syrupd::{
+    Code, Config, DEFAULT_BPFFS, DEFAULT_CONFIG, DEFAULT_SOCKET, Daemon, Engine, Failure,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 const EXAMPLES: &str = "\
@@ -66,7 +68,7 @@ fn run(args: Args) -> syrupd::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|e| Error::new(Code::Internal, format!("cannot start: {e}")))?;
+        .map_err(|e| Failure::new(Code::Internal, format!("cannot start: {e}")))?;
     let served = runtime.block_on(serve(socket, bpffs));
     // A call that outlived its time must not keep the process.
     runtime.shutdown_background();
@@ -76,7 +78,7 @@ fn run(args: Args) -> syrupd::Result<()> {
 async fn serve(socket: PathBuf, bpffs: PathBuf) -> syrupd::Result<()> {
     // Signals first: one that comes from here on stops the daemon cleanly.
     let handler = |kind: SignalKind| {
-        signal(kind).map_err(|e| Error::new(Code::Internal, format!("cannot take signals: {e}")))
+        signal(kind).map_err(|e| Failure::new(Code::Internal, format!("cannot take signals: {e}")))
     };
     let (mut terminate, mut interrupt) =
         (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);

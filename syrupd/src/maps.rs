@@ -10,8 +10,8 @@ use libbpf_rs::{MapHandle, MapType};
 use syrup_hook::{App, PolicyObject, sys};
 
 use crate::arbiter::{MapEntry, MapInfo};
-use crate::error::{Code, Error, Result};
 use crate::names;
+use syrup_abi::protocol::{Code, Failure, Result};
 
 /// The pin folder of Maps inside an app's folder; no hook has that name.
 const FOLDER: &str = "maps";
@@ -115,7 +115,7 @@ impl Maps {
         sys::obj_get(&self.dir.join(name))?.ok_or_else(|| {
             let known: Vec<String> =
                 self.list().unwrap_or_default().into_iter().map(|map| map.name).collect();
-            Error::new(Code::Conflict, format!("app '{app}' has no Map '{name}'")).advise(
+            Failure::new(Code::Conflict, format!("app '{app}' has no Map '{name}'")).advise(
                 if known.is_empty() {
                     "the app has no Maps: a policy declares them with SYRUP_MAP".to_owned()
                 } else {
@@ -136,7 +136,7 @@ impl Maps {
     pub(crate) fn set(&self, app: &str, name: &str, key: u32, value: u64) -> Result<()> {
         let map = sys::Map::new(self.open(app, name)?)?;
         if map.value_size() != 8 {
-            return Err(Error::new(
+            return Err(Failure::new(
                 Code::Usage,
                 format!("values of Map '{name}' have {} bytes", map.value_size()),
             )
@@ -166,7 +166,7 @@ impl Maps {
         if found == wanted {
             return Ok(());
         }
-        Err(Error::new(
+        Err(Failure::new(
             Code::Conflict,
             format!(
                 "Map '{name}' exists with {} entries of {} bytes; this policy wants {} of {}",
@@ -180,9 +180,10 @@ impl Maps {
 
     fn make_folder(&self) -> Result<()> {
         match fs::create_dir(&self.dir) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-                Err(Error::new(Code::Internal, format!("cannot make {}: {e}", self.dir.display())))
-            }
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(Failure::new(
+                Code::Internal,
+                format!("cannot make {}: {e}", self.dir.display()),
+            )),
             // Searchable, so that the owner reaches a pin whose name it knows.
             _ => own(&self.dir, 0, 0o711),
         }
@@ -191,8 +192,9 @@ impl Maps {
 
 /// Gives a pin an owner and a mode.
 pub(crate) fn own(path: &Path, uid: u32, mode: u32) -> Result<()> {
-    let failed =
-        |e| Error::new(Code::Internal, format!("cannot set the owner of {}: {e}", path.display()));
+    let failed = |e| {
+        Failure::new(Code::Internal, format!("cannot set the owner of {}: {e}", path.display()))
+    };
     std::os::unix::fs::chown(path, Some(uid), None).map_err(failed)?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)
 }
@@ -209,7 +211,7 @@ fn shapes(linked: &[u8], names: &[String]) -> Result<Vec<(String, Shape)>> {
             continue;
         }
         let bad = |why: String| {
-            Error::new(Code::SourceRejected, format!("Map '{name}': {why}")).advise(
+            Failure::new(Code::SourceRejected, format!("Map '{name}': {why}")).advise(
                 "declare Maps with SYRUP_MAP(name, entries) or SYRUP_MAP_OF(name, type, entries)",
             )
         };
@@ -236,7 +238,7 @@ fn create(name: &str, shape: Shape) -> Result<OwnedFd> {
         ..Default::default()
     };
     let failed = |e: &dyn std::fmt::Display| {
-        Error::new(Code::Internal, format!("cannot create Map '{name}': {e:#}"))
+        Failure::new(Code::Internal, format!("cannot create Map '{name}': {e:#}"))
     };
     let map = MapHandle::create(
         MapType::Array,
@@ -258,7 +260,7 @@ fn entry(key: u32, bytes: &[u8]) -> MapEntry {
     }
 }
 
-fn out_of_range(name: &str, key: u32, entries: u32) -> Error {
-    Error::new(Code::Usage, format!("Map '{name}' has no key {key}"))
+fn out_of_range(name: &str, key: u32, entries: u32) -> Failure {
+    Failure::new(Code::Usage, format!("Map '{name}' has no key {key}"))
         .advise(format!("its keys are 0..{}", entries.saturating_sub(1)))
 }

@@ -1,6 +1,6 @@
 //! Which names are names.
 
-use crate::error::{Code, Error, Result};
+use syrup_abi::protocol::{Code, Failure, Result};
 
 /// App names: `[a-z0-9][a-z0-9-]{0,62}`.
 ///
@@ -13,7 +13,7 @@ pub fn check_app(name: &str) -> Result<()> {
     if fits {
         return Ok(());
     }
-    Err(Error::new(Code::Usage, format!("'{name}' is no app name"))
+    Err(Failure::new(Code::Usage, format!("'{name}' is no app name"))
         .advise("use 1 to 63 of a-z, 0-9 and '-', not starting with '-'"))
 }
 
@@ -33,7 +33,7 @@ pub(crate) fn check_map(name: &str) -> Result<()> {
     if is_map(name) {
         return Ok(());
     }
-    Err(Error::new(Code::Usage, format!("'{name}' is no Map name"))
+    Err(Failure::new(Code::Usage, format!("'{name}' is no Map name"))
         .advise("a Map's name is the one in SYRUP_MAP(name, entries)"))
 }
 

@@ -4,7 +4,7 @@ use libbpf_rs::btf::{BtfKind, BtfType, ReferencesType as _, types};
 use syrup_hook::set_constant;
 
 use crate::btf;
-use crate::error::{Code, Error, Result};
+use syrup_abi::protocol::{Code, Failure, Result};
 
 /// Sets each parameter in the image. Values are integers (decimal, 0x hex) or
 /// true and false, and must fit the parameter's type.
@@ -14,7 +14,7 @@ use crate::error::{Code, Error, Result};
 pub fn set(image: &mut [u8], known: &[String], params: &[(String, String)]) -> Result<()> {
     for (name, text) in params {
         let bad = |why: String| {
-            Error::new(Code::Usage, format!("--set {name}={text}: {why}")).advise(
+            Failure::new(Code::Usage, format!("--set {name}={text}: {why}")).advise(
                 if known.is_empty() {
                     "this policy has no parameters".to_owned()
                 } else {

@@ -2,13 +2,12 @@
 //! check, set parameters, link.
 
 use sha2::{Digest as _, Sha256};
-use syrup_abi::protocol::{MAX_OBJECT_BYTES, MAX_SOURCE_BYTES};
+use syrup_abi::protocol::{Code, Failure, MAX_OBJECT_BYTES, MAX_SOURCE_BYTES, Result};
 use syrup_abi::{CompileError, Compiler};
 use syrup_hook::Hook;
 
 use crate::arbiter::PolicySource;
 use crate::check::{self, Checked};
-use crate::error::{Code, Error, Result};
 use crate::{link, params};
 
 /// A policy that was checked and linked for one hook.
@@ -37,7 +36,7 @@ pub(crate) fn prepare(
     let Found { name, file_name, source, mut object } = find(hook, policy)?;
     let checked = check::check(&file_name, &object)?;
     if checked.input != hook.input() {
-        return Err(Error::new(
+        return Err(Failure::new(
             Code::SourceRejected,
             format!(
                 "{file_name} schedules {}s; hook {} schedules {}s",
@@ -66,13 +65,13 @@ struct Found {
 
 fn find(hook: &dyn Hook, policy: &PolicySource) -> Result<Found> {
     let too_large = |what: &str, len: usize, most: usize| {
-        Error::new(Code::SourceRejected, format!("{what}: {len} bytes, the limit is {most}"))
+        Failure::new(Code::SourceRejected, format!("{what}: {len} bytes, the limit is {most}"))
     };
     match policy {
         PolicySource::Builtin { name } => {
             let builtin = hook.policies().iter().find(|p| p.name == name).ok_or_else(|| {
                 let known: Vec<&str> = hook.policies().iter().map(|p| p.name).collect();
-                Error::new(Code::Usage, format!("hook {} has no policy '{name}'", hook.id()))
+                Failure::new(Code::Usage, format!("hook {} has no policy '{name}'", hook.id()))
                     .advise(format!("one of {}; or a C file, like ./policy.c", known.join(", ")))
             })?;
             Ok(Found {
@@ -120,9 +119,9 @@ pub fn compile(file_name: &str, text: &str) -> Result<Vec<u8>> {
         .map_err(|e| compile_error(file_name, &e))
 }
 
-fn compile_error(file_name: &str, error: &CompileError) -> Error {
+fn compile_error(file_name: &str, error: &CompileError) -> Failure {
     match error {
-        CompileError::NoCompiler { tried } => Error::new(
+        CompileError::NoCompiler { tried } => Failure::new(
             Code::Unsupported,
             format!("cannot compile {file_name}: no clang found (tried {tried})"),
         )
@@ -131,11 +130,11 @@ fn compile_error(file_name: &str, error: &CompileError) -> Error {
              or give a compiled policy object (FILE.o) or a built-in policy's name",
         ),
         CompileError::Rejected { diagnostics } => {
-            Error::new(Code::SourceRejected, format!("{file_name} does not compile"))
+            Failure::new(Code::SourceRejected, format!("{file_name} does not compile"))
                 .detail(diagnostics.trim_end())
                 .advise("a policy sees the headers below <syrup/> only, and warnings are errors")
         }
-        other => Error::new(Code::Internal, format!("cannot compile {file_name}: {other}")),
+        other => Failure::new(Code::Internal, format!("cannot compile {file_name}: {other}")),
     }
 }
 

@@ -6,13 +6,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use syrup_abi::protocol::{
-    AppRef, DeploymentRef, FAILED, Failure, INTERFACE, LoadRequest, MapRef, Nothing, ReceivedCall,
-    RegisterSocket, RegisterThread, Registered, ReplaceRequest, Reply,
+    AppRef, Code, DeploymentRef, FAILED, Failure, INTERFACE, LoadRequest, MapRef, Nothing,
+    ReceivedCall, RegisterSocket, RegisterThread, Registered, ReplaceRequest, Reply,
 };
 use syrup_abi::wire::{Message, encode};
 
 use crate::arbiter::{Arbiter, Registration};
-use crate::error::{Code, Error};
 use crate::protocol::{
     AllUnloaded, DESCRIPTION, Deployed, Deployments, Entries, Entry, Hooks, InterfaceRef,
     InterfaceText, MapGet, MapSet, Policies, SERVICE, ServiceInfo, Shown, Unloaded,
@@ -27,12 +26,12 @@ pub(crate) struct Answer {
 
 /// Why a call got no result: the arbiter's reason, or varlink's.
 enum Refusal {
-    Arbiter(Error),
+    Arbiter(Failure),
     Varlink { name: &'static str, key: &'static str, value: String },
 }
 
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Self {
+impl From<Failure> for Refusal {
+    fn from(error: Failure) -> Self {
         Self::Arbiter(error)
     }
 }
@@ -58,7 +57,7 @@ pub(crate) fn answer(message: Message, arbiter: impl FnOnce() -> Box<dyn Arbiter
     let (oneway, method) = (call.oneway, call.method.clone());
     let answered = catch_unwind(AssertUnwindSafe(|| dispatch(&call, fds, arbiter)));
     let answered = answered.unwrap_or_else(|_| {
-        Err(Error::new(Code::Internal, format!("{method}: a defect of the daemon"))
+        Err(Failure::new(Code::Internal, format!("{method}: a defect of the daemon"))
             .advise("report it with the daemon's log")
             .into())
     });
@@ -69,7 +68,7 @@ pub(crate) fn answer(message: Message, arbiter: impl FnOnce() -> Box<dyn Arbiter
 }
 
 /// The reply to a caller whose message could not even be read.
-pub(crate) fn refusal(error: Error) -> Answer {
+pub(crate) fn refusal(error: Failure) -> Answer {
     reply(Err(error.into()))
 }
 
@@ -147,7 +146,9 @@ fn arbitrate(
         "RegisterSocket" => {
             let RegisterSocket { app, index } = parameters(call)?;
             let (Some(socket), true) = (fds.pop(), fds.is_empty()) else {
-                return Err(Error::new(Code::Usage, "RegisterSocket carries one descriptor").into());
+                return Err(
+                    Failure::new(Code::Usage, "RegisterSocket carries one descriptor").into()
+                );
             };
             let index = arbiter().register(&app, Registration::Socket(socket), index)?;
             json(Registered { index })
@@ -203,9 +204,9 @@ fn descriptor(fd: OwnedFd) -> Answered {
 }
 
 fn with_fds(result: impl Serialize, fds: Vec<OwnedFd>) -> Answered {
-    serde_json::to_value(result)
-        .map(|value| (value, fds))
-        .map_err(|e| Error::new(Code::Internal, format!("the result has no JSON form: {e}")).into())
+    serde_json::to_value(result).map(|value| (value, fds)).map_err(|e| {
+        Failure::new(Code::Internal, format!("the result has no JSON form: {e}")).into()
+    })
 }
 
 fn invalid(error: &serde_json::Error) -> Refusal {
@@ -228,8 +229,7 @@ fn reply(answered: Answered) -> Answer {
     let (bytes, fds) = match answered {
         Ok((parameters, fds)) => (encode(&Reply { error: None, parameters }), fds),
         Err(Refusal::Arbiter(error)) => {
-            let parameters = Failure::from(error);
-            (encode(&Reply { error: Some(FAILED), parameters }), Vec::new())
+            (encode(&Reply { error: Some(FAILED), parameters: error }), Vec::new())
         }
         Err(Refusal::Varlink { name, key, value }) => {
             let parameters = std::collections::BTreeMap::from([(key, value)]);

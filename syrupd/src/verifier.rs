@@ -1,15 +1,13 @@
 //! Reading the verifier's log: which line of the user's file it refused, and why.
 
-use crate::error::{Code, Error};
-
-/// Lines of the log's end that are worth showing.
-const TAIL: usize = 12;
+use syrup_abi::protocol::{Code, Failure};
+use syrup_hook::{verifier_lines, verifier_tail};
 
 /// Turns a verifier log into an error that points at the user's line.
 /// `source` is the user's text, to quote the line; kernels since 6.10 print
 /// `; text @ file:line` above each group of instructions.
-pub(crate) fn error(file_name: &str, log: &str, source: Option<&str>) -> Error {
-    let lines = lines(log);
+pub(crate) fn error(file_name: &str, log: &str, source: Option<&str>) -> Failure {
+    let lines = verifier_lines(log);
     let reason = reason(&lines);
     let place = lines.iter().rev().find_map(|line| place(line, file_name));
     let mut detail = String::new();
@@ -17,21 +15,14 @@ pub(crate) fn error(file_name: &str, log: &str, source: Option<&str>) -> Error {
         let text = source.and_then(|s| s.lines().nth(number.checked_sub(1)?)).unwrap_or("");
         detail.push_str(&format!("{file_name}:{number}: {}\n", text.trim()));
     }
-    detail.push_str(&tail(log));
+    detail.push_str(&verifier_tail(log));
     let at = place.map_or_else(|| file_name.to_owned(), |number| format!("{file_name}:{number}"));
-    Error::new(Code::VerifierRejected, format!("{at}: the kernel's verifier refused it: {reason}"))
-        .detail(detail.trim_end().to_owned())
-        .advise(advice(reason))
-}
-
-fn lines(log: &str) -> Vec<&str> {
-    log.lines().filter(|line| !line.starts_with("processed ") && !line.trim().is_empty()).collect()
-}
-
-/// The log's last lines, indented.
-pub(crate) fn tail(log: &str) -> String {
-    let lines = lines(log);
-    lines[lines.len().saturating_sub(TAIL)..].iter().map(|line| format!("  {line}\n")).collect()
+    Failure::new(
+        Code::VerifierRejected,
+        format!("{at}: the kernel's verifier refused it: {reason}"),
+    )
+    .detail(detail.trim_end().to_owned())
+    .advise(advice(reason))
 }
 
 /// What the verifier objected to: the last line that is no instruction,

@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use syrupd::{
-    AppInfo, Arbiter, Arbiters, Caller, Client, Code, Daemon, DeploymentInfo, Error, HookInfo,
+    AppInfo, Arbiter, Arbiters, Caller, Client, Code, Daemon, DeploymentInfo, Failure, HookInfo,
     LoadRequest, MapEntry, PolicyInfo, PolicySource, Registration, ReplaceRequest, Result,
 };
 use tempfile::TempDir;
@@ -41,14 +41,14 @@ impl Arbiters for Odd {
 }
 
 fn nothing<T>() -> Result<T> {
-    Err(Error::new(Code::Unsupported, "not here"))
+    Err(Failure::new(Code::Unsupported, "not here"))
 }
 
 impl Arbiter for Odd {
     fn load(&self, request: &LoadRequest) -> Result<DeploymentInfo> {
         let PolicySource::Object { image, .. } = &request.policy else { return nothing() };
         let sum: u64 = image.iter().map(|&byte| u64::from(byte)).sum();
-        Err(Error::new(Code::VerifierRejected, format!("{} bytes, sum {sum}", image.len()))
+        Err(Failure::new(Code::VerifierRejected, format!("{} bytes, sum {sum}", image.len()))
             .detail("r0 !read_ok")
             .advise("return something"))
     }
@@ -206,7 +206,7 @@ fn content(fd: &impl AsRawFd) -> String {
 fn an_error_arrives_whole() {
     let served = Served::new();
     let error = served.client().load(&load(vec![1, 2, 3])).unwrap_err();
-    let expected = Error::new(Code::VerifierRejected, "3 bytes, sum 6")
+    let expected = Failure::new(Code::VerifierRejected, "3 bytes, sum 6")
         .detail("r0 !read_ok")
         .advise("return something");
     assert_eq!(error, expected);

@@ -17,7 +17,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::backend::Handle;
 use signal_hook::iterator::exfiltrator::origin::WithOrigin;
-use syrupd::{Code, Error, Result};
+use syrupd::{Code, Failure, Result};
 
 /// How long the command gets to end by itself.
 const GRACE: Duration = Duration::from_secs(5);
@@ -29,7 +29,7 @@ impl Signals {
     pub fn listen() -> Result<Self> {
         SignalsInfo::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT])
             .map(Self)
-            .map_err(|e| Error::new(Code::Internal, format!("cannot listen for signals: {e}")))
+            .map_err(|e| Failure::new(Code::Internal, format!("cannot listen for signals: {e}")))
     }
 }
 
@@ -48,7 +48,7 @@ impl Child {
         signals: Signals,
     ) -> Result<Self> {
         let [program, arguments @ ..] = command else {
-            return Err(Error::new(Code::Usage, "no command was given"));
+            return Err(Failure::new(Code::Usage, "no command was given"));
         };
         let mut process = Command::new(program)
             .args(arguments)
@@ -64,7 +64,7 @@ impl Child {
             Err(e) => {
                 // A command that cannot be watched must not stay behind.
                 let _ = process.kill().and_then(|()| process.wait());
-                return Err(Error::new(Code::Internal, format!("cannot watch the command: {e}")));
+                return Err(Failure::new(Code::Internal, format!("cannot watch the command: {e}")));
             }
         };
         let forwarding = Some(forward(signals, Arc::clone(&pidfd)));
@@ -80,8 +80,9 @@ impl Child {
         if let Some(code) = self.ended.get() {
             return Ok(Some(code));
         }
-        let failed =
-            |e: io::Error| Error::new(Code::Internal, format!("cannot wait for the command: {e}"));
+        let failed = |e: io::Error| {
+            Failure::new(Code::Internal, format!("cannot wait for the command: {e}"))
+        };
         let timeout = Timespec {
             tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: time.subsec_nanos().into(),
@@ -152,9 +153,9 @@ fn exit_code(status: ExitStatus) -> u8 {
     u8::try_from(code).unwrap_or(1)
 }
 
-fn cannot_start(program: &OsStr, error: &io::Error) -> Error {
+fn cannot_start(program: &OsStr, error: &io::Error) -> Failure {
     let message = format!("cannot start {}: {error}", program.display());
-    Error::new(Code::Usage, message).advise("give a program that exists and may be executed")
+    Failure::new(Code::Usage, message).advise("give a program that exists and may be executed")
 }
 
 #[cfg(test)]

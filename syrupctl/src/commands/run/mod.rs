@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use syrup_hook::{HookId, Proto};
 use syrupd::{
-    Arbiter, Code, DeploymentInfo, Engine, Error, LoadRequest, PolicySource, Registration, Result,
+    Arbiter, Code, DeploymentInfo, Engine, Failure, LoadRequest, PolicySource, Registration, Result,
 };
 
 use self::child::{Child, Signals};
@@ -164,12 +164,12 @@ impl Run {
             if self.loads[..index].iter().any(|earlier| earlier.hook == load.hook) {
                 let message = format!("--load names {} twice", load.hook);
                 return Err(
-                    Error::new(Code::Usage, message).advise("an app has one policy per hook")
+                    Failure::new(Code::Usage, message).advise("an app has one policy per hook")
                 );
             }
             if needs_port(load.hook) && self.target.port.is_none() {
                 let message = format!("{} needs --port", load.hook);
-                return Err(Error::new(Code::Usage, message)
+                return Err(Failure::new(Code::Usage, message)
                     .advise("name the port that the command will bind"));
             }
         }
@@ -274,7 +274,7 @@ impl Run {
                 let proto = self.proto();
                 let message =
                     format!("the command did not bind {proto}/{port} within {} s", self.wait);
-                return Err(Error::new(Code::Timeout, message).advise(
+                return Err(Failure::new(Code::Timeout, message).advise(
                     "check the command's port and protocol (--port, --proto), \
                      or give it more time with --wait",
                 ));
@@ -322,7 +322,7 @@ fn try_out(
         Some(info) => {
             let missing = info.missing.unwrap_or_else(|| "it is not available here".to_owned());
             let advice = info.advice.unwrap_or_else(|| "ask 'syrupctl doctor'".to_owned());
-            Err(Error::new(Code::Unsupported, format!("{hook}: {missing}")).advise(advice))
+            Err(Failure::new(Code::Unsupported, format!("{hook}: {missing}")).advise(advice))
         }
     }
 }
@@ -374,10 +374,10 @@ impl Loaded<'_> {
     }
 }
 
-fn still_loaded(error: Error, hook: HookId, app: &str) -> Error {
+fn still_loaded(error: Failure, hook: HookId, app: &str) -> Failure {
     let message = format!("{hook} of app {app} is still loaded: {error}");
     let advice = format!("when it can be done again: syrupctl unload {hook} --app {app}");
-    Error::new(error.code, message).advise(advice)
+    Failure::new(error.code, message).advise(advice)
 }
 
 impl Drop for Loaded<'_> {
@@ -401,7 +401,7 @@ fn params_by_hook(
     params: &[(String, String)],
     loads: &[HookPolicy],
 ) -> Result<Vec<(HookId, (String, String))>> {
-    let usage = |message: String| Error::new(Code::Usage, message);
+    let usage = |message: String| Failure::new(Code::Usage, message);
     let mut by_hook = vec![];
     for (name, value) in params {
         let (hook, name) = match (name.split_once(':'), loads) {

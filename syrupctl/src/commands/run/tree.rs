@@ -7,7 +7,7 @@ use procfs::net::TcpState;
 use procfs::process::{FDTarget, Process, all_processes};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use syrup_hook::Proto;
-use syrupd::{Code, Error, Result};
+use syrupd::{Code, Failure, Result};
 
 /// A socket that waits for packets on a port.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,7 +25,7 @@ impl BoundSocket {
     pub fn duplicate(&self) -> Result<OwnedFd> {
         let gone = |e: rustix::io::Errno| {
             let message = format!("cannot take socket {} of process {}: {e}", self.fd, self.pid);
-            Error::new(Code::NotPermitted, message)
+            Failure::new(Code::NotPermitted, message)
         };
         let pid = Pid::from_raw(self.pid).ok_or(rustix::io::Errno::SRCH).map_err(gone)?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(gone)?;

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use syrup_abi::protocol::{Code, Failure};
+use syrup_protocol::{Code, Failure};
 
 /// Shorthand for results of hook operations.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

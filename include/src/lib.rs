@@ -4,16 +4,10 @@
 //! * [`HEADERS`]: the policy SDK, carried inside every binary that compiles policies.
 //! * [`build`]: what the build scripts of hook crates share.
 //! * [`compile`]: the one way a policy's C file becomes an object.
-//! * `protocol` and `wire` (feature `protocol`): what is said to the daemon, and
-//!   how it travels; here because applications speak it too, under our terms.
 
 pub mod abi;
 pub mod build;
 mod compile;
-#[cfg(feature = "protocol")]
-pub mod protocol;
-#[cfg(feature = "protocol")]
-pub mod wire;
 
 pub use compile::{CompileError, Compiled, Compiler};
 

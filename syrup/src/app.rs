@@ -9,11 +9,11 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use syrup_abi::Compiler;
-use syrup_abi::protocol::{
-    AppRef, Code, DEFAULT_SOCKET, DeploymentRef, Failure, LoadRequest, MapRef, Nothing,
-    PolicySource, RegisterSocket, RegisterThread, Registered, ReplaceRequest,
-};
-use syrup_abi::wire::Connection;
+use syrup_protocol::reply::Registered;
+use syrup_protocol::request::{AppRef, DeploymentRef, MapRef, RegisterSocket, RegisterThread};
+use syrup_protocol::varlink::Nothing;
+use syrup_protocol::wire::Connection;
+use syrup_protocol::{Code, DEFAULT_SOCKET, Failure, LoadRequest, PolicySource, ReplaceRequest};
 
 use crate::error::{Error, Result};
 

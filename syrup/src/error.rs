@@ -5,8 +5,9 @@ use std::io;
 use std::path::PathBuf;
 
 use rustix::io::Errno;
-use syrup_abi::protocol::{Code, Failure};
-use syrup_abi::{CompileError, wire};
+use syrup_abi::CompileError;
+use syrup_protocol::wire;
+use syrup_protocol::{Code, Failure};
 
 /// Shorthand for results of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -41,7 +41,7 @@ pub use app::{App, Deployment};
 pub use aya::Pod;
 pub use error::{Error, Result};
 pub use map::{Map, MappedMap};
-pub use syrup_abi::protocol::Code;
+pub use syrup_protocol::Code;
 
 /// [`App::deploy_policy`] for this process's app.
 ///

@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use aya::Pod;
 use aya::maps::{Array, Map as AyaMap, MapData, MapError, MapType};
 use rustix::mm::{MapFlags, ProtFlags};
-use syrup_abi::protocol::Code;
+use syrup_protocol::Code;
 
 use crate::App;
 use crate::error::{Error, Result};

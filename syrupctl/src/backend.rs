@@ -3,9 +3,8 @@
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
-use syrupd::{
-    Arbiter, Caller, Client, Code, DEFAULT_BPFFS, DEFAULT_SOCKET, Engine, Failure, Result,
-};
+use syrup_protocol::{Arbiter, Client, Code, DEFAULT_SOCKET, Failure, Result};
+use syrupd::{Caller, DEFAULT_BPFFS, Engine};
 
 /// An arbiter and where it is.
 pub struct Backend {

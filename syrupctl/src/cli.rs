@@ -7,7 +7,7 @@ use std::str::FromStr;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use syrup_hook::HookId;
-use syrupd::{HookInfo, PolicyInfo};
+use syrup_protocol::{HookInfo, PolicyInfo};
 
 use crate::backend::{self, Backend};
 use crate::commands::check::Check;
@@ -140,13 +140,13 @@ impl Context {
     }
 
     /// The arbiter that answers.
-    pub fn arbiter(&self) -> syrupd::Result<Backend> {
+    pub fn arbiter(&self) -> syrup_protocol::Result<Backend> {
         backend::open(self.socket.as_deref(), self.bpffs.as_deref())
     }
 
     /// The arbiter's answer, or what this process sees itself where nobody
     /// answers and no particular daemon was named.
-    pub fn hooks(&self) -> syrupd::Result<SeenHooks> {
+    pub fn hooks(&self) -> syrup_protocol::Result<SeenHooks> {
         match self.arbiter() {
             Err(_) if self.socket.is_none() => Ok(SeenHooks::by_this_process()),
             arbiter => Ok(SeenHooks { hooks: arbiter?.hooks()?, certain: true }),
@@ -154,7 +154,7 @@ impl Context {
     }
 
     /// The same for policies.
-    pub fn policies(&self) -> syrupd::Result<Vec<PolicyInfo>> {
+    pub fn policies(&self) -> syrup_protocol::Result<Vec<PolicyInfo>> {
         match self.arbiter() {
             Err(_) if self.socket.is_none() => Ok(syrupd::policies()),
             arbiter => arbiter?.policies(),

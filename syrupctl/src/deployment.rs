@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use syrup_abi::abi::COUNTER_NAMES;
 use syrup_hook::HookId;
-use syrupd::{Code, DeploymentInfo, Failure};
+use syrup_protocol::{Code, DeploymentInfo, Failure};
 
 use crate::output::{facts, table};
 

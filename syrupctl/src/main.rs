@@ -1,7 +1,7 @@
 //! `syrupctl`: the command line of Syrup.
 //!
 //! * [`cli`]: what can be typed.
-//! * [`commands`]: one file per subcommand; each asks a [`syrupd::Arbiter`] and
+//! * [`commands`]: one file per subcommand; each asks a [`syrup_protocol::Arbiter`] and
 //!   prints the answer.
 //! * [`backend`]: which arbiter answers, the daemon or the engine in-process.
 //! * [`policy`]: what `--policy` names.

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal as _, Write as _};
 
 use serde::Serialize;
-use syrupd::{Code, Failure, Result};
+use syrup_protocol::{Code, Failure, Result};
 use tabled::builder::Builder;
 use tabled::settings::{Padding, Style};
 

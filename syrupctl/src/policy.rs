@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use syrup_hook::HookId;
-use syrupd::{Code, Failure, PolicyInfo, PolicySource, Result};
+use syrup_protocol::{Code, Failure, PolicyInfo, PolicySource, Result};
 
 use crate::backend::{Backend, Place, is_root};
 

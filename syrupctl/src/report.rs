@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
-use syrupd::{Code, Failure};
+use syrup_protocol::{Code, Failure};
 
 /// What failed; the compiler's or the verifier's words; what to do.
 pub fn error(error: &Failure) {

@@ -10,10 +10,10 @@ use object::{
 };
 use syrup_abi::abi;
 use syrup_hook::Input;
+use syrup_protocol::{Code, Failure, Result};
 
 use crate::btf;
 use crate::lines::LineTable;
-use syrup_abi::protocol::{Code, Failure, Result};
 
 /// Helpers a policy may call: number and name.
 const HELPERS: &[(i32, &str)] = &[
@@ -261,7 +261,7 @@ fn check_maps(file_name: &str, elf: &object::File<'_>, btf: &Btf<'_>) -> Result<
                 "declare Maps with SYRUP_MAP(name, entries) or SYRUP_MAP_OF(name, type, entries)",
             )
         };
-        if !crate::names::is_map(name) {
+        if !syrup_protocol::names::is_map(name) {
             return Err(bad("its name is not a C identifier of at most 15 characters"));
         }
         let definition = btf

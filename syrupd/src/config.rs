@@ -4,8 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-
-use syrup_abi::protocol::{Code, Failure, Result};
+use syrup_protocol::{Code, Failure, Result};
 
 /// Where the daemon looks unless `--config` says otherwise.
 pub const DEFAULT_CONFIG: &str = "/etc/syrup/syrupd.toml";

@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FlockOperation;
-use syrup_abi::wire::{Decoder, Message, Outgoing};
+use syrup_protocol::wire::{Decoder, Message, Outgoing};
+use syrup_protocol::{Code, Failure, Result};
 use tokio::io::Interest;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Mutex;
@@ -24,7 +25,6 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::engine::Caller;
 use crate::service::{self, Answer, Arbiters};
-use syrup_abi::protocol::{Code, Failure, Result};
 
 /// How long a peer may take for the rest of a message it began, or to read a reply.
 const PEER_TIMEOUT: Duration = Duration::from_secs(10);

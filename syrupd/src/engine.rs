@@ -17,15 +17,14 @@ use syrup_hook::{
     App, Deployment, Executor, Health, Hook, HookId, Input, Linked, POLICY_PROGRAM, Probe, Proto,
     Target, pin,
 };
-
-use crate::arbiter::{
-    AppInfo, Arbiter, DeploymentInfo, HookInfo, LoadRequest, MapEntry, PolicyInfo, PolicySource,
-    Registration, ReplaceRequest,
+use syrup_protocol::{
+    AppInfo, Arbiter, Code, DeploymentInfo, Failure, HookInfo, LoadRequest, MapEntry, PolicyInfo,
+    PolicySource, Registration, ReplaceRequest, Result, names,
 };
+
 use crate::maps::{Maps, own};
 use crate::policy::{self, Prepared};
-use crate::{hooks, names, verifier};
-use syrup_abi::protocol::{Code, Failure, Result};
+use crate::{hooks, verifier};
 
 /// Where everything is pinned unless a flag says otherwise.
 pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/syrup";

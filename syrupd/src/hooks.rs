@@ -2,10 +2,8 @@
 
 use syrup_hook::{Hook, HookId, Probe};
 use syrup_net_hooks::SocketSelect;
+use syrup_protocol::{Code, Failure, HookInfo, PolicyInfo, Result};
 use syrup_scx::ScxSyrup;
-
-use crate::arbiter::{HookInfo, PolicyInfo};
-use syrup_abi::protocol::{Code, Failure, Result};
 
 /// Every hook, in the order of [`HookId::ALL`].
 pub(crate) fn all() -> [&'static dyn Hook; HookId::ALL.len()] {

@@ -5,10 +5,8 @@
 //!   by the client over the daemon's socket.
 //! * [`Failure`]: one error with an exit code, for both.
 
-mod arbiter;
 mod btf;
 mod check;
-mod client;
 mod config;
 mod daemon;
 mod engine;
@@ -16,18 +14,11 @@ mod hooks;
 mod lines;
 mod link;
 mod maps;
-mod names;
 mod params;
 mod policy;
-mod protocol;
 mod service;
 mod verifier;
 
-pub use arbiter::{
-    AppInfo, Arbiter, DeploymentInfo, HookInfo, LoadRequest, MapEntry, MapInfo, PolicyInfo,
-    PolicySource, Registration, ReplaceRequest,
-};
-pub use client::Client;
 pub use config::{Config, DEFAULT_CONFIG};
 pub use daemon::Daemon;
 pub use engine::{AsCaller, Caller, CheckReport, DEFAULT_BPFFS, Engine, Recovery};
@@ -35,4 +26,3 @@ pub use hooks::{infos as hooks, policies};
 pub use link::link;
 pub use policy::compile;
 pub use service::Arbiters;
-pub use syrup_abi::protocol::{Code, DEFAULT_SOCKET, Failure, Result};

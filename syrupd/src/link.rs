@@ -6,8 +6,7 @@ use std::os::fd::AsRawFd as _;
 
 use libbpf_rs::Linker;
 use rustix::fs::MemfdFlags;
-
-use syrup_abi::protocol::{Code, Failure, Result};
+use syrup_protocol::{Code, Failure, Result};
 
 /// Links the user's object with the trusted half; the result is an ELF image.
 ///

@@ -8,9 +8,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use syrupd::{
-    Code, Config, DEFAULT_BPFFS, DEFAULT_CONFIG, DEFAULT_SOCKET, Daemon, Engine, Failure,
-};
+use syrup_protocol::{Code, DEFAULT_SOCKET, Failure};
+use syrupd::{Config, DEFAULT_BPFFS, DEFAULT_CONFIG, Daemon, Engine};
 use tokio::signal::unix::{SignalKind, signal};
 
 const EXAMPLES: &str = "\
@@ -58,7 +57,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: Args) -> syrupd::Result<()> {
+fn run(args: Args) -> syrup_protocol::Result<()> {
     let config = Config::read(args.config.as_deref())?;
     let filter = config.log.as_deref().unwrap_or("info");
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(filter)).init();
@@ -75,7 +74,7 @@ fn run(args: Args) -> syrupd::Result<()> {
     served
 }
 
-async fn serve(socket: PathBuf, bpffs: PathBuf) -> syrupd::Result<()> {
+async fn serve(socket: PathBuf, bpffs: PathBuf) -> syrup_protocol::Result<()> {
     // Signals first: one that comes from here on stops the daemon cleanly.
     let handler = |kind: SignalKind| {
         signal(kind).map_err(|e| Failure::new(Code::Internal, format!("cannot take signals: {e}")))

@@ -8,10 +8,7 @@ use std::path::{Path, PathBuf};
 
 use libbpf_rs::{MapHandle, MapType};
 use syrup_hook::{App, PolicyObject, sys};
-
-use crate::arbiter::{MapEntry, MapInfo};
-use crate::names;
-use syrup_abi::protocol::{Code, Failure, Result};
+use syrup_protocol::{Code, Failure, MapEntry, MapInfo, Result, names};
 
 /// The pin folder of Maps inside an app's folder; no hook has that name.
 const FOLDER: &str = "maps";

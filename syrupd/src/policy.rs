@@ -2,11 +2,11 @@
 //! check, set parameters, link.
 
 use sha2::{Digest as _, Sha256};
-use syrup_abi::protocol::{Code, Failure, MAX_OBJECT_BYTES, MAX_SOURCE_BYTES, Result};
 use syrup_abi::{CompileError, Compiler};
 use syrup_hook::Hook;
+use syrup_protocol::request::{MAX_OBJECT_BYTES, MAX_SOURCE_BYTES};
+use syrup_protocol::{Code, Failure, PolicySource, Result};
 
-use crate::arbiter::PolicySource;
 use crate::check::{self, Checked};
 use crate::{link, params};
 

@@ -5,17 +5,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use syrup_abi::protocol::{
-    AppRef, Code, DeploymentRef, FAILED, Failure, INTERFACE, LoadRequest, MapRef, Nothing,
-    ReceivedCall, RegisterSocket, RegisterThread, Registered, ReplaceRequest, Reply,
+use syrup_protocol::reply::{
+    AllUnloaded, Deployed, Deployments, Entries, Entry, Hooks, Policies, Registered, Shown,
+    Unloaded,
 };
-use syrup_abi::wire::{Message, encode};
-
-use crate::arbiter::{Arbiter, Registration};
-use crate::protocol::{
-    AllUnloaded, DESCRIPTION, Deployed, Deployments, Entries, Entry, Hooks, InterfaceRef,
-    InterfaceText, MapGet, MapSet, Policies, SERVICE, ServiceInfo, Shown, Unloaded,
+use syrup_protocol::request::{
+    AppRef, DeploymentRef, MapGet, MapRef, MapSet, RegisterSocket, RegisterThread,
 };
+use syrup_protocol::varlink::{
+    DESCRIPTION, FAILED, INTERFACE, InterfaceRef, InterfaceText, Nothing, ReceivedCall, Reply,
+    SERVICE, ServiceInfo,
+};
+use syrup_protocol::wire::{Message, encode};
+use syrup_protocol::{Arbiter, Code, Failure, LoadRequest, Registration, ReplaceRequest};
 
 /// What goes back: the reply's bytes (none for a one-way call) and descriptors.
 #[derive(Debug, Default)]

@@ -1,7 +1,7 @@
 //! Reading the verifier's log: which line of the user's file it refused, and why.
 
-use syrup_abi::protocol::{Code, Failure};
 use syrup_hook::{verifier_lines, verifier_tail};
+use syrup_protocol::{Code, Failure};
 
 /// Turns a verifier log into an error that points at the user's line.
 /// `source` is the user's text, to quote the line; kernels since 6.10 print

@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use syrupd::{
-    AppInfo, Arbiter, Arbiters, Caller, Client, Code, Daemon, DeploymentInfo, Failure, HookInfo,
-    LoadRequest, MapEntry, PolicyInfo, PolicySource, Registration, ReplaceRequest, Result,
+use syrup_protocol::{
+    AppInfo, Arbiter, Client, Code, DeploymentInfo, Failure, HookInfo, LoadRequest, MapEntry,
+    PolicyInfo, PolicySource, Registration, ReplaceRequest, Result,
 };
+use syrupd::{Arbiters, Caller, Daemon};
 use tempfile::TempDir;
 
 /// An arbiter for what the engine does not do on request: to take long, to

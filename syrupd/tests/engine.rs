@@ -11,10 +11,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rustix::fs::FlockOperation;
 use support::{Lab, MAPS, load, object, replace, reuseport, send, source};
 use syrup_hook::{pin, sys};
+use syrup_protocol::{Arbiter as _, Code, LoadRequest, PolicySource, Registration, Result};
 use syrup_tests::{Need, own_network, require, wait_for};
-use syrupd::{
-    Arbiter as _, AsCaller, Code, Engine, LoadRequest, PolicySource, Registration, Result,
-};
+use syrupd::{AsCaller, Engine};
 
 const HOOK: &str = "socket-select";
 
@@ -184,7 +183,7 @@ fn a_parameter_reaches_the_policy_that_was_loaded_or_put_in_its_place() {
         })
     };
     assert_eq!(chosen(1), [0, 0, 1]);
-    let request = syrupd::ReplaceRequest { params: set("1"), ..replace("mine", policy()) };
+    let request = syrup_protocol::ReplaceRequest { params: set("1"), ..replace("mine", policy()) };
     lab.root().replace(&request).unwrap();
     assert_eq!(chosen(2), [0, 1, 1]);
     let mut wrong = request;

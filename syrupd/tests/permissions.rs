@@ -10,8 +10,9 @@ use rustix::process::Uid;
 use support::{
     Lab, MAPS, OTHER, OWNER, UNKNOWN, as_user, load, object, replace, reuseport, source,
 };
+use syrup_protocol::Arbiter as _;
+use syrup_protocol::{Client, Code, PolicySource, Registration, Result};
 use syrup_tests::{Need, require};
-use syrupd::{Arbiter as _, Client, Code, PolicySource, Registration, Result};
 
 const HOOK: &str = "socket-select";
 
@@ -167,10 +168,10 @@ fn an_ordinary_user_brings_no_source_no_port_and_no_process() {
     let c = || PolicySource::Source { file_name: "p.c".to_owned(), text: source("", "0") };
     let requests = [
         ("source", load("mine", c())),
-        ("a port", syrupd::LoadRequest { port: Some(9000), ..load("mine", object(MAPS)) }),
+        ("a port", syrup_protocol::LoadRequest { port: Some(9000), ..load("mine", object(MAPS)) }),
         (
             "a process",
-            syrupd::LoadRequest {
+            syrup_protocol::LoadRequest {
                 pid: Some(std::process::id() as i32),
                 ..load("mine", object(MAPS))
             },

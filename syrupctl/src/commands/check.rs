@@ -3,7 +3,8 @@
 use clap::Args;
 use serde::Serialize;
 use syrup_hook::HookId;
-use syrupd::{CheckReport, Engine, PolicySource, Result};
+use syrup_protocol::{PolicySource, Result};
+use syrupd::{CheckReport, Engine};
 
 use crate::cli::{Context, assignment, hook_parser};
 use crate::output::facts;

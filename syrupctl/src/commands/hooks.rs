@@ -2,7 +2,7 @@
 
 use clap::Args;
 use serde::Serialize;
-use syrupd::{HookInfo, Result};
+use syrup_protocol::{HookInfo, Result};
 
 use crate::cli::Context;
 use crate::output::table;

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use serde::Serialize;
-use syrupd::{DeploymentInfo, Result};
+use syrup_protocol::{DeploymentInfo, Result};
 
 use crate::cli::Context;
 use crate::{deployment, report};

@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use syrup_hook::HookId;
-use syrupd::{DeploymentInfo, LoadRequest, Result};
+use syrup_protocol::{DeploymentInfo, LoadRequest, Result};
 
 use crate::cli::{Context, Cpus, DEFAULT_APP, app_name, assignment, hook_parser};
 use crate::policy::{self, PolicyArg};

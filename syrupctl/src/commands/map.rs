@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use syrupd::{MapEntry, Result};
+use syrup_protocol::{MapEntry, Result};
 
 use crate::cli::{Context, app_name, integer, integer_u32};
 use crate::output::table;

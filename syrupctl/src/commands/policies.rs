@@ -3,7 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 use syrup_hook::HookId;
-use syrupd::{PolicyInfo, Result};
+use syrup_protocol::{PolicyInfo, Result};
 
 use crate::cli::{Context, hook_parser};
 use crate::output::table;

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use syrup_hook::HookId;
-use syrupd::{ReplaceRequest, Result};
+use syrup_protocol::{ReplaceRequest, Result};
 
 use super::load;
 use crate::cli::{Context, DEFAULT_APP, app_name, assignment, hook_parser};

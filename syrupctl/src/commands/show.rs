@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use clap::Args;
-use syrupd::{AppInfo, MapInfo, Result};
+use syrup_protocol::{AppInfo, MapInfo, Result};
 
 use crate::cli::{Context, app_name};
 use crate::deployment;

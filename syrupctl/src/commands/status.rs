@@ -1,7 +1,7 @@
 //! `syrupctl status`
 
 use clap::Args;
-use syrupd::Result;
+use syrup_protocol::Result;
 
 use super::list::{Body, remark_if_empty};
 use crate::cli::Context;

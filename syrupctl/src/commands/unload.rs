@@ -3,7 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 use syrup_hook::HookId;
-use syrupd::Result;
+use syrup_protocol::Result;
 
 use crate::cli::{Context, DEFAULT_APP, app_name, hook_parser};
 

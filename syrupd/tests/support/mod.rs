@@ -10,11 +10,12 @@ use std::sync::Arc;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use rustix::process::{Gid, Uid};
-use syrup_tests::{Ctl, own_network};
-use syrupd::{
-    Arbiter as _, AsCaller, Caller, Client, Daemon, Engine, LoadRequest, PolicySource,
-    Registration, ReplaceRequest,
+use syrup_protocol::{
+    Arbiter as _, Client, LoadRequest, PolicySource, Registration, ReplaceRequest,
 };
+use syrup_tests::{Ctl, own_network};
+use syrupd::{AsCaller, Caller, Daemon, Engine};
+
 use tempfile::TempDir;
 
 /// Users; that they have no names is nothing the daemon knows.

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 use syrup_abi::Compiler;
-use syrupd::{Code, DEFAULT_BPFFS, HookInfo};
+use syrup_protocol::{Code, HookInfo};
+use syrupd::DEFAULT_BPFFS;
 
 use super::Check;
 use crate::backend::{Place, is_root};

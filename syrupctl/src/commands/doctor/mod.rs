@@ -6,7 +6,7 @@ mod checks;
 
 use clap::Args;
 use serde::Serialize;
-use syrupd::{Code, Result};
+use syrup_protocol::{Code, Result};
 
 use crate::cli::{Context, SeenHooks};
 use crate::output::{Colour, Output, table};

@@ -17,7 +17,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::backend::Handle;
 use signal_hook::iterator::exfiltrator::origin::WithOrigin;
-use syrupd::{Code, Failure, Result};
+use syrup_protocol::{Code, Failure, Result};
 
 /// How long the command gets to end by itself.
 const GRACE: Duration = Duration::from_secs(5);

@@ -16,9 +16,10 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use syrup_hook::{HookId, Proto};
-use syrupd::{
-    Arbiter, Code, DeploymentInfo, Engine, Failure, LoadRequest, PolicySource, Registration, Result,
+use syrup_protocol::{
+    Arbiter, Code, DeploymentInfo, Failure, LoadRequest, PolicySource, Registration, Result,
 };
+use syrupd::Engine;
 
 use self::child::{Child, Signals};
 use self::tree::BoundSocket;

@@ -7,7 +7,7 @@ use procfs::net::TcpState;
 use procfs::process::{FDTarget, Process, all_processes};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use syrup_hook::Proto;
-use syrupd::{Code, Failure, Result};
+use syrup_protocol::{Code, Failure, Result};
 
 /// A socket that waits for packets on a port.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

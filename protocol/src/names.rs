@@ -1,6 +1,6 @@
 //! Which names are names.
 
-use syrup_abi::protocol::{Code, Failure, Result};
+use crate::failure::{Code, Failure, Result};
 
 /// App names: `[a-z0-9][a-z0-9-]{0,62}`.
 ///
@@ -19,7 +19,7 @@ pub fn check_app(name: &str) -> Result<()> {
 
 /// Map names: C identifiers that fit into the kernel's 15 characters, so that
 /// no two Maps of an app can look alike.
-pub(crate) fn is_map(name: &str) -> bool {
+pub fn is_map(name: &str) -> bool {
     (1..=15).contains(&name.len())
         && !name.starts_with(|c: char| c.is_ascii_digit())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
@@ -29,7 +29,7 @@ pub(crate) fn is_map(name: &str) -> bool {
 ///
 /// # Errors
 /// [`Code::Usage`].
-pub(crate) fn check_map(name: &str) -> Result<()> {
+pub fn check_map(name: &str) -> Result<()> {
     if is_map(name) {
         return Ok(());
     }

@@ -23,9 +23,8 @@ use rustix::net::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::protocol::{
-    Call, Code, FAILED, Failure, INTERFACE, MAX_FDS, MAX_MESSAGE_BYTES, ReceivedReply,
-};
+use crate::failure::{Code, Failure};
+use crate::varlink::{Call, FAILED, INTERFACE, MAX_FDS, MAX_MESSAGE_BYTES, ReceivedReply};
 
 const CHUNK: usize = 64 << 10;
 
@@ -413,7 +412,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
-    use crate::protocol::Nothing;
+    use crate::varlink::Nothing;
 
     fn pair() -> (UnixStream, UnixStream) {
         UnixStream::pair().unwrap()
@@ -588,7 +587,7 @@ mod tests {
         // What the reply carries is not what was asked for.
         let (dir, thread) = answering(b"{\"parameters\":{\"index\":\"x\"}}\0");
         let connection = Connection::open(&dir.path().join("s")).unwrap();
-        let result = connection.call::<crate::protocol::Registered>("List", (), &[], LONG);
+        let result = connection.call::<crate::reply::Registered>("List", (), &[], LONG);
         assert_eq!(Failure::from(result.unwrap_err()).code, Code::Internal);
         drop(thread.join().unwrap());
 

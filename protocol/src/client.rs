@@ -4,21 +4,20 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::arbiter::{Arbiter, Registration};
+use crate::failure::{Code, Failure, Result};
+use crate::reply::{
+    AllUnloaded, AppInfo, Deployed, DeploymentInfo, Deployments, Entries, Entry, HookInfo, Hooks,
+    MapEntry, Policies, PolicyInfo, Registered, Shown,
+};
+use crate::request::{
+    AppRef, DeploymentRef, LoadRequest, MapGet, MapRef, MapSet, RegisterSocket, RegisterThread,
+    ReplaceRequest,
+};
+use crate::varlink::{Nothing, SERVICE, ServiceInfo};
+use crate::wire::Connection;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use syrup_abi::protocol::{
-    AppRef, Code, DeploymentRef, Failure, LoadRequest, MapRef, Nothing, RegisterSocket,
-    RegisterThread, Registered, ReplaceRequest, Result,
-};
-use syrup_abi::wire::Connection;
-
-use crate::arbiter::{
-    AppInfo, Arbiter, DeploymentInfo, HookInfo, MapEntry, PolicyInfo, Registration,
-};
-use crate::protocol::{
-    AllUnloaded, Deployed, Deployments, Entries, Entry, Hooks, MapGet, MapSet, Policies, SERVICE,
-    ServiceInfo, Shown,
-};
 
 /// How long a call may take: it can wait behind loads of others, each of which
 /// compiles, links and is verified; slow under software emulation.

@@ -1,12 +1,8 @@
-//! What can be asked of the arbiter. The engine implements it in-process, the
-//! client over the daemon's socket; everything above sees this trait only.
+//! What the arbiter answers.
 
-use std::os::fd::OwnedFd;
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use syrup_abi::protocol::Result;
-
-pub use syrup_abi::protocol::{LoadRequest, PolicySource, ReplaceRequest};
 
 /// A deployment as `list`, `show` and `status` print it: schema 1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +40,7 @@ pub struct DeploymentInfo {
     /// Why, when it is not live; what it waits for, when it is and nothing reaches it yet.
     pub reason: Option<String>,
     /// Counter name and sum.
-    pub counters: std::collections::BTreeMap<String, u64>,
+    pub counters: BTreeMap<String, u64>,
     /// Choices by executor index.
     pub verdicts: Vec<u64>,
 }
@@ -116,48 +112,74 @@ pub struct MapEntry {
     pub bytes: String,
 }
 
-/// What an app registers.
-#[derive(Debug)]
-pub enum Registration {
-    /// A bound socket of a reuseport group.
-    Socket(OwnedFd),
-    /// A thread of the caller, or one the caller may schedule.
-    Thread {
-        /// Its id.
-        tid: i32,
-    },
+/// Reply of `Load` and `Replace`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Deployed {
+    /// As it is now.
+    pub deployment: DeploymentInfo,
 }
 
-/// The arbiter. Every method returns after the effect was observed in the kernel.
-pub trait Arbiter {
-    /// Deploys a policy; the deployment is degraded (not an error here) when
-    /// its state says so.
-    fn load(&self, request: &LoadRequest) -> Result<DeploymentInfo>;
-    /// Replaces a policy atomically.
-    fn replace(&self, request: &ReplaceRequest) -> Result<DeploymentInfo>;
-    /// Takes a deployment away.
-    fn unload(&self, hook: &str, app: &str) -> Result<()>;
-    /// Takes everything away; returns (app, hook) pairs that were there.
-    fn unload_all(&self) -> Result<Vec<(String, String)>>;
-    /// All deployments, read from the kernel.
-    fn list(&self) -> Result<Vec<DeploymentInfo>>;
-    /// One app.
-    fn show(&self, app: &str) -> Result<AppInfo>;
-    /// The hooks of this machine.
-    fn hooks(&self) -> Result<Vec<HookInfo>>;
-    /// The shipped policies.
-    fn policies(&self) -> Result<Vec<PolicyInfo>>;
-    /// One entry of a Map.
-    fn map_get(&self, app: &str, map: &str, key: u32) -> Result<MapEntry>;
-    /// Writes one entry of a Map whose values have 8 bytes.
-    fn map_set(&self, app: &str, map: &str, key: u32, value: u64) -> Result<()>;
-    /// All entries of a Map.
-    fn map_dump(&self, app: &str, map: &str) -> Result<Vec<MapEntry>>;
-    /// An fd of a deployment's policy program: it names the deployment to the
-    /// kernel (its id, its statistics) and lets nobody change it.
-    fn policy_open(&self, app: &str, hook: &str) -> Result<OwnedFd>;
-    /// An fd of a Map, for the app's processes.
-    fn map_open(&self, app: &str, map: &str) -> Result<OwnedFd>;
-    /// Registers a socket or a thread; returns its index.
-    fn register(&self, app: &str, what: Registration, index: Option<u32>) -> Result<u32>;
+/// One (app, hook) pair.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Unloaded {
+    /// App name.
+    pub app: String,
+    /// Hook name.
+    pub hook: String,
+}
+
+/// Reply of `UnloadAll`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct AllUnloaded {
+    /// What was there.
+    pub unloaded: Vec<Unloaded>,
+}
+
+/// Reply of `List`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Deployments {
+    /// Of all apps.
+    pub deployments: Vec<DeploymentInfo>,
+}
+
+/// Reply of `Show`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Shown {
+    /// The app.
+    pub app: AppInfo,
+}
+
+/// Reply of `Hooks`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Hooks {
+    /// All of them.
+    pub hooks: Vec<HookInfo>,
+}
+
+/// Reply of `Policies`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Policies {
+    /// Of all hooks.
+    pub policies: Vec<PolicyInfo>,
+}
+
+/// Reply of `MapGet`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Entry {
+    /// The entry.
+    pub entry: MapEntry,
+}
+
+/// Reply of `MapDump`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Entries {
+    /// In the order of their keys.
+    pub entries: Vec<MapEntry>,
+}
+
+/// Reply of `RegisterSocket` and `RegisterThread`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Registered {
+    /// The index it has now.
+    pub index: u32,
 }

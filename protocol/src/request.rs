@@ -1,0 +1,165 @@
+//! What is asked of the arbiter.
+
+use serde::{Deserialize, Serialize};
+
+/// Longest C source, in bytes.
+pub const MAX_SOURCE_BYTES: usize = 1 << 20;
+
+/// Longest policy object, in bytes.
+pub const MAX_OBJECT_BYTES: usize = 4 << 20;
+
+/// A policy as the requester has it: bytes and names, never a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum PolicySource {
+    /// The name of a policy that ships with the hook.
+    Builtin {
+        /// Its name.
+        name: String,
+    },
+    /// A C file.
+    Source {
+        /// For diagnostics; never opened.
+        file_name: String,
+        /// Its text.
+        text: String,
+    },
+    /// A compiled policy object.
+    Object {
+        /// For messages; never opened.
+        file_name: String,
+        /// The ELF image.
+        #[serde(with = "base64_bytes")]
+        image: Vec<u8>,
+    },
+}
+
+/// Parameters of `Load`: a policy for an app that has none at this hook.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadRequest {
+    /// Hook name.
+    pub hook: String,
+    /// App name.
+    pub app: String,
+    /// The policy.
+    pub policy: PolicySource,
+    /// `--set NAME=VALUE`
+    #[serde(default)]
+    pub params: Vec<(String, String)>,
+    /// Packet hooks: the port.
+    #[serde(default)]
+    pub port: Option<u16>,
+    /// Packet hooks: "udp" or "tcp".
+    #[serde(default)]
+    pub proto: Option<String>,
+    /// Adopt this process's executors.
+    #[serde(default)]
+    pub pid: Option<i32>,
+    /// Thread hook: the app's cores.
+    #[serde(default)]
+    pub cpus: Vec<u32>,
+    /// Thread hook: share against other apps, 1..=10000, 100 is normal.
+    #[serde(default)]
+    pub weight: Option<u32>,
+}
+
+/// Parameters of `Replace`: another policy in the place of the live one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplaceRequest {
+    /// Hook name.
+    pub hook: String,
+    /// App name.
+    pub app: String,
+    /// The new policy.
+    pub policy: PolicySource,
+    /// `--set NAME=VALUE`
+    #[serde(default)]
+    pub params: Vec<(String, String)>,
+}
+
+/// Parameters of `Show`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AppRef {
+    /// App name.
+    pub app: String,
+}
+
+/// Parameters of `PolicyOpen` and `Unload`: one deployment.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DeploymentRef {
+    /// Hook name.
+    pub hook: String,
+    /// App name.
+    pub app: String,
+}
+
+/// Parameters of `MapOpen` and `MapDump`: one Map. The reply of `MapOpen`
+/// carries its descriptor.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MapRef {
+    /// App name.
+    pub app: String,
+    /// Map name.
+    pub map: String,
+}
+
+/// Parameters of `MapGet`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MapGet {
+    /// App name.
+    pub app: String,
+    /// Map name.
+    pub map: String,
+    /// Index.
+    pub key: u32,
+}
+
+/// Parameters of `MapSet`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MapSet {
+    /// App name.
+    pub app: String,
+    /// Map name.
+    pub map: String,
+    /// Index.
+    pub key: u32,
+    /// The new value.
+    pub value: u64,
+}
+
+/// Parameters of `RegisterSocket`; the message carries the socket.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RegisterSocket {
+    /// App name.
+    pub app: String,
+    /// The executor index; none: the next free one.
+    #[serde(default)]
+    pub index: Option<u32>,
+}
+
+/// Parameters of `RegisterThread`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RegisterThread {
+    /// App name.
+    pub app: String,
+    /// Thread id in the daemon's pid namespace.
+    pub tid: i32,
+    /// The thread index; none: the next free one.
+    #[serde(default)]
+    pub index: Option<u32>,
+}
+
+/// Bytes inside JSON.
+mod base64_bytes {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::{Deserialize as _, Deserializer, Serializer, de};
+
+    pub(crate) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&STANDARD.encode(bytes))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        STANDARD.decode(String::deserialize(from)?).map_err(de::Error::custom)
+    }
+}

@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use syrup_protocol::{Arbiter, Client, Code, DEFAULT_SOCKET, Failure, Result};
-use syrupd::{Caller, DEFAULT_BPFFS, Engine};
+use syrup_engine::{Caller, DEFAULT_BPFFS, Engine};
 
 /// An arbiter and where it is.
 pub struct Backend {

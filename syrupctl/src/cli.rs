@@ -156,7 +156,7 @@ impl Context {
     /// The same for policies.
     pub fn policies(&self) -> syrup_protocol::Result<Vec<PolicyInfo>> {
         match self.arbiter() {
-            Err(_) if self.socket.is_none() => Ok(syrupd::policies()),
+            Err(_) if self.socket.is_none() => Ok(syrup_engine::policies()),
             arbiter => arbiter?.policies(),
         }
     }
@@ -173,7 +173,7 @@ pub struct SeenHooks {
 impl SeenHooks {
     /// Without an arbiter.
     pub fn by_this_process() -> Self {
-        Self { hooks: syrupd::hooks(), certain: backend::is_root() }
+        Self { hooks: syrup_engine::hooks(), certain: backend::is_root() }
     }
 
     /// What to tell a user whose view may be too narrow.

@@ -68,7 +68,7 @@ pub fn resolve(arbiter: &Backend, policy: PolicySource, hook: HookId) -> Result<
         PolicySource::Source { file_name, text }
             if !is_root() && matches!(arbiter.place, Place::Daemon(_)) =>
         {
-            let image = syrupd::compile(file_name, text)?;
+            let image = syrup_engine::compile(file_name, text)?;
             return Ok(PolicySource::Object { file_name: file_name.clone(), image });
         }
         PolicySource::Source { .. } | PolicySource::Object { .. } => {}

@@ -12,7 +12,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::{SERVER, as_nobody};
 use syrup_tests::{Ctl, Need, own_network, require, wait_for};
-use syrupd::{Daemon, Engine};
+use syrup_engine::Engine;
+use syrupd::Daemon;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 

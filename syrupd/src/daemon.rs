@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FlockOperation;
+use syrup_engine::Caller;
 use syrup_protocol::wire::{Decoder, Message, Outgoing};
 use syrup_protocol::{Code, Failure, Result};
 use tokio::io::Interest;
@@ -23,7 +24,6 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::engine::Caller;
 use crate::service::{self, Answer, Arbiters};
 
 /// How long a peer may take for the rest of a message it began, or to read a reply.

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use clap::Parser;
 use syrup_protocol::{Code, DEFAULT_SOCKET, Failure};
-use syrupd::{Config, DEFAULT_BPFFS, DEFAULT_CONFIG, Daemon, Engine};
+use syrup_engine::{DEFAULT_BPFFS, Engine};
+use syrupd::{Config, DEFAULT_CONFIG, Daemon};
 use tokio::signal::unix::{SignalKind, signal};
 
 const EXAMPLES: &str = "\

@@ -250,11 +250,11 @@ fn reply(answered: Answered) -> Answer {
 /// What the daemon serves: an arbiter for each caller.
 pub trait Arbiters: Send + Sync + 'static {
     /// The arbiter on behalf of `caller`.
-    fn as_caller(&self, caller: crate::engine::Caller) -> Box<dyn Arbiter>;
+    fn as_caller(&self, caller: syrup_engine::Caller) -> Box<dyn Arbiter>;
 }
 
-impl Arbiters for crate::engine::Engine {
-    fn as_caller(&self, caller: crate::engine::Caller) -> Box<dyn Arbiter> {
+impl Arbiters for syrup_engine::Engine {
+    fn as_caller(&self, caller: syrup_engine::Caller) -> Box<dyn Arbiter> {
         Box::new(Self::as_caller(self, caller))
     }
 }

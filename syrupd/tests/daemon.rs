@@ -15,7 +15,8 @@ use syrup_protocol::{
     AppInfo, Arbiter, Client, Code, DeploymentInfo, Failure, HookInfo, LoadRequest, MapEntry,
     PolicyInfo, PolicySource, Registration, ReplaceRequest, Result,
 };
-use syrupd::{Arbiters, Caller, Daemon};
+use syrup_engine::Caller;
+use syrupd::{Arbiters, Daemon};
 use tempfile::TempDir;
 
 /// An arbiter for what the engine does not do on request: to take long, to

@@ -13,7 +13,7 @@ use support::{Lab, MAPS, load, object, replace, reuseport, send, source};
 use syrup_hook::{pin, sys};
 use syrup_protocol::{Arbiter as _, Code, LoadRequest, PolicySource, Registration, Result};
 use syrup_tests::{Need, own_network, require, wait_for};
-use syrupd::{AsCaller, Engine};
+use syrup_engine::{AsCaller, Engine};
 
 const HOOK: &str = "socket-select";
 
@@ -393,7 +393,7 @@ fn a_port_of_one_protocol_is_not_the_others() {
     let engine = lab.engine();
     std::thread::spawn(move || {
         own_network();
-        engine.as_caller(syrupd::Caller::ROOT).load(&on("e", "udp", 9000)).unwrap();
+        engine.as_caller(syrup_engine::Caller::ROOT).load(&on("e", "udp", 9000)).unwrap();
     })
     .join()
     .unwrap();

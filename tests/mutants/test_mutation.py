@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from mutation import Error, campaign, guest, native, patches, processes, results, targets, tree
 
 DIFF = """\
---- a/syrupd/src/maps.rs\t2026-01-01
-+++ b/syrupd/src/maps.rs\t2026-01-02
+--- a/engine/src/maps.rs\t2026-01-01
++++ b/engine/src/maps.rs\t2026-01-02
 @@ -1 +1 @@
 -a
 +b
@@ -42,13 +42,13 @@ class Patches(unittest.TestCase):
         patch = self.parse(f"Defect: two of: them\nTests: daemon a b\nTests: limits\n\n{DIFF}")
         self.assertEqual(patch.defect, "two of: them")
         self.assertEqual(patch.tests, [("daemon", ("a", "b")), ("limits", ())])
-        self.assertEqual(patch.files, ["syrupd/src/maps.rs"])
+        self.assertEqual(patch.files, ["engine/src/maps.rs"])
 
     def test_a_bare_diff_is_enough(self):
         for head in ("", "diff --git a/x b/x\nindex 1..2 100644\n", "diff -u old/x new/x\n"):
             patch = self.parse(head + DIFF)
             self.assertEqual((patch.defect, patch.tests), ("p", []))
-            self.assertEqual(patch.files, ["syrupd/src/maps.rs"])
+            self.assertEqual(patch.files, ["engine/src/maps.rs"])
 
     def test_files_that_come_or_go_are_named(self):
         self.assertEqual(patches.touched("--- /dev/null\n+++ b/x/y\n--- a/z\n+++ /dev/null\n"),
@@ -108,7 +108,7 @@ class Targets(unittest.TestCase):
         self.assertLess(seen.index("tests:refusals"), seen.index("scx-syrup:thread_hook"))
 
     def test_tests_that_start_a_program_see_its_changes(self):
-        seen = self.seeing("syrupd/src/engine.rs")
+        seen = self.seeing("engine/src/engine.rs")
         for target in ("syrup:c_api", "syrupctl:deploy", "tests:socket_select", "syrupd:engine"):
             self.assertIn(target, seen)
         self.assertNotIn("net-hooks:socket_select", seen)
@@ -171,7 +171,7 @@ class Trees(unittest.TestCase):
         return tree.refusal(log)
 
     def test_only_a_compiler_refuses_a_defect(self):
-        rustc = "error[E0282]: type annotations needed\n   --> syrupd/src/x.rs:282:9\n    |\n"
+        rustc = "error[E0282]: type annotations needed\n   --> engine/src/x.rs:282:9\n    |\n"
         for said, what in (
             (f"warning: unused\n --> a.rs:1:1\n{rustc}error: could not compile `x`\n",
              "error[E0282]: type annotations needed"),

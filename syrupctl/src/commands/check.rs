@@ -4,7 +4,7 @@ use clap::Args;
 use serde::Serialize;
 use syrup_hook::HookId;
 use syrup_protocol::{PolicySource, Result};
-use syrupd::{CheckReport, Engine};
+use syrup_engine::{CheckReport, Engine};
 
 use crate::cli::{Context, assignment, hook_parser};
 use crate::output::facts;

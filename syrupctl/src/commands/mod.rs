@@ -1,5 +1,5 @@
 //! One file per subcommand. `run` returns the exit code of a command that did
-//! its work; [`syrupd::Error`] carries the one of a command that did not.
+//! its work; [`syrup_protocol::Failure`] carries the one of a command that did not.
 
 pub mod check;
 pub mod doctor;

@@ -14,7 +14,8 @@ use syrup_protocol::{
     Arbiter as _, Client, LoadRequest, PolicySource, Registration, ReplaceRequest,
 };
 use syrup_tests::{Ctl, own_network};
-use syrupd::{AsCaller, Caller, Daemon, Engine};
+use syrup_engine::{AsCaller, Caller, Engine};
+use syrupd::Daemon;
 
 use tempfile::TempDir;
 
@@ -38,7 +39,7 @@ pub fn source(declarations: &str, verdict: &str) -> String {
 
 /// As an ordinary user brings it.
 pub fn object(text: &str) -> PolicySource {
-    let image = syrupd::compile("p.c", text).unwrap();
+    let image = syrup_engine::compile("p.c", text).unwrap();
     PolicySource::Object { file_name: "p.o".to_owned(), image }
 }
 

@@ -24,7 +24,7 @@ TESTS = {
     "protocol/src": ["syrup_protocol"],
     "net-hooks/src": ["syrup_net_hooks", "accounting", "net-hooks:socket_select", "adoption"],
     "scx-syrup/src": ["syrup_scx"],
-    "syrupd/src": ["syrupd"],
+    "engine/src": ["syrup_engine"],
 }
 
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::process::{Resource, getrlimit};
 use syrup_abi::Compiler;
 use syrup_protocol::{Code, HookInfo};
-use syrupd::DEFAULT_BPFFS;
+use syrup_engine::DEFAULT_BPFFS;
 
 use super::Check;
 use crate::backend::{Place, is_root};

@@ -19,7 +19,7 @@ use syrup_hook::{HookId, Proto};
 use syrup_protocol::{
     Arbiter, Code, DeploymentInfo, Failure, LoadRequest, PolicySource, Registration, Result,
 };
-use syrupd::Engine;
+use syrup_engine::Engine;
 
 use self::child::{Child, Signals};
 use self::tree::BoundSocket;

@@ -23,8 +23,8 @@ use syrup_protocol::{
 };
 
 use crate::maps::{Maps, own};
-use crate::policy::{self, Prepared};
-use crate::{hooks, verifier};
+use crate::hooks;
+use crate::policy::{self, Prepared, verifier};
 
 /// Where everything is pinned unless a flag says otherwise.
 pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf/syrup";

@@ -12,8 +12,8 @@ use syrup_abi::abi;
 use syrup_hook::Input;
 use syrup_protocol::{Code, Failure, Result};
 
-use crate::btf;
-use crate::lines::LineTable;
+use super::btf;
+use super::lines::LineTable;
 
 /// Helpers a policy may call: number and name.
 const HELPERS: &[(i32, &str)] = &[

@@ -1,14 +1,20 @@
 //! From what the requester has to an object a hook can load: find or compile,
 //! check, set parameters, link.
 
+mod btf;
+pub(crate) mod check;
+mod lines;
+pub(crate) mod link;
+mod params;
+pub(crate) mod verifier;
+
 use sha2::{Digest as _, Sha256};
 use syrup_abi::{CompileError, Compiler};
 use syrup_hook::Hook;
 use syrup_protocol::request::{MAX_OBJECT_BYTES, MAX_SOURCE_BYTES};
 use syrup_protocol::{Code, Failure, PolicySource, Result};
 
-use crate::check::{self, Checked};
-use crate::{link, params};
+use self::check::Checked;
 
 /// A policy that was checked and linked for one hook.
 #[derive(Debug)]

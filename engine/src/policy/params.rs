@@ -4,7 +4,7 @@ use libbpf_rs::btf::{BtfKind, BtfType, ReferencesType as _, types};
 use syrup_hook::set_constant;
 use syrup_protocol::{Code, Failure, Result};
 
-use crate::btf;
+use super::btf;
 
 /// Sets each parameter in the image. Values are integers (decimal, 0x hex) or
 /// true and false, and must fit the parameter's type.

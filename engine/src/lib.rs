@@ -1,0 +1,15 @@
+//! The arbiter: the code that owns dispatchers, decides who may deploy what,
+//! and keeps the record.
+//!
+//! [`Engine`] is one code path, behind the daemon and behind `syrupctl` as root;
+//! what can be asked of it is [`syrup_protocol::Arbiter`].
+
+mod engine;
+mod hooks;
+mod maps;
+mod policy;
+
+pub use engine::{AsCaller, Caller, CheckReport, DEFAULT_BPFFS, Engine, Recovery};
+pub use hooks::{infos as hooks, policies};
+pub use policy::compile;
+pub use policy::link::link;

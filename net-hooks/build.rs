@@ -8,8 +8,9 @@ use anyhow::{Context as _, Result, anyhow};
 use libbpf_cargo::SkeletonBuilder;
 use syrup_abi::Compiler;
 
-/// Our own BPF programs: source and object, without their suffixes.
-const PROGRAMS: &[&str] = &["socket_select", "socket_select_policy"];
+/// The hooks: folders in `src`, whose `bpf` holds a dispatcher and the trusted half of
+/// policies.
+const HOOKS: &[&str] = &["socket_select"];
 
 fn main() -> Result<()> {
     println!("cargo::rerun-if-changed=src");
@@ -23,24 +24,27 @@ fn main() -> Result<()> {
     // Debian keeps <asm/types.h>, which <linux/bpf.h> includes, in a folder by
     // architecture that clang does not search for the BPF target.
     let asm = format!("/usr/include/{}-linux-gnu", env::var("CARGO_CFG_TARGET_ARCH")?);
-    for name in PROGRAMS {
-        SkeletonBuilder::new()
-            .source(format!("src/{name}.bpf.c"))
-            .obj(out.join(format!("{name}.o")))
-            .clang(compiler.path())
-            .clang_args([
-                "-mcpu=v3",
-                "-std=gnu17",
-                "-Wall",
-                "-Wextra",
-                "-Werror",
-                "-I",
-                include,
-                "-idirafter",
-                &asm,
-            ])
-            .build()
-            .with_context(|| format!("src/{name}.bpf.c"))?;
+    for hook in HOOKS {
+        for program in ["dispatcher", "policy"] {
+            let source = format!("src/{hook}/bpf/{program}.bpf.c");
+            SkeletonBuilder::new()
+                .source(&source)
+                .obj(out.join(format!("{hook}_{program}.o")))
+                .clang(compiler.path())
+                .clang_args([
+                    "-mcpu=v3",
+                    "-std=gnu17",
+                    "-Wall",
+                    "-Wextra",
+                    "-Werror",
+                    "-I",
+                    include,
+                    "-idirafter",
+                    &asm,
+                ])
+                .build()
+                .with_context(|| source)?;
+        }
     }
     syrup_abi::build::policies(&compiler, Path::new("policies"), &out).map_err(|e| anyhow!("{e}"))
 }

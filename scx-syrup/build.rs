@@ -33,7 +33,7 @@ fn main() -> Result<()> {
     let (scx, arch) = (scx.to_str().context("OUT_DIR")?, arch.to_str().context("OUT_DIR")?);
     for name in PROGRAMS {
         SkeletonBuilder::new()
-            .source(format!("src/{name}.bpf.c"))
+            .source(format!("src/bpf/{name}.bpf.c"))
             .obj(out.join(format!("{name}.o")))
             .clang(compiler.path())
             .clang_args([
@@ -51,7 +51,7 @@ fn main() -> Result<()> {
                 scx,
             ])
             .build()
-            .with_context(|| format!("src/{name}.bpf.c"))?;
+            .with_context(|| format!("src/bpf/{name}.bpf.c"))?;
     }
     layout(&out, include)?;
     syrup_abi::build::policies(&compiler, Path::new("policies"), &out)
@@ -66,7 +66,7 @@ fn main() -> Result<()> {
 /// The Rust view of `layout.h`.
 fn layout(out: &Path, include: &str) -> Result<()> {
     bindgen::Builder::default()
-        .header("src/layout.h")
+        .header("src/bpf/layout.h")
         .clang_arg(format!("-I{include}"))
         .allowlist_item("(SYRUP_SCX|syrup_scx)_.*")
         .default_enum_style(bindgen::EnumVariation::Consts)

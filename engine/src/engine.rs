@@ -22,8 +22,8 @@ use syrup_protocol::{
     PolicySource, Registration, ReplaceRequest, Result, names,
 };
 
-use crate::maps::{Maps, own};
 use crate::hooks;
+use crate::maps::{Maps, own};
 use crate::policy::{self, Prepared, verifier};
 
 /// Where everything is pinned unless a flag says otherwise.

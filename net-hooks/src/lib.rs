@@ -5,16 +5,13 @@
 //! * [`owners`], [`reuseport_sockets`]: which running processes could be adopted.
 //! * [`run_time`]: what a deployment costs per packet.
 
-mod pins;
-mod run_time;
 mod socket_select;
-mod sockets;
 
 use syrup_hook::Builtin;
 
-pub use run_time::{RunTime, count_run_time, program_run_time, run_time};
 pub use socket_select::SocketSelect;
-pub use sockets::{owners, reuseport_sockets};
+pub use socket_select::run_time::{RunTime, count_run_time, program_run_time, run_time};
+pub use socket_select::sockets::{owners, reuseport_sockets};
 
 /// Policies for packets. One source fits every packet hook.
 pub const POLICIES: &[Builtin] = include!(concat!(env!("OUT_DIR"), "/policies.rs"));

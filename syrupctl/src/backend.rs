@@ -3,8 +3,8 @@
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
-use syrup_protocol::{Arbiter, Client, Code, DEFAULT_SOCKET, Failure, Result};
 use syrup_engine::{Caller, DEFAULT_BPFFS, Engine};
+use syrup_protocol::{Arbiter, Client, Code, DEFAULT_SOCKET, Failure, Result};
 
 /// An arbiter and where it is.
 pub struct Backend {

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use syrup_protocol::{Code, DEFAULT_SOCKET, Failure};
 use syrup_engine::{DEFAULT_BPFFS, Engine};
+use syrup_protocol::{Code, DEFAULT_SOCKET, Failure};
 use syrupd::{Config, DEFAULT_CONFIG, Daemon};
 use tokio::signal::unix::{SignalKind, signal};
 

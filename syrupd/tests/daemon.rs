@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use syrup_engine::Caller;
 use syrup_protocol::{
     AppInfo, Arbiter, Client, Code, DeploymentInfo, Failure, HookInfo, LoadRequest, MapEntry,
     PolicyInfo, PolicySource, Registration, ReplaceRequest, Result,
 };
-use syrup_engine::Caller;
 use syrupd::{Arbiters, Daemon};
 use tempfile::TempDir;
 

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::FlockOperation;
 use support::{Lab, MAPS, load, object, replace, reuseport, send, source};
+use syrup_engine::{AsCaller, Engine};
 use syrup_hook::{pin, sys};
 use syrup_protocol::{Arbiter as _, Code, LoadRequest, PolicySource, Registration, Result};
 use syrup_tests::{Need, own_network, require, wait_for};
-use syrup_engine::{AsCaller, Engine};
 
 const HOOK: &str = "socket-select";
 

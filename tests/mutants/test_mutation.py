@@ -114,11 +114,11 @@ class Targets(unittest.TestCase):
         self.assertNotIn("net-hooks:socket_select", seen)
 
     def test_the_kernels_half_of_the_thread_hook_is_seen_in_guests_only(self):
-        seen = self.seeing("scx-syrup/src/root.bpf.c")
+        seen = self.seeing("scx-syrup/src/bpf/root.bpf.c")
         self.assertEqual(seen[0], "scx-syrup (unit)")
         self.assertNotIn("syrupd:daemon", seen)
         self.assertIn("tests:thread_hook", seen)
-        both = self.seeing("scx-syrup/src/root.bpf.c", "scx-syrup/src/root.rs")
+        both = self.seeing("scx-syrup/src/bpf/root.bpf.c", "scx-syrup/src/root.rs")
         self.assertIn("syrupd:daemon", both)
 
     def test_what_no_test_is_built_from_is_an_error(self):

@@ -6,6 +6,10 @@
 //! deployed it. There is no link object to pin: detaching needs a socket of
 //! the group, which is taken from its holder (`sockets::any_member`).
 
+mod pins;
+pub(crate) mod run_time;
+pub(crate) mod sockets;
+
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -23,11 +27,12 @@ use syrup_hook::{
     LoadedProgram, POLICY_PROGRAM, PolicyObject, Probe, Proto, Result, Target, process,
 };
 
+use self::pins::Pins;
+use self::sockets::{GroupKey, Member};
 use crate::POLICIES;
-use crate::pins::{self, Pins};
-use crate::sockets::{self, GroupKey, Member};
 
-const DISPATCHER_OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/socket_select.o"));
+const DISPATCHER_OBJECT: &[u8] =
+    include_bytes!(concat!(env!("OUT_DIR"), "/socket_select_dispatcher.o"));
 const TRUSTED_HALF: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/socket_select_policy.o"));
 const DISPATCHER_PROGRAM: &str = "syrup_dispatch";
 

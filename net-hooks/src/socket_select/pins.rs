@@ -15,7 +15,7 @@ use syrup_hook::pin::{self, TEMPORARY};
 use syrup_hook::sys::{self, Map};
 use syrup_hook::{Counters, Error, Result, Verdicts};
 
-use crate::sockets::{self, GroupKey, Member};
+use super::sockets::{self, GroupKey, Member};
 
 pub(crate) const DISPATCHER: &str = "dispatcher";
 /// Pins of maps, and the names the maps have in the BPF objects.

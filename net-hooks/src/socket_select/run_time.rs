@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use syrup_hook::{App, Error, HookId, Result, sys};
 
-use crate::pins::DISPATCHER;
+use super::pins::DISPATCHER;
 
 /// Time and number of runs since accounting was turned on, with what was
 /// tail-called included.

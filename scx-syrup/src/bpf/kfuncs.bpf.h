@@ -9,8 +9,8 @@
  * libbpf, so enumerators whose value may differ between kernels are read with
  * ENUM(), which libbpf relocates.
  */
-#ifndef SYRUP_SCX_KERNEL_BPF_H
-#define SYRUP_SCX_KERNEL_BPF_H
+#ifndef SYRUP_SCX_KFUNCS_BPF_H
+#define SYRUP_SCX_KFUNCS_BPF_H
 
 #define BPF_NO_KFUNC_PROTOTYPES /* vmlinux.h's lack the address spaces of some arguments */
 #include "vmlinux.h"
@@ -65,4 +65,4 @@ struct task_struct *scx_bpf_cpu_curr(s32 cpu) __ksym __weak;
 #undef scx_bpf_error
 #undef __arena
 
-#endif /* SYRUP_SCX_KERNEL_BPF_H */
+#endif /* SYRUP_SCX_KFUNCS_BPF_H */

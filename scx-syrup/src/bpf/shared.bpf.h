@@ -7,7 +7,7 @@
 #ifndef SYRUP_SCX_SHARED_BPF_H
 #define SYRUP_SCX_SHARED_BPF_H
 
-#include "kernel.bpf.h"
+#include "kfuncs.bpf.h"
 #include "layout.h"
 
 /* Registered threads, and those that inherited from one. */

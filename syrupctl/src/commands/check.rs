@@ -2,9 +2,9 @@
 
 use clap::Args;
 use serde::Serialize;
+use syrup_engine::{CheckReport, Engine};
 use syrup_hook::HookId;
 use syrup_protocol::{PolicySource, Result};
-use syrup_engine::{CheckReport, Engine};
 
 use crate::cli::{Context, assignment, hook_parser};
 use crate::output::facts;

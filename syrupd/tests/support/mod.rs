@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use rustix::process::{Gid, Uid};
+use syrup_engine::{AsCaller, Caller, Engine};
 use syrup_protocol::{
     Arbiter as _, Client, LoadRequest, PolicySource, Registration, ReplaceRequest,
 };
 use syrup_tests::{Ctl, own_network};
-use syrup_engine::{AsCaller, Caller, Engine};
 use syrupd::Daemon;
 
 use tempfile::TempDir;

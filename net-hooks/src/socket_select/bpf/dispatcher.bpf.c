@@ -4,7 +4,7 @@
  * reuseport group. The group is the app's alone, so there is nothing to look
  * up: slot 0 by constant index, which the JIT turns into a direct jump.
  */
-#include "socket_select.bpf.h"
+#include "shared.bpf.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);

@@ -4,7 +4,7 @@
  * schedule(), enforces its verdict. Whatever cannot be enforced is counted by
  * cause and left to the kernel's hash: a packet is never lost to a mistake.
  */
-#include "socket_select.bpf.h"
+#include "shared.bpf.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_REUSEPORT_SOCKARRAY);

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 use syrup_abi::Compiler;
-use syrup_protocol::{Code, HookInfo};
 use syrup_engine::DEFAULT_BPFFS;
+use syrup_protocol::{Code, HookInfo};
 
 use super::Check;
 use crate::backend::{Place, is_root};

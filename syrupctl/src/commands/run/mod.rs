@@ -15,11 +15,11 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use syrup_engine::Engine;
 use syrup_hook::{HookId, Proto};
 use syrup_protocol::{
     Arbiter, Code, DeploymentInfo, Failure, LoadRequest, PolicySource, Registration, Result,
 };
-use syrup_engine::Engine;
 
 use self::child::{Child, Signals};
 use self::tree::BoundSocket;

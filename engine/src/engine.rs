@@ -14,8 +14,8 @@ use rustix::fs::FlockOperation;
 use rustix::mount::MountFlags;
 use syrup_abi::abi;
 use syrup_hook::{
-    App, Deployment, Executor, Health, Hook, HookId, Input, Linked, POLICY_PROGRAM, Probe, Proto,
-    Target, pin,
+    App, Deployment, Health, Hook, HookId, Input, Linked, POLICY_PROGRAM, Probe, Proto,
+    Registration, Target, pin,
 };
 use syrup_protocol::{
     AppInfo, Arbiter, Code, DeploymentInfo, Failure, HookInfo, LoadRequest, MapEntry, PolicyInfo,
@@ -565,17 +565,21 @@ impl Arbiter for AsCaller {
     fn register(&self, app: &str, what: Registration, index: Option<u32>) -> Result<u32> {
         let _lock = self.engine.lock()?;
         let app = self.deployed_app(app)?;
-        let (id, executor) = match what {
-            Registration::Socket(fd) => (HookId::SocketSelect, Executor::Socket(fd)),
-            Registration::Thread { tid } => {
-                self.may_schedule(tid)?;
-                (HookId::ScxSyrup, Executor::Thread { tid })
-            }
-        };
-        if !app.hook_dir(id).is_dir() {
-            return Err(not_deployed(&app.name, id));
+        if let Registration::Thread { tid } = what {
+            self.may_schedule(tid)?;
         }
-        Ok(hooks::get(id.name())?.register(&app, executor, index)?)
+        let kind = what.kind();
+        let (mut deployed, missing): (Vec<_>, Vec<_>) = hooks::all()
+            .into_iter()
+            .filter(|hook| hook.registers() == kind)
+            .partition(|hook| app.hook_dir(hook.id()).is_dir());
+        match (deployed.pop(), missing.last()) {
+            (Some(hook), _) => Ok(hook.register(&app, what, index)?),
+            (None, Some(hook)) => Err(not_deployed(&app.name, hook.id())),
+            (None, None) => {
+                Err(Failure::new(Code::Internal, format!("no hook takes a {kind:?} by itself")))
+            }
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use syrup_abi::abi;
+use syrup_protocol::{Kind, Registration};
 
 use crate::{Builtin, HookId, Input, Linked, Proto, Result};
 
@@ -62,18 +63,6 @@ pub struct Target {
     pub cpus: Vec<u32>,
     /// Thread hook: share against other apps; 100 is normal.
     pub weight: Option<u32>,
-}
-
-/// Something an app registers to be chosen (a socket) or to be scheduled (a thread).
-#[derive(Debug)]
-pub enum Executor {
-    /// A bound socket of a reuseport group, passed as an fd.
-    Socket(OwnedFd),
-    /// A thread by id.
-    Thread {
-        /// Its id in the caller's pid namespace.
-        tid: i32,
-    },
 }
 
 /// Sums of the per-CPU counters of one deployment, by [`abi::syrup_counter`].
@@ -163,6 +152,9 @@ pub trait Hook: Send + Sync {
     /// What a verdict names here, for people: "a socket of the reuseport group".
     fn executor(&self) -> &'static str;
 
+    /// What its apps register.
+    fn registers(&self) -> Kind;
+
     /// Can this kernel host it? Separate from [`Hook::deploy`] so that `doctor`
     /// and `hooks` can ask without a policy.
     fn probe(&self) -> Probe;
@@ -191,10 +183,10 @@ pub trait Hook: Send + Sync {
     /// Succeeds on what is left of a deployment that broke.
     fn remove(&self, app: &App) -> Result<()>;
 
-    /// Adds an executor to a live deployment and returns its index. `index`
+    /// Adds a socket or a thread to a live deployment and returns its index. `index`
     /// `None` means the one it has, else the next free one; taking one that is in
     /// use replaces it.
-    fn register(&self, app: &App, executor: Executor, index: Option<u32>) -> Result<u32>;
+    fn register(&self, app: &App, what: Registration, index: Option<u32>) -> Result<u32>;
 
     /// The program of the live policy: for its id and its statistics.
     fn program(&self, app: &App) -> Result<OwnedFd>;

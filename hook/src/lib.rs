@@ -15,7 +15,8 @@ pub mod process;
 pub mod sys;
 
 pub use error::{Error, Result, verifier_lines, verifier_tail};
-pub use hook::{App, Counters, Deployment, Executor, Health, Hook, Probe, Target, Verdicts};
+pub use hook::{App, Counters, Deployment, Health, Hook, Probe, Target, Verdicts};
 pub use id::{HookId, Input, Proto, UnknownHook};
 pub use load::{LoadedProgram, PolicyObject, constant, route_libbpf_messages, set_constant};
 pub use policy::{Builtin, Linked, POLICY_PROGRAM};
+pub use syrup_protocol::{Kind, Registration};

@@ -13,7 +13,7 @@ use syrup_abi::abi::{
     SYRUP_CHOSEN, SYRUP_DROPPED, SYRUP_ENFORCE_FAILED, SYRUP_INPUTS, SYRUP_MAX_EXECUTORS,
     SYRUP_NO_POLICY, SYRUP_NR_COUNTERS, SYRUP_OUT_OF_RANGE, SYRUP_PASSED,
 };
-use syrup_hook::{Error, Executor, Health, Hook as _, HookId, Linked, Proto, Target, pin, sys};
+use syrup_hook::{Error, Health, Hook as _, HookId, Linked, Proto, Registration, Target, pin, sys};
 use syrup_tests::{Need, own_network, require};
 
 /// The non-zero counters, by number.
@@ -330,7 +330,7 @@ fn a_thread_is_no_executor_and_a_socket_moves_rather_than_being_there_twice() {
     let lab = Lab::new();
     let sockets = udp_sockets(2);
     deploy(&lab, &constant("first", "0"), &sockets);
-    let error = lab.hook.register(&lab.app, Executor::Thread { tid: 1 }, None).unwrap_err();
+    let error = lab.hook.register(&lab.app, Registration::Thread { tid: 1 }, None).unwrap_err();
     assert!(matches!(error, Error::Usage(_)), "{error:?}");
     assert_eq!(lab.register(&sockets[0], Some(4)).unwrap(), 4);
     let read = lab.read();
@@ -339,7 +339,7 @@ fn a_thread_is_no_executor_and_a_socket_moves_rather_than_being_there_twice() {
     let executors = sys::Map::open(&lab.app.dir().join("socket-select/executors")).unwrap();
     assert_eq!(executors.lookup(&0u32.to_ne_bytes()).unwrap(), None);
     let fd = sockets[1].as_fd().try_clone_to_owned().unwrap();
-    assert_eq!(lab.hook.register(&lab.app, Executor::Socket(fd), Some(0)).unwrap(), 0);
+    assert_eq!(lab.hook.register(&lab.app, Registration::Socket(fd), Some(0)).unwrap(), 0);
     assert_eq!(lab.read().nr_executors, 2);
     assert_eq!(spread(&sockets, &flows(1), 2), [0, 2]);
 }

@@ -5,7 +5,7 @@ mod support;
 
 use rustix::net::SocketType;
 use support::*;
-use syrup_hook::{Error, Executor, Health, Hook as _, Proto, Target};
+use syrup_hook::{Error, Health, Hook as _, Proto, Registration, Target};
 use syrup_net_hooks::{owners, reuseport_sockets};
 use syrup_tests::{Need, own_network, require, wait_for};
 
@@ -59,7 +59,7 @@ fn a_deployment_is_the_process_of_the_app_that_was_started_again() {
     assert_eq!(lab.read().pid, None);
     let second = Server::python("udp", 2);
     for fd in reuseport_sockets(second.pid(), Proto::Udp, PORT).unwrap() {
-        lab.hook.register(&lab.app, Executor::Socket(fd), None).unwrap();
+        lab.hook.register(&lab.app, Registration::Socket(fd), None).unwrap();
     }
     assert_eq!(lab.read().pid, Some(second.pid()));
     assert!(lab.hook.collect_garbage(&lab.bpffs.path()).unwrap().is_empty());
@@ -103,7 +103,7 @@ fn a_server_of_several_processes_is_adopted_whole() {
     let target = Target { pid: Some(pids[0]), ..Lab::target() };
     lab.hook.deploy(&lab.app, &builtin("round-robin"), &target).unwrap();
     for fd in reuseport_sockets(pids[1], Proto::Udp, PORT).unwrap() {
-        lab.hook.register(&lab.app, Executor::Socket(fd), None).unwrap();
+        lab.hook.register(&lab.app, Registration::Socket(fd), None).unwrap();
     }
     assert_eq!(lab.read().nr_executors, 5);
     assert_eq!(lab.read().pid, Some(pids[0]));

@@ -18,7 +18,7 @@ use syrup_abi::abi::{
     SYRUP_CHOSEN, SYRUP_DROPPED, SYRUP_ENFORCE_FAILED, SYRUP_INPUTS, SYRUP_NO_POLICY,
     SYRUP_OUT_OF_RANGE, SYRUP_PASSED,
 };
-use syrup_hook::{Error, Executor, Health, Hook as _, Linked, Probe, Proto, Target, sys};
+use syrup_hook::{Error, Health, Hook as _, Linked, Probe, Proto, Registration, Target, sys};
 use syrup_net_hooks::SocketSelect;
 use syrup_tests::{Need, SetOnDrop, own_network, require, wait_for};
 
@@ -164,7 +164,7 @@ fn sockets_that_can_be_no_executor_are_refused_with_the_reason() {
     let lab = Lab::new();
     lab.deploy(&builtin("round-robin"), &udp_sockets(1));
     let refusal = |fd: std::os::fd::OwnedFd| {
-        let error = lab.hook.register(&lab.app, Executor::Socket(fd), None).unwrap_err();
+        let error = lab.hook.register(&lab.app, Registration::Socket(fd), None).unwrap_err();
         assert!(matches!(error, Error::Usage(_)), "{error:?}");
         error.to_string()
     };
@@ -187,7 +187,7 @@ fn sockets_that_can_be_no_executor_are_refused_with_the_reason() {
     lab.register(&member, Some(0)).unwrap();
     let elsewhere = reuseport(&format!("127.0.0.2:{PORT}"), SocketType::DGRAM);
     assert!(refusal(elsewhere).contains("another reuseport group"));
-    let thread = lab.hook.register(&lab.app, Executor::Thread { tid: 1 }, None).unwrap_err();
+    let thread = lab.hook.register(&lab.app, Registration::Thread { tid: 1 }, None).unwrap_err();
     assert!(matches!(thread, Error::Usage(_)));
     let index = lab.register(&member, Some(256)).unwrap_err();
     assert!(matches!(index, Error::Usage(_)));
@@ -213,7 +213,7 @@ fn a_port_belongs_to_one_app() {
     // The port is only known with the first socket.
     lab.hook.deploy(&rival, &builtin("hash"), &Target::default()).unwrap();
     let fd = sockets[0].as_fd().try_clone_to_owned().unwrap();
-    conflict(lab.hook.register(&rival, Executor::Socket(fd), None).map(drop));
+    conflict(lab.hook.register(&rival, Registration::Socket(fd), None).map(drop));
     // The same app again, the other protocol, another port.
     let again = lab.hook.deploy(&lab.app, &builtin("hash"), &Lab::target()).unwrap_err();
     assert!(matches!(again, Error::Conflict { .. }));

@@ -19,6 +19,26 @@ pub enum Registration {
     },
 }
 
+/// Kinds of [`Registration`]; a hook takes one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Sockets, which packets and connections are given to.
+    Socket,
+    /// Threads, which are given to executors.
+    Thread,
+}
+
+impl Registration {
+    /// Which kind it is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Socket(_) => Kind::Socket,
+            Self::Thread { .. } => Kind::Thread,
+        }
+    }
+}
+
 /// The arbiter. Every method returns after the effect was observed in the kernel.
 pub trait Arbiter {
     /// Deploys a policy; the deployment is degraded (not an error here) when

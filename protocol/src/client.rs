@@ -28,13 +28,19 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A daemon. Each call has a connection of its own: a connection costs some
 /// 20 us, and no call ever meets what an earlier one left behind.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Client {
     path: PathBuf,
     timeout: Duration,
 }
 
 impl Client {
+    /// The daemon that listens at `path`, if one does: the first call tells.
+    #[must_use]
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), timeout: CALL_TIMEOUT }
+    }
+
     /// Finds out whether a daemon answers at `path`.
     ///
     /// # Errors
@@ -46,7 +52,7 @@ impl Client {
             connection.call_method::<ServiceInfo>(&method, Nothing {}, &[], HELLO_TIMEOUT)
         });
         hello?;
-        Ok(Self { path: path.to_owned(), timeout: CALL_TIMEOUT })
+        Ok(Self::at(path))
     }
 
     /// Limits how long each call may take (120 s otherwise).

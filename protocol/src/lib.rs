@@ -14,7 +14,7 @@ pub mod request;
 pub mod varlink;
 pub mod wire;
 
-pub use arbiter::{Arbiter, Registration};
+pub use arbiter::{Arbiter, Kind, Registration};
 pub use client::Client;
 pub use failure::{Code, Failure, Result};
 pub use reply::{AppInfo, DeploymentInfo, HookInfo, MapEntry, MapInfo, PolicyInfo};

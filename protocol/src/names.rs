@@ -2,12 +2,15 @@
 
 use crate::failure::{Code, Failure, Result};
 
+/// Longest app name.
+const MAX_APP_NAME: usize = 63;
+
 /// App names: `[a-z0-9][a-z0-9-]{0,62}`.
 ///
 /// # Errors
 /// [`Code::Usage`].
 pub fn check_app(name: &str) -> Result<()> {
-    let fits = (1..=63).contains(&name.len())
+    let fits = (1..=MAX_APP_NAME).contains(&name.len())
         && !name.starts_with('-')
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     if fits {
@@ -15,6 +18,22 @@ pub fn check_app(name: &str) -> Result<()> {
     }
     Err(Failure::new(Code::Usage, format!("'{name}' is no app name"))
         .advise("use 1 to 63 of a-z, 0-9 and '-', not starting with '-'"))
+}
+
+/// An executable's name as an app name.
+#[must_use]
+pub fn app_name_of(executable: &str) -> String {
+    let mut name: String = executable
+        .chars()
+        .map(|c| c.to_ascii_lowercase())
+        .map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' })
+        .skip_while(|&c| c == '-')
+        .take(MAX_APP_NAME)
+        .collect();
+    if name.is_empty() {
+        name.push_str("app");
+    }
+    name
 }
 
 /// Map names: C identifiers that fit into the kernel's 15 characters, so that
@@ -49,6 +68,20 @@ mod tests {
         for bad in ["", "-a", "A", "a/b", "..", "_scx", "a.b", "a b", &"x".repeat(64), "\u{e9}"] {
             assert_eq!(check_app(bad).unwrap_err().code, Code::Usage, "{bad}");
         }
+    }
+
+    #[test]
+    fn executables_of_any_name_make_app_names() {
+        for (executable, name) in [
+            ("memcached", "memcached"),
+            ("My Server_2.0", "my-server-2-0"),
+            ("--x", "x"),
+            ("", "app"),
+            ("\u{e9}\u{e9}", "app"),
+        ] {
+            assert_eq!(app_name_of(executable), name, "{executable}");
+        }
+        assert_eq!(app_name_of(&"a".repeat(100)).len(), MAX_APP_NAME);
     }
 
     #[test]

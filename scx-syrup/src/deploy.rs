@@ -11,8 +11,8 @@ use syrup_abi::abi::{self, syrup_record, syrup_thread_policy};
 use syrup_hook::pin::{self, Staged, TEMPORARY};
 use syrup_hook::sys::{self, Map};
 use syrup_hook::{
-    App, Counters, Deployment, Error, Executor, Health, HookId, Linked, LoadedProgram,
-    POLICY_PROGRAM, PolicyObject, Probe, Result, Target, process, set_constant,
+    App, Counters, Deployment, Error, Health, HookId, Linked, LoadedProgram, POLICY_PROGRAM,
+    PolicyObject, Probe, Registration, Result, Target, process, set_constant,
 };
 
 use crate::health::{Cores, Waits};
@@ -273,9 +273,9 @@ pub(crate) fn remove(app: &App) -> Result<()> {
 }
 
 /// Gives a thread to a live deployment.
-pub(crate) fn register(app: &App, executor: Executor, index: Option<u32>) -> Result<u32> {
-    let Executor::Thread { tid } = executor else {
-        return Err(Error::Usage(format!("the executors of {HOOK} are threads, not sockets")));
+pub(crate) fn register(app: &App, what: Registration, index: Option<u32>) -> Result<u32> {
+    let Registration::Thread { tid } = what else {
+        return Err(Error::Usage(format!("{HOOK} takes threads, not sockets")));
     };
     let (record, root) = deployed(app)?;
     let conf = root.app(record.slot)?;

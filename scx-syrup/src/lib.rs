@@ -24,7 +24,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use syrup_hook::{
-    App, Builtin, Deployment, Executor, Hook, HookId, Input, Linked, Probe, Result, Target,
+    App, Builtin, Deployment, Hook, HookId, Input, Kind, Linked, Probe, Registration, Result,
+    Target,
 };
 
 /// The thread hook.
@@ -42,6 +43,10 @@ impl Hook for ScxSyrup {
 
     fn executor(&self) -> &'static str {
         "a run queue of the app (0 is served first), or a core of the app"
+    }
+
+    fn registers(&self) -> Kind {
+        Kind::Thread
     }
 
     fn probe(&self) -> Probe {
@@ -72,8 +77,8 @@ impl Hook for ScxSyrup {
         deploy::remove(app)
     }
 
-    fn register(&self, app: &App, executor: Executor, index: Option<u32>) -> Result<u32> {
-        deploy::register(app, executor, index)
+    fn register(&self, app: &App, what: Registration, index: Option<u32>) -> Result<u32> {
+        deploy::register(app, what, index)
     }
 
     fn program(&self, app: &App) -> Result<OwnedFd> {

@@ -4,16 +4,13 @@ use std::env;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use syrup_abi::Compiler;
-use syrup_protocol::reply::Registered;
-use syrup_protocol::request::{AppRef, DeploymentRef, MapRef, RegisterSocket, RegisterThread};
-use syrup_protocol::varlink::Nothing;
-use syrup_protocol::wire::Connection;
-use syrup_protocol::{Code, DEFAULT_SOCKET, Failure, LoadRequest, PolicySource, ReplaceRequest};
+use syrup_protocol::names::app_name_of;
+use syrup_protocol::{
+    Arbiter as _, Client, Code, DEFAULT_SOCKET, Kind, LoadRequest, PolicySource, Registration,
+    ReplaceRequest,
+};
 
 use crate::error::{Error, Result};
 
@@ -22,17 +19,11 @@ const DEFAULT_BPFFS: &str = "/sys/fs/bpf/syrup";
 /// The hook whose input is threads; those of all others are packets.
 const THREAD_HOOK: &str = "scx-syrup";
 
-/// Longest app name.
-const MAX_NAME: usize = 63;
-
-/// How long a call may take: others may compile and load before it is our turn.
-const CALL_TIMEOUT: Duration = Duration::from_secs(120);
-
 /// A tenant, as one of its processes sees it: its name, and where its daemon is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct App {
     name: String,
-    socket: PathBuf,
+    daemon: Client,
     bpffs: PathBuf,
 }
 
@@ -64,22 +55,6 @@ impl From<Deployment> for OwnedFd {
     }
 }
 
-/// The part of a `Show` reply that is of interest here.
-#[derive(Debug, Deserialize)]
-struct Shown {
-    app: ShownApp,
-}
-
-#[derive(Debug, Deserialize)]
-struct ShownApp {
-    deployments: Vec<ShownDeployment>,
-}
-
-#[derive(Debug, Deserialize)]
-struct ShownDeployment {
-    hook: String,
-}
-
 impl App {
     /// The app of this process: `$SYRUP_APP`, or the name of the executable in
     /// lower case, with other characters than a-z, 0-9 and '-' made '-'.
@@ -87,7 +62,7 @@ impl App {
     pub fn current() -> Self {
         let name = env::var("SYRUP_APP").unwrap_or_else(|_| {
             let executable = env::current_exe().unwrap_or_default();
-            name_of(&executable.file_name().unwrap_or_default().to_string_lossy())
+            app_name_of(&executable.file_name().unwrap_or_default().to_string_lossy())
         });
         Self::named(name)
     }
@@ -100,7 +75,7 @@ impl App {
         };
         Self {
             name: name.into(),
-            socket: path("SYRUP_SOCKET", DEFAULT_SOCKET),
+            daemon: Client::at(path("SYRUP_SOCKET", DEFAULT_SOCKET)),
             bpffs: path("SYRUP_BPFFS", DEFAULT_BPFFS),
         }
     }
@@ -108,7 +83,7 @@ impl App {
     /// The same app at another daemon.
     #[must_use]
     pub fn at_socket(mut self, socket: impl Into<PathBuf>) -> Self {
-        self.socket = socket.into();
+        self.daemon = Client::at(socket);
         self
     }
 
@@ -146,25 +121,20 @@ impl App {
             cpus: Vec::new(),
             weight: None,
         };
-        match self.call::<serde::de::IgnoredAny>("Load", &request) {
+        match self.daemon.load(&request) {
             Ok(_) => {}
-            Err(error) if error.code() == Code::Conflict => {
+            Err(refusal) if refusal.code == Code::Conflict => {
                 if !self.hooks_in_use()?.iter().any(|used| used == hook) {
-                    return Err(error);
+                    return Err(refusal.into());
                 }
                 let LoadRequest { hook, app, policy, params, .. } = request;
-                let request = ReplaceRequest { hook, app, policy, params };
-                self.call::<serde::de::IgnoredAny>("Replace", &request)?;
+                self.daemon.replace(&ReplaceRequest { hook, app, policy, params })?;
             }
-            Err(error) => return Err(error),
+            Err(failure) => return Err(failure.into()),
         }
-        let what = DeploymentRef { hook: hook.to_owned(), app: self.name.clone() };
-        let program =
-            self.descriptor("PolicyOpen", &what).map_err(|source| Error::NoDescriptor {
-                app: self.name.clone(),
-                hook: hook.to_owned(),
-                source: Box::new(source),
-            })?;
+        let program = self.daemon.policy_open(&self.name, hook).map_err(|failure| {
+            Error::NoDescriptor { app: self.name.clone(), hook: hook.to_owned(), source: failure }
+        })?;
         Ok(Deployment { hook: hook.to_owned(), program })
     }
 
@@ -176,10 +146,8 @@ impl App {
     /// # Errors
     /// [`Error::NotDeployed`] while the app has no packet policy.
     pub fn register_socket(&self, socket: impl AsFd, index: Option<u32>) -> Result<u32> {
-        let request = RegisterSocket { app: self.name.clone(), index };
-        self.call_with::<Registered>("RegisterSocket", &request, &[socket.as_fd()])
-            .map(|(Registered { index }, _)| index)
-            .map_err(|error| self.registration_failed(error, "socket"))
+        let socket = socket.as_fd().try_clone_to_owned().map_err(Error::Socket)?;
+        self.register(Registration::Socket(socket), index)
     }
 
     /// Hands a thread to the app's thread policy. `tid` 0 is the calling
@@ -193,59 +161,51 @@ impl App {
             0 => rustix::thread::gettid().as_raw_nonzero().get(),
             tid => tid,
         };
-        let request = RegisterThread { app: self.name.clone(), tid, index };
-        self.call::<Registered>("RegisterThread", &request)
-            .map(|Registered { index }| index)
-            .map_err(|error| self.registration_failed(error, "thread"))
+        self.register(Registration::Thread { tid }, index)
+    }
+
+    fn register(&self, what: Registration, index: Option<u32>) -> Result<u32> {
+        let kind = what.kind();
+        self.daemon.register(&self.name, what, index).map_err(|failure| {
+            let hooks = match failure.code {
+                Code::Conflict => self.hooks_in_use(),
+                _ => return failure.into(),
+            };
+            // Tells "nothing is deployed for it" from all other conflicts.
+            match hooks {
+                Ok(hooks) if !hooks.iter().any(|hook| registers(hook) == kind) => {
+                    Error::NotDeployed { app: self.name.clone(), what: noun(kind) }
+                }
+                _ => failure.into(),
+            }
+        })
     }
 
     /// A Map's descriptor from the daemon.
     pub(crate) fn map_descriptor(&self, map: &str) -> Result<OwnedFd> {
-        self.descriptor("MapOpen", &MapRef { app: self.name.clone(), map: map.to_owned() })
-    }
-
-    /// Tells "nothing is deployed for it" from all other conflicts.
-    fn registration_failed(&self, error: Error, what: &'static str) -> Error {
-        if error.code() != Code::Conflict {
-            return error;
-        }
-        match self.hooks_in_use() {
-            Ok(hooks) if !hooks.iter().any(|hook| (hook == THREAD_HOOK) == (what == "thread")) => {
-                Error::NotDeployed { app: self.name.clone(), what }
-            }
-            _ => error,
-        }
+        Ok(self.daemon.map_open(&self.name, map)?)
     }
 
     /// The hooks at which the app has a policy.
     fn hooks_in_use(&self) -> Result<Vec<String>> {
-        match self.call::<Shown>("Show", &AppRef { app: self.name.clone() }) {
-            Ok(shown) => Ok(shown.app.deployments.into_iter().map(|one| one.hook).collect()),
+        match self.daemon.show(&self.name) {
+            Ok(app) => Ok(app.deployments.into_iter().map(|one| one.hook).collect()),
             // There is no such app: it is there while it has a deployment.
-            Err(error) if error.code() == Code::Conflict => Ok(Vec::new()),
-            Err(error) => Err(error),
+            Err(failure) if failure.code == Code::Conflict => Ok(Vec::new()),
+            Err(failure) => Err(failure.into()),
         }
     }
+}
 
-    fn descriptor(&self, method: &str, parameters: &impl Serialize) -> Result<OwnedFd> {
-        let (Nothing {}, mut fds) = self.call_with(method, parameters, &[])?;
-        fds.pop().ok_or_else(|| {
-            let message = format!("the daemon's reply to {method} carries no descriptor");
-            Error::Daemon(Failure::new(Code::Internal, message))
-        })
-    }
+/// What is registered at a hook.
+fn registers(hook: &str) -> Kind {
+    if hook == THREAD_HOOK { Kind::Thread } else { Kind::Socket }
+}
 
-    fn call<R: DeserializeOwned>(&self, method: &str, parameters: &impl Serialize) -> Result<R> {
-        self.call_with(method, parameters, &[]).map(|(reply, _)| reply)
-    }
-
-    fn call_with<R: DeserializeOwned>(
-        &self,
-        method: &str,
-        parameters: &impl Serialize,
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<(R, Vec<OwnedFd>)> {
-        Ok(Connection::open(&self.socket)?.call(method, parameters, fds, CALL_TIMEOUT)?)
+fn noun(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Socket => "socket",
+        Kind::Thread => "thread",
     }
 }
 
@@ -277,38 +237,9 @@ fn source(policy: &Path) -> Result<PolicySource> {
     }
 }
 
-/// An executable's name as an app name.
-fn name_of(executable: &str) -> String {
-    let mut name: String = executable
-        .chars()
-        .map(|c| c.to_ascii_lowercase())
-        .map(|c| if c.is_ascii_lowercase() || c.is_ascii_digit() { c } else { '-' })
-        .skip_while(|&c| c == '-')
-        .take(MAX_NAME)
-        .collect();
-    if name.is_empty() {
-        name.push_str("app");
-    }
-    name
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn executables_of_any_name_make_app_names() {
-        for (executable, name) in [
-            ("memcached", "memcached"),
-            ("My Server_2.0", "my-server-2-0"),
-            ("--x", "x"),
-            ("", "app"),
-            ("\u{e9}\u{e9}", "app"),
-        ] {
-            assert_eq!(name_of(executable), name, "{executable}");
-        }
-        assert_eq!(name_of(&"a".repeat(100)).len(), MAX_NAME);
-    }
 
     #[test]
     fn a_policy_is_a_file_by_its_ending_and_a_name_without() {

@@ -6,7 +6,6 @@ use std::path::PathBuf;
 
 use rustix::io::Errno;
 use syrup_abi::CompileError;
-use syrup_protocol::wire;
 use syrup_protocol::{Code, Failure};
 
 /// Shorthand for results of this library.
@@ -32,7 +31,7 @@ pub enum Error {
         /// Where the policy is live.
         hook: String,
         /// Why.
-        source: Box<Error>,
+        source: Failure,
     },
     /// The daemon refused, or did not answer ([`Code::Unreachable`], [`Code::Timeout`]).
     Daemon(Failure),
@@ -45,6 +44,8 @@ pub enum Error {
         /// The system's reason.
         source: io::Error,
     },
+    /// What was to be registered as a socket is no open descriptor.
+    Socket(io::Error),
     /// A Map could not be opened, read, written or mapped.
     Map {
         /// What was being done, with the Map's name or path.
@@ -62,12 +63,12 @@ impl Error {
     pub fn code(&self) -> Code {
         match self {
             Self::NotDeployed { .. } => Code::Conflict,
-            Self::NoDescriptor { source, .. } => source.code(),
+            Self::NoDescriptor { source, .. } => source.code,
             Self::Daemon(failure) => failure.code,
             Self::Compile(CompileError::NoCompiler { .. }) => Code::Unsupported,
             Self::Compile(CompileError::Rejected { .. }) => Code::SourceRejected,
             Self::Compile(_) => Code::Internal,
-            Self::File { .. } | Self::Usage(_) => Code::Usage,
+            Self::File { .. } | Self::Socket(_) | Self::Usage(_) => Code::Usage,
             Self::Map { source, .. } => match source.kind() {
                 io::ErrorKind::PermissionDenied => Code::NotPermitted,
                 io::ErrorKind::NotFound => Code::Conflict,
@@ -80,7 +81,7 @@ impl Error {
     #[must_use]
     pub fn detail(&self) -> Option<&str> {
         match self {
-            Self::NoDescriptor { source, .. } => source.detail(),
+            Self::NoDescriptor { source, .. } => source.detail.as_deref(),
             Self::Daemon(failure) => failure.detail.as_deref(),
             _ => None,
         }
@@ -108,7 +109,7 @@ impl Error {
             Self::NotDeployed { .. } => Errno::NOENT,
             // Whatever the reason: that the policy is live is what matters.
             Self::NoDescriptor { .. } => Errno::ALREADY,
-            Self::File { source, .. } | Self::Map { source, .. } => {
+            Self::File { source, .. } | Self::Socket(source) | Self::Map { source, .. } => {
                 return source.raw_os_error().unwrap_or(Errno::IO.raw_os_error());
             }
             _ => match self.code() {
@@ -140,6 +141,7 @@ impl fmt::Display for Error {
             Self::Daemon(Failure { message, .. }) | Self::Usage(message) => f.write_str(message)?,
             Self::Compile(error) => write!(f, "the policy does not compile: {error}")?,
             Self::File { path, source } => write!(f, "cannot read {}: {source}", path.display())?,
+            Self::Socket(source) => write!(f, "cannot register the socket: {source}")?,
             Self::Map { what, source } => write!(f, "cannot {what}: {source}")?,
         }
         if f.alternate() {
@@ -156,15 +158,17 @@ impl std::error::Error for Error {
         match self {
             Self::Compile(source) => Some(source),
             Self::NoDescriptor { source, .. } => Some(source),
-            Self::File { source, .. } | Self::Map { source, .. } => Some(source),
+            Self::File { source, .. } | Self::Socket(source) | Self::Map { source, .. } => {
+                Some(source)
+            }
             _ => None,
         }
     }
 }
 
-impl From<wire::Error> for Error {
-    fn from(error: wire::Error) -> Self {
-        Self::Daemon(error.into())
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        Self::Daemon(failure)
     }
 }
 

@@ -23,8 +23,9 @@ use syrup_abi::abi::{
 use syrup_hook::pin::{self, Staged, TEMPORARY};
 use syrup_hook::sys;
 use syrup_hook::{
-    App, Builtin, Counters, Deployment, Error, Executor, Health, Hook, HookId, Input, Linked,
-    LoadedProgram, POLICY_PROGRAM, PolicyObject, Probe, Proto, Result, Target, process,
+    App, Builtin, Counters, Deployment, Error, Health, Hook, HookId, Input, Kind, Linked,
+    LoadedProgram, POLICY_PROGRAM, PolicyObject, Probe, Proto, Registration, Result, Target,
+    process,
 };
 
 use self::pins::Pins;
@@ -51,6 +52,10 @@ impl Hook for SocketSelect {
 
     fn executor(&self) -> &'static str {
         "a socket of the app's reuseport group"
+    }
+
+    fn registers(&self) -> Kind {
+        Kind::Socket
     }
 
     fn probe(&self) -> Probe {
@@ -187,8 +192,8 @@ impl Hook for SocketSelect {
         pins::take_down(&aside)
     }
 
-    fn register(&self, app: &App, executor: Executor, index: Option<u32>) -> Result<u32> {
-        let Executor::Socket(fd) = executor else {
+    fn register(&self, app: &App, what: Registration, index: Option<u32>) -> Result<u32> {
+        let Registration::Socket(fd) = what else {
             return Err(Error::Usage(format!("an executor of {} is a socket", self.id())));
         };
         if index.is_some_and(|index| index >= SYRUP_MAX_EXECUTORS) {

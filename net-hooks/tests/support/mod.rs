@@ -16,7 +16,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use syrup_abi::Compiler;
 use syrup_abi::abi::{SYRUP_INPUTS, syrup_counter, syrup_thread_policy};
 use syrup_hook::sys::{self, Map};
-use syrup_hook::{App, Deployment, Executor, Hook as _, Linked, Target, pin};
+use syrup_hook::{App, Deployment, Hook as _, Linked, Registration, Target, pin};
 use syrup_net_hooks::{POLICIES, SocketSelect};
 use syrup_tests::{own_network, wait_for};
 use tempfile::TempDir;
@@ -59,7 +59,7 @@ impl Lab {
         index: Option<u32>,
     ) -> syrup_hook::Result<u32> {
         let fd = socket.as_fd().try_clone_to_owned().unwrap();
-        self.hook.register(&self.app, Executor::Socket(fd), index)
+        self.hook.register(&self.app, Registration::Socket(fd), index)
     }
 
     pub fn read(&self) -> Deployment {

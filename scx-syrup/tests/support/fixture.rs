@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use syrup_hook::pin;
 use syrup_hook::sys::Map;
-use syrup_hook::{App, Deployment, Executor, Health, Hook as _, HookId, Probe, Target};
+use syrup_hook::{App, Deployment, Health, Hook as _, HookId, Probe, Registration, Target};
 use syrup_scx::ScxSyrup;
 use syrup_tests::{Need, require};
 
@@ -162,7 +162,7 @@ pub fn on_cpus(cpus: &[u32]) -> Target {
 /// Registers each thread under the next index.
 pub fn register(app: &App, crew: &Crew, first_index: u32) {
     for (tid, index) in crew.tids().into_iter().zip(first_index..) {
-        let given = ScxSyrup.register(app, Executor::Thread { tid }, Some(index)).unwrap();
+        let given = ScxSyrup.register(app, Registration::Thread { tid }, Some(index)).unwrap();
         assert_eq!(given, index);
     }
 }

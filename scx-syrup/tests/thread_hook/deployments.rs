@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use syrup_abi::abi;
 use syrup_hook::sys::Map;
-use syrup_hook::{App, Counters, Error, Executor, Health, Hook as _, HookId, Linked, Target};
+use syrup_hook::{App, Counters, Error, Health, Hook as _, HookId, Linked, Registration, Target};
 use syrup_scx::ScxSyrup;
 
 use crate::support::fixture::{Fixture, is_live, on_cpus, register, slot, sysfs};
@@ -23,7 +23,7 @@ fn the_policy_decides_every_input_and_unload_leaves_nothing() {
     ScxSyrup.deploy(&app, &policy("fifo"), &Target::default()).unwrap();
     let crew = Crew::spinning(6);
     for (index, tid) in crew.tids().into_iter().enumerate() {
-        let given = ScxSyrup.register(&app, Executor::Thread { tid }, None).unwrap();
+        let given = ScxSyrup.register(&app, Registration::Thread { tid }, None).unwrap();
         assert_eq!(given, index as u32);
     }
     crew.wait_for_progress();
@@ -56,7 +56,7 @@ fn replacing_under_load_leaves_no_input_to_the_default() {
     let two_queues = script.policy(queues(2));
     ScxSyrup.deploy(&app, &two_queues, &on_cpus(&[1])).unwrap();
     for tid in crew.tids() {
-        ScxSyrup.register(&app, Executor::Thread { tid }, None).unwrap();
+        ScxSyrup.register(&app, Registration::Thread { tid }, None).unwrap();
     }
     for round in 0..5 {
         // Threads that wait in queue 1 must not be forgotten by a policy with one queue.
@@ -89,7 +89,7 @@ fn a_deployment_outlives_its_loader() {
     assert_eq!((seen.policy.as_str(), is_live(&seen)), ("fifo", true));
     assert!(ScxSyrup.collect_garbage(fixture.bpffs()).unwrap().is_empty());
     let crew = Crew::spinning(2);
-    ScxSyrup.register(&app, Executor::Thread { tid: crew.tids()[0] }, None).unwrap();
+    ScxSyrup.register(&app, Registration::Thread { tid: crew.tids()[0] }, None).unwrap();
     eventually("inputs", || {
         let seen = ScxSyrup.read(&app).unwrap().unwrap();
         (seen.counters.get(abi::SYRUP_CHOSEN) > 0).then_some(())
@@ -116,7 +116,7 @@ fn what_an_interrupted_load_leaves_is_cleared_by_the_next_call() {
     let crew = Crew::spinning(2);
     let deploy = || {
         ScxSyrup.deploy(&app, &policy("fifo"), &Target::default()).unwrap();
-        ScxSyrup.register(&app, Executor::Thread { tid: crew.tids()[0] }, None).unwrap();
+        ScxSyrup.register(&app, Registration::Thread { tid: crew.tids()[0] }, None).unwrap();
     };
     // Killed before the record was in place: the slot is in use and nobody's.
     deploy();
@@ -177,7 +177,7 @@ fn an_ejection_is_seen_with_its_reason_and_unload_recovers() {
     ScxSyrup.deploy(&one, &policy("fifo"), &Target::default()).unwrap();
     let crew = Crew::spinning(3);
     for tid in crew.tids() {
-        ScxSyrup.register(&one, Executor::Thread { tid }, None).unwrap();
+        ScxSyrup.register(&one, Registration::Thread { tid }, None).unwrap();
     }
     // sysrq-S is how an administrator stops any sched_ext scheduler.
     syrup_tests::expect_kernel_message("disabled by sysrq-S");
@@ -269,22 +269,23 @@ fn bad_requests_are_refused_and_change_nothing() {
     fixture.assert_clean();
 
     let tid = std::process::id() as i32;
-    let refused = ScxSyrup.register(&app, Executor::Thread { tid }, None).unwrap_err();
+    let refused = ScxSyrup.register(&app, Registration::Thread { tid }, None).unwrap_err();
     assert!(matches!(refused, Error::NotFound { .. }), "{refused:?}");
     let cpus = Target { cpus: vec![1], ..Default::default() };
     ScxSyrup.deploy(&app, &policy("fifo"), &cpus).unwrap();
-    let refused = ScxSyrup.register(&app, Executor::Thread { tid: i32::MAX }, None).unwrap_err();
+    let refused =
+        ScxSyrup.register(&app, Registration::Thread { tid: i32::MAX }, None).unwrap_err();
     assert!(matches!(refused, Error::NotFound { .. }), "{refused:?}");
     let crew = Crew::spinning(1);
     crew.pin_to(2);
     let refused =
-        ScxSyrup.register(&app, Executor::Thread { tid: crew.tids()[0] }, None).unwrap_err();
+        ScxSyrup.register(&app, Registration::Thread { tid: crew.tids()[0] }, None).unwrap_err();
     assert!(matches!(refused, Error::Usage(_)), "{refused:?}");
-    let kthreadd = Executor::Thread { tid: 2 };
+    let kthreadd = Registration::Thread { tid: 2 };
     let refused = ScxSyrup.register(&app, kthreadd, None).unwrap_err();
     assert!(matches!(&refused, Error::Usage(why) if why.contains("kernel's own")), "{refused:?}");
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    let refused = ScxSyrup.register(&app, Executor::Socket(socket.into()), None).unwrap_err();
+    let refused = ScxSyrup.register(&app, Registration::Socket(socket.into()), None).unwrap_err();
     assert!(matches!(refused, Error::Usage(_)), "{refused:?}");
 }
 
@@ -297,7 +298,7 @@ fn a_policy_that_names_no_queue_is_degraded_and_its_threads_run() {
     ScxSyrup.deploy(&app, &script.policy(queues(1)), &Target::default()).unwrap();
     let crew = Crew::spinning(2);
     for tid in crew.tids() {
-        ScxSyrup.register(&app, Executor::Thread { tid }, None).unwrap();
+        ScxSyrup.register(&app, Registration::Thread { tid }, None).unwrap();
     }
     crew.wait_for_progress();
     let health = eventually("verdicts", || {
@@ -364,7 +365,7 @@ fn a_deployment_reads_back_as_what_was_deployed() {
     let nobody = fixture.app("two");
     for refused in [
         ScxSyrup.replace(&nobody, &policy("fifo")).unwrap_err(),
-        ScxSyrup.register(&nobody, Executor::Thread { tid: 1 }, None).unwrap_err(),
+        ScxSyrup.register(&nobody, Registration::Thread { tid: 1 }, None).unwrap_err(),
     ] {
         assert!(matches!(&refused, Error::NotFound { what, .. } if what.contains("'two'")));
     }
@@ -517,7 +518,7 @@ fn a_fork_that_outlasts_its_app_is_given_back_by_the_next_call() {
     let tid = wait_for("ready");
     eventually("a fork that outlasts its app", || {
         ScxSyrup.deploy(&app, &policy("fifo"), &Target::default()).unwrap();
-        ScxSyrup.register(&app, Executor::Thread { tid }, None).unwrap();
+        ScxSyrup.register(&app, Registration::Thread { tid }, None).unwrap();
         writeln!(tell, "fork").unwrap();
         wait_for("forking");
         ScxSyrup.remove(&app).unwrap();
@@ -607,7 +608,7 @@ fn an_index_belongs_to_one_thread_at_a_time() {
     let crew = Crew::parked(4);
     let tids = crew.tids();
     let give = |number: usize, index: Option<u32>| {
-        ScxSyrup.register(&app, Executor::Thread { tid: tids[number] }, index)
+        ScxSyrup.register(&app, Registration::Thread { tid: tids[number] }, index)
     };
     // The policy hears who it is.
     let told_as = |number: usize| {
@@ -640,7 +641,7 @@ fn an_index_belongs_to_one_thread_at_a_time() {
     });
     let other = Crew::parked(1);
     let tid = other.tids()[0];
-    assert_eq!(ScxSyrup.register(&app, Executor::Thread { tid }, None).unwrap(), 0);
+    assert_eq!(ScxSyrup.register(&app, Registration::Thread { tid }, None).unwrap(), 0);
 }
 
 #[test]

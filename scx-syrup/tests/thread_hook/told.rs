@@ -9,7 +9,7 @@ use syrup_abi::abi::{
     SYRUP_NO_POLICY, SYRUP_OUT_OF_RANGE, SYRUP_PASSED, SYRUP_RESCUED, SYRUP_THREAD_EXPIRED,
     SYRUP_THREAD_PREEMPTED, SYRUP_THREAD_WAKEUP, syrup_thread_policy,
 };
-use syrup_hook::{App, Deployment, Executor, Health, Hook as _, Target};
+use syrup_hook::{App, Deployment, Health, Hook as _, Registration, Target};
 use syrup_scx::ScxSyrup;
 
 use crate::support::fixture::{Fixture, on_cpus, register, take_program_away};
@@ -163,7 +163,7 @@ fn a_thread_that_was_started_by_another_has_no_index_and_the_apps_policy() {
     // What has no index takes none: the next one to register gets the first free one.
     let other = Crew::parked(1);
     let tid = other.tids()[0];
-    assert_eq!(ScxSyrup.register(&app, Executor::Thread { tid }, None).unwrap(), 0);
+    assert_eq!(ScxSyrup.register(&app, Registration::Thread { tid }, None).unwrap(), 0);
     stranger.become_other();
 }
 

@@ -1,7 +1,7 @@
 //! The engine: one code path behind the daemon and behind `syrupctl` as root.
 //!
-//! It keeps no state. Each call takes the lock, reads the pins, acts through a
-//! hook, and reads the pins again for its answer; so a process that dies at
+//! It keeps no state. A call that changes something takes the lock, reads the pins, acts
+//! through a hook, and reads the pins again for its answer; so a process that dies at
 //! any moment leaves nothing that the next one does not understand.
 
 use std::fs::{self, File};

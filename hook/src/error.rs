@@ -67,6 +67,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// What is ours does not fit together.
+    #[error("{0}: a defect of Syrup")]
+    Defect(String),
     /// It did not happen in time.
     #[error("timed out waiting for {0}")]
     Timeout(String),
@@ -121,6 +124,8 @@ impl From<Error> for Failure {
                 Self::new(Code::NotPermitted, message)
                     .advise("run as root, or ask syrupd (it must run as root)")
             }
+            Error::Defect(_) => Self::new(Code::Internal, message)
+                .advise("is all of Syrup of one build? Else report it with 'syrupctl --version'"),
             Error::Pin { .. } => Self::new(Code::Internal, message)
                 .advise("'syrupctl unload --all' removes what is left of a broken deployment"),
             _ => Self::new(Code::Internal, message),

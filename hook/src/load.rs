@@ -137,33 +137,27 @@ impl LoadedProgram {
     /// Calls `f` with the program's fd.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when the object has no such program, else what `f` says.
+    /// [`Error::Defect`] when the object has no such program, else what `f` says.
     pub fn with_fd<T>(&self, f: impl FnOnce(BorrowedFd<'_>) -> Result<T>) -> Result<T> {
         for program in self.object.progs() {
             if program.name() == self.program.as_str() {
                 return f(program.as_fd());
             }
         }
-        Err(Error::NotFound {
-            what: format!("program '{}' is not in its object", self.program),
-            advice: "rebuild: the hook's trusted half and its loader disagree".to_owned(),
-        })
+        Err(Error::Defect(format!("program '{}' is not in its object", self.program)))
     }
 
     /// Calls `f` with the fd of a map of the object.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when the object has no such map, else what `f` says.
+    /// [`Error::Defect`] when the object has no such map, else what `f` says.
     pub fn with_map<T>(&self, map: &str, f: impl FnOnce(BorrowedFd<'_>) -> Result<T>) -> Result<T> {
         for candidate in self.object.maps() {
             if candidate.name() == map {
                 return f(candidate.as_fd());
             }
         }
-        Err(Error::NotFound {
-            what: format!("map '{map}' is not in its object"),
-            advice: "rebuild: the hook's object and its loader disagree".to_owned(),
-        })
+        Err(Error::Defect(format!("map '{map}' is not in its object")))
     }
 
     /// Pins the program.
@@ -220,16 +214,20 @@ fn constant_at(image: &[u8], name: &str) -> Result<Option<(usize, usize)>> {
     if !section.name().is_ok_and(|n| n == ".rodata" || n.starts_with(".rodata.")) {
         return Ok(None);
     }
-    let (Some((start, len)), at, size) =
-        (section.file_range(), symbol.address() - section.address(), symbol.size())
-    else {
+    let Some((start, len)) = section.file_range() else {
         return Ok(None);
     };
-    if at.checked_add(size).is_none_or(|end| end > len) {
-        return Err(Error::Usage(format!("{name} lies outside its section")));
-    }
-    let place = |n: u64| usize::try_from(n).map_err(|e| Error::Usage(format!("{name}: {e}")));
-    Ok(Some((place(start + at)?, place(size)?)))
+    let place = || {
+        let at = symbol.address().checked_sub(section.address())?;
+        at.checked_add(symbol.size()).filter(|&end| end <= len)?;
+        let (from, size) = (start.checked_add(at)?, symbol.size());
+        let (from, size) = (usize::try_from(from).ok()?, usize::try_from(size).ok()?);
+        from.checked_add(size).filter(|&end| end <= image.len())?;
+        Some((from, size))
+    };
+    let outside =
+        || Error::Usage(format!("{name} lies outside its section, or that outside the file"));
+    place().map(Some).ok_or_else(outside)
 }
 
 /// libbpf prints to stderr by default; we keep the verifier's log ourselves

@@ -44,7 +44,7 @@ impl Staged {
     /// [`Error::Kernel`] with the path.
     pub fn new(target: &Path) -> Result<Self> {
         let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
-            return Err(Error::Usage(format!("{} is no pin folder", target.display())));
+            return Err(Error::Defect(format!("{} is no pin folder", target.display())));
         };
         let path = parent.join(format!("{TEMPORARY}{}", name.to_string_lossy()));
         remove_tree(&path)?;

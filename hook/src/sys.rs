@@ -58,11 +58,19 @@ pub fn program_id(fd: BorrowedFd<'_>) -> Result<u32> {
     Ok(info.id)
 }
 
-/// A map by fd, with typed keys and values whose sizes were checked against
-/// the kernel's.
+fn fits(what: &str, bytes: &[u8], size: usize) -> Result<()> {
+    if bytes.len() == size {
+        return Ok(());
+    }
+    Err(Error::Defect(format!("a {what} of this map has {size} bytes, not {}", bytes.len())))
+}
+
+/// A map by fd. Keys and values are bytes; none that are shorter or longer than the
+/// kernel takes reach it.
 #[derive(Debug)]
 pub struct Map {
     fd: OwnedFd,
+    key_size: u32,
     value_size: u32,
     max_entries: u32,
     per_cpu: bool,
@@ -79,7 +87,13 @@ impl Map {
             info.type_,
             libbpf_sys::BPF_MAP_TYPE_PERCPU_ARRAY | libbpf_sys::BPF_MAP_TYPE_PERCPU_HASH
         );
-        Ok(Self { fd, value_size: info.value_size, max_entries: info.max_entries, per_cpu })
+        Ok(Self {
+            fd,
+            key_size: info.key_size,
+            value_size: info.value_size,
+            max_entries: info.max_entries,
+            per_cpu,
+        })
     }
 
     /// Opens a pinned map that must be there.
@@ -105,11 +119,12 @@ impl Map {
     /// The value's bytes, or `None` when there is no such key.
     ///
     /// # Errors
-    /// [`Error::Kernel`].
+    /// [`Error::Kernel`], or [`Error::Defect`] for a key of another size.
     pub fn lookup(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        fits("key", key, self.key_size as usize)?;
         let mut value = vec![0u8; self.buffer_len()?];
-        // SAFETY: key and value have the sizes the map was created with
-        // (buffer_len covers the per-CPU case).
+        // SAFETY: the key's size was checked, the value has the map's (buffer_len
+        // covers the per-CPU case).
         let err = unsafe {
             libbpf_sys::bpf_map_lookup_elem(
                 self.fd.as_raw_fd(),
@@ -127,16 +142,11 @@ impl Map {
     /// Writes a value.
     ///
     /// # Errors
-    /// [`Error::Kernel`].
+    /// [`Error::Kernel`], or [`Error::Defect`] for a key or a value of another size.
     pub fn update(&self, key: &[u8], value: &[u8]) -> Result<()> {
-        if value.len() != self.buffer_len()? {
-            return Err(Error::Usage(format!(
-                "a value of this map has {} bytes, not {}",
-                self.buffer_len()?,
-                value.len()
-            )));
-        }
-        // SAFETY: sizes were checked above; key's size is the caller's type.
+        fits("key", key, self.key_size as usize)?;
+        fits("value", value, self.buffer_len()?)?;
+        // SAFETY: both sizes were checked.
         let err = unsafe {
             libbpf_sys::bpf_map_update_elem(
                 self.fd.as_raw_fd(),
@@ -151,9 +161,10 @@ impl Map {
     /// Deletes a key; a key that is not there is no error.
     ///
     /// # Errors
-    /// [`Error::Kernel`].
+    /// [`Error::Kernel`], or [`Error::Defect`] for a key of another size.
     pub fn delete(&self, key: &[u8]) -> Result<()> {
-        // SAFETY: key has the size of the map's keys.
+        fits("key", key, self.key_size as usize)?;
+        // SAFETY: the key's size was checked.
         let err =
             unsafe { libbpf_sys::bpf_map_delete_elem(self.fd.as_raw_fd(), key.as_ptr().cast()) };
         match check(err) {
@@ -163,14 +174,19 @@ impl Map {
         }
     }
 
+    fn are_counters(&self) -> Result<()> {
+        if self.value_size == 8 && self.per_cpu {
+            return Ok(());
+        }
+        Err(Error::Defect("these are not counters per CPU".to_owned()))
+    }
+
     /// Sum over all CPUs of a per-CPU `u64` entry.
     ///
     /// # Errors
-    /// [`Error::Kernel`], or [`Error::Usage`] when values are not `u64`.
+    /// [`Error::Kernel`], or [`Error::Defect`] when values are not `u64`.
     pub fn sum(&self, key: u32) -> Result<u64> {
-        if self.value_size != 8 || !self.per_cpu {
-            return Err(Error::Usage("not a per-CPU counter map".to_owned()));
-        }
+        self.are_counters()?;
         let bytes = self.lookup(&key.to_ne_bytes())?.unwrap_or_default();
         Ok(bytes.as_chunks::<8>().0.iter().map(|chunk| u64::from_ne_bytes(*chunk)).sum())
     }
@@ -180,9 +196,7 @@ impl Map {
     /// # Errors
     /// As [`Map::sum`].
     pub fn sums(&self) -> Result<Vec<u64>> {
-        if self.value_size != 8 || !self.per_cpu {
-            return Err(Error::Usage("not a per-CPU counter map".to_owned()));
-        }
+        self.are_counters()?;
         let per_entry = self.buffer_len()?;
         let mut keys = vec![0u32; self.max_entries as usize];
         let mut values = vec![0u8; per_entry * keys.len()];

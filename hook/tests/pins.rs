@@ -94,7 +94,7 @@ fn a_folder_is_in_place_whole_or_not_at_all() {
     let staged = Staged::new(&target).unwrap();
     assert!(names(staged.path()).is_empty());
     drop(staged);
-    assert!(matches!(Staged::new("/".as_ref()), Err(Error::Usage(_))));
+    assert!(matches!(Staged::new("/".as_ref()), Err(Error::Defect(_))));
 }
 
 /// A program that accepts every packet.
@@ -224,9 +224,14 @@ fn maps_are_read_written_and_summed_by_their_sizes() {
     map.update(&2u32.to_ne_bytes(), &9u32.to_ne_bytes()).unwrap();
     assert_eq!(map.lookup(&2u32.to_ne_bytes()).unwrap(), Some(vec![9, 0, 0, 0]));
     assert_eq!(map.lookup(&3u32.to_ne_bytes()).unwrap(), None);
-    assert!(matches!(map.update(&[0; 4], &[0; 8]), Err(Error::Usage(_))));
-    assert!(matches!(map.sum(0), Err(Error::Usage(_))), "counters are per CPU, of 8 bytes");
-    assert!(matches!(array(1).sum(0), Err(Error::Usage(_))));
+    assert!(matches!(map.update(&[0; 4], &[0; 8]), Err(Error::Defect(_))));
+    for key in [&[0; 3][..], &[0; 5], &[]] {
+        assert!(matches!(map.lookup(key), Err(Error::Defect(_))), "{key:?}");
+        assert!(matches!(map.update(key, &[0; 4]), Err(Error::Defect(_))), "{key:?}");
+        assert!(matches!(map.delete(key), Err(Error::Defect(_))), "{key:?}");
+    }
+    assert!(matches!(map.sum(0), Err(Error::Defect(_))), "counters are per CPU, of 8 bytes");
+    assert!(matches!(array(1).sum(0), Err(Error::Defect(_))));
     let path = dir.join("absent");
     assert!(sys::obj_get(&path).unwrap().is_none());
     assert!(matches!(Map::open(&path), Err(Error::Pin { .. })));

@@ -64,7 +64,7 @@ pub enum CompileError {
     },
 }
 
-/// A policy's object and where it came from.
+/// What a policy's file was compiled to.
 #[derive(Debug, Clone)]
 pub struct Compiled {
     /// The relocatable ELF object.

@@ -144,7 +144,7 @@ struct syrup_group {
 };
 _Static_assert(sizeof(struct syrup_group) == 32, "syrup_group");
 
-/* Hooks, in the order of the way in: one spelling each (hook/src/id.rs). */
+/* Hooks: one spelling each (hook/src/id.rs). */
 enum syrup_hook {
 	SYRUP_HOOK_SCX_SYRUP = 1,
 	SYRUP_HOOK_SOCKET_SELECT = 2,

@@ -101,7 +101,7 @@ pub struct PolicyInfo {
     pub summary: String,
 }
 
-/// An entry of a Map: key and the value's bytes, hex unless it is a `u64`.
+/// An entry of a Map: its key, and its value in hex and, if it is one, as a `u64`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MapEntry {
     /// Index.

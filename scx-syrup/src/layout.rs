@@ -26,7 +26,7 @@ pub(crate) unsafe trait Plain: Copy + Default {
     }
 }
 
-// SAFETY: layout.h asserts their sizes, which leave no room for padding.
+// SAFETY: layout.h asserts their sizes, which leave no room for padding; all below too.
 unsafe impl Plain for syrup_scx_app {}
 // SAFETY: as above.
 unsafe impl Plain for syrup_scx_thread {}

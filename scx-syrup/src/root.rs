@@ -131,7 +131,7 @@ impl Root {
         for &call in CALLS {
             let program = object.object().progs().find(|program| program.name() == call);
             let program = program
-                .ok_or_else(|| Error::Usage(format!("{call} is not in the root scheduler")))?;
+                .ok_or_else(|| Error::Defect(format!("{call} is not in the root scheduler")))?;
             sys::obj_pin(program.as_fd(), &staged.path().join(call))?;
         }
 

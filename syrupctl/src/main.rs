@@ -7,8 +7,8 @@
 //! * [`policy`]: what `--policy` names.
 //! * [`output`], [`deployment`], [`report`]: data to stdout, errors to stderr.
 //!
-//! Invariant: nothing here touches BPF; whatever happens in the kernel happens
-//! behind the trait.
+//! Invariant: nothing here changes the kernel; whatever is deployed is deployed behind
+//! the trait. (`check` has the kernel's verifier read a policy, in this process.)
 
 mod backend;
 mod cli;

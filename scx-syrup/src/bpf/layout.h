@@ -106,6 +106,7 @@ struct syrup_scx_root {
 	__u32 version;      /* SYRUP_SCX_VERSION */
 	__u32 nr_cpus;
 };
+_Static_assert(sizeof(struct syrup_scx_make_cores) == 8, "syrup_scx_make_cores");
 _Static_assert(sizeof(struct syrup_scx_root) == 24, "syrup_scx_root");
 
 /* One entry: why the kernel ended the root scheduler. */
@@ -131,5 +132,6 @@ struct syrup_scx_set_index {
 	__u32 generation; /* another app's thread is left alone */
 	__u32 index;
 };
+_Static_assert(sizeof(struct syrup_scx_set_index) == 16, "syrup_scx_set_index");
 
 #endif /* SYRUP_SCX_LAYOUT_H */

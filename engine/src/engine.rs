@@ -14,7 +14,7 @@ use rustix::fs::FlockOperation;
 use rustix::mount::MountFlags;
 use syrup_abi::abi;
 use syrup_hook::{
-    App, Deployment, Health, Hook, HookId, Input, Linked, POLICY_PROGRAM, Probe, Proto,
+    App, Deployment, Error, Health, Hook, HookId, Input, Linked, POLICY_PROGRAM, Probe, Proto,
     Registration, Target, pin,
 };
 use syrup_protocol::{
@@ -209,28 +209,13 @@ impl Engine {
     }
 
     fn app_names(&self) -> Result<Vec<String>> {
-        let entries = match fs::read_dir(&self.bpffs) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => {
-                let code = if e.kind() == io::ErrorKind::PermissionDenied {
-                    Code::NotPermitted
-                } else {
-                    Code::Internal
-                };
-                return Err(Failure::new(
-                    code,
-                    format!("cannot read {}: {e}", self.bpffs.display()),
-                ));
-            }
-        };
-        let mut names: Vec<String> = entries
-            .flatten()
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        let folders = pin::app_folders(&self.bpffs)?;
+        Ok(folders
+            .iter()
+            .filter_map(|folder| folder.file_name()?.to_str())
             .filter(|name| names::check_app(name).is_ok())
-            .collect();
-        names.sort();
-        Ok(names)
+            .map(str::to_owned)
+            .collect())
     }
 
     /// An app with the owner its records name; root when it has none yet.
@@ -468,7 +453,7 @@ impl Arbiter for AsCaller {
         let _lock = self.engine.lock()?;
         let app = self.own_app(&request.app)?;
         if !app.hook_dir(hook.id()).is_dir() {
-            return Err(not_deployed(&app.name, hook.id()));
+            return Err(Error::not_deployed(&app.name, hook.id()).into());
         }
         let (maps, created) = Maps::of(&app).ensure(&prepared.linked, &prepared.checked.maps)?;
         hook.replace(&app, &prepared.link_with(maps)).map_err(|e| prepared.explain(e))?;
@@ -481,7 +466,7 @@ impl Arbiter for AsCaller {
         let _lock = self.engine.lock()?;
         let app = self.own_app(app)?;
         if !app.hook_dir(hook.id()).is_dir() {
-            return Err(not_deployed(&app.name, hook.id()));
+            return Err(Error::not_deployed(&app.name, hook.id()).into());
         }
         self.engine.unload_locked(&app, hook)
     }
@@ -552,7 +537,7 @@ impl Arbiter for AsCaller {
         let _lock = self.engine.lock()?;
         let app = self.deployed_app(app)?;
         if !app.hook_dir(hook.id()).is_dir() {
-            return Err(not_deployed(&app.name, hook.id()));
+            return Err(Error::not_deployed(&app.name, hook.id()).into());
         }
         Ok(hook.program(&app)?)
     }
@@ -575,7 +560,7 @@ impl Arbiter for AsCaller {
             .partition(|hook| app.hook_dir(hook.id()).is_dir());
         match (deployed.pop(), missing.last()) {
             (Some(hook), _) => Ok(hook.register(&app, what, index)?),
-            (None, Some(hook)) => Err(not_deployed(&app.name, hook.id())),
+            (None, Some(hook)) => Err(Error::not_deployed(&app.name, hook.id()).into()),
             (None, None) => {
                 Err(Failure::new(Code::Internal, format!("no hook takes a {kind:?} by itself")))
             }
@@ -611,12 +596,6 @@ fn owner_of(tid: i32) -> Option<u32> {
     let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
     let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
     ids.split_whitespace().nth(1)?.parse().ok()
-}
-
-fn not_deployed(app: &str, hook: HookId) -> Failure {
-    Failure::new(Code::Conflict, format!("app '{app}' has no policy at {hook}")).advise(format!(
-        "syrupctl load {hook} --app {app} --policy ...; 'syrupctl list' shows what is deployed"
-    ))
 }
 
 /// A second `load`: for another policy, or for executors that were not there before.

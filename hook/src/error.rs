@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use syrup_protocol::{Code, Failure};
 
+use crate::HookId;
+
 /// Shorthand for results of hook operations.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -79,6 +81,18 @@ impl Error {
     /// A failed kernel operation with errno kept: `action` reads after "cannot".
     pub fn kernel(action: impl Into<String>, source: impl Into<io::Error>) -> Self {
         Self::Kernel { action: action.into(), source: source.into() }
+    }
+
+    /// An app has no policy at a hook.
+    #[must_use]
+    pub fn not_deployed(app: &str, hook: HookId) -> Self {
+        Self::NotFound {
+            what: format!("app '{app}' has no policy at {hook}"),
+            advice: format!(
+                "syrupctl load {hook} --app {app} --policy ...; 'syrupctl list' shows what is \
+                 deployed"
+            ),
+        }
     }
 
     /// The same for the error of libbpf-rs, whose chain is flattened into one text

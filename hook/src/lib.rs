@@ -6,6 +6,7 @@
 //! that dies at any moment leaves nothing that the next one cannot understand.
 
 mod error;
+mod freed;
 mod hook;
 mod id;
 mod load;
@@ -15,6 +16,7 @@ pub mod process;
 pub mod sys;
 
 pub use error::{Error, Result, verifier_lines, verifier_tail};
+pub use freed::Held;
 pub use hook::{App, Counters, Deployment, Health, Hook, Probe, Target, Verdicts};
 pub use id::{HookId, Input, Proto, UnknownHook};
 pub use load::{LoadedProgram, PolicyObject, constant, route_libbpf_messages, set_constant};

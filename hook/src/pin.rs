@@ -15,11 +15,13 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use libbpf_rs::{MapHandle, MapType};
 use syrup_abi::abi::{SYRUP_ABI_VERSION, syrup_record};
 
 use crate::sys::{self, Map};
-use crate::{Error, Result};
+use crate::{Error, Linked, Result};
 
 /// Prefix of folders that are not in place yet; no app or hook name can have it.
 pub const TEMPORARY: &str = "_new_";
@@ -43,10 +45,10 @@ impl Staged {
     /// # Errors
     /// [`Error::Kernel`] with the path.
     pub fn new(target: &Path) -> Result<Self> {
-        let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
+        if target.file_name().is_none() {
             return Err(Error::Defect(format!("{} is no pin folder", target.display())));
-        };
-        let path = parent.join(format!("{TEMPORARY}{}", name.to_string_lossy()));
+        }
+        let path = aside(target);
         remove_tree(&path)?;
         fs::create_dir(&path)
             .map_err(|e| Error::kernel(format!("make the folder {}", path.display()), e))?;
@@ -80,6 +82,54 @@ impl Drop for Staged {
             log::warn!("{e}");
         }
     }
+}
+
+/// Where a folder is built, and where it goes before it is taken down.
+#[must_use]
+pub fn aside(dir: &Path) -> PathBuf {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    dir.with_file_name(format!("{TEMPORARY}{name}"))
+}
+
+/// Puts a folder aside, in one step: whoever dies while he takes it down leaves garbage
+/// rather than a deployment that is listed and does nothing. A folder that is not there is
+/// no error.
+///
+/// # Errors
+/// [`Error::Kernel`] with both paths; so when something lies there already.
+pub fn put_aside(dir: &Path) -> Result<PathBuf> {
+    let aside = aside(dir);
+    match fs::rename(dir, &aside) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            let what = format!("rename {} to {}", dir.display(), aside.display());
+            Err(Error::kernel(what, e))
+        }
+        _ => Ok(aside),
+    }
+}
+
+/// The folders of apps below the root of all pins, by name; none when nothing was ever
+/// deployed there.
+///
+/// # Errors
+/// [`Error::Kernel`] with the path.
+pub fn app_folders(bpffs: &Path) -> Result<Vec<PathBuf>> {
+    let cannot = |e| Error::kernel(format!("read {}", bpffs.display()), e);
+    let entries = match fs::read_dir(bpffs) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(cannot(e)),
+    };
+    let mut folders = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(cannot)?;
+        // No app's name starts with `_`, as TEMPORARY and the folders of hooks do.
+        if !entry.file_name().to_string_lossy().starts_with('_') && entry.path().is_dir() {
+            folders.push(entry.path());
+        }
+    }
+    folders.sort();
+    Ok(folders)
 }
 
 /// The record of the policy that decides now; `None` when there is none.
@@ -175,7 +225,7 @@ pub fn replace(
 
 /// Where the next policy of a deployment is pinned.
 fn next(dir: &Path) -> PathBuf {
-    dir.join(format!("{TEMPORARY}{POLICY}"))
+    aside(&dir.join(POLICY))
 }
 
 fn program(dir: &Path) -> Result<Option<OwnedFd>> {
@@ -253,29 +303,36 @@ pub fn read_record(dir: &Path) -> Result<Option<syrup_record>> {
     Ok(Some(record))
 }
 
-/// Makes an unpinned array map.
+/// Makes a map with keys of four bytes, not pinned yet.
 ///
 /// # Errors
 /// [`Error::Kernel`].
-pub fn create_array(name: &str, value_size: usize, entries: u32) -> Result<Map> {
+pub fn create_map(type_: MapType, name: &str, value_size: usize, entries: u32) -> Result<Map> {
     let opts = libbpf_sys::bpf_map_create_opts {
         sz: size_of::<libbpf_sys::bpf_map_create_opts>() as libbpf_sys::size_t,
         ..Default::default()
     };
-    let handle = libbpf_rs::MapHandle::create(
-        libbpf_rs::MapType::Array,
-        Some(name),
-        4,
-        value_size as u32,
-        entries,
-        &opts,
-    )
-    .map_err(|e| Error::bpf(format!("create the map {name}"), &e))?;
-    let fd = handle
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(|e| Error::kernel(format!("keep the map {name}"), e))?;
-    Map::new(fd)
+    let map = MapHandle::create(type_, Some(name), 4, value_size as u32, entries, &opts)
+        .map_err(|e| Error::bpf(format!("create the map {name}"), &e))?;
+    let fd = map.as_fd().try_clone_to_owned();
+    Map::new(fd.map_err(|e| Error::kernel(format!("keep the map {name}"), e))?)
+}
+
+/// Makes an array map, not pinned yet.
+///
+/// # Errors
+/// [`Error::Kernel`].
+pub fn create_array(name: &str, value_size: usize, entries: u32) -> Result<Map> {
+    create_map(MapType::Array, name, value_size, entries)
+}
+
+/// Notes in a record which policy is live, since now.
+pub fn describe_policy(record: &mut syrup_record, policy: &Linked) {
+    record.policy = name_field(&policy.name);
+    record.policy_sha256 = policy.sha256;
+    record.deployed_at_ns = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
 }
 
 /// A fixed-size, NUL-padded name field.

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
-use libbpf_rs::{MapHandle, MapType};
+use libbpf_rs::MapType;
 use syrup_abi::abi::{self, syrup_record, syrup_thread_policy};
-use syrup_hook::pin::{self, Staged, TEMPORARY};
+use syrup_hook::pin::{self, Staged};
 use syrup_hook::sys::{self, Map};
 use syrup_hook::{
     App, Counters, Deployment, Error, Health, HookId, Linked, LoadedProgram, POLICY_PROGRAM,
@@ -246,7 +246,7 @@ pub(crate) fn program(app: &App) -> Result<OwnedFd> {
 fn deployed(app: &App) -> Result<(syrup_record, Root)> {
     let dir = app.hook_dir(HOOK);
     let (Some(record), Some(root)) = (pin::read_record(&dir)?, Root::open(&app.bpffs)?) else {
-        return Err(not_deployed(app));
+        return Err(Error::not_deployed(&app.name, HOOK));
     };
     let live = root.program_id(record.slot)?;
     Ok((pin::live_record(&dir, live)?.unwrap_or(record), root))
@@ -381,8 +381,8 @@ pub(crate) fn collect_garbage(bpffs: &Path) -> Result<Vec<PathBuf>> {
         removed.push(interrupted.dir().to_owned());
         interrupted.stop()?;
     }
-    for app in folders(bpffs)? {
-        let folder = app.join(format!("{TEMPORARY}{HOOK}"));
+    for app in pin::app_folders(bpffs)? {
+        let folder = pin::aside(&app.join(HOOK.name()));
         if folder.exists() {
             pin::remove_tree(&folder)?;
             removed.push(folder);
@@ -390,7 +390,7 @@ pub(crate) fn collect_garbage(bpffs: &Path) -> Result<Vec<PathBuf>> {
     }
     if let Some(root) = Root::open(bpffs)? {
         sweep(&root, bpffs)?;
-        for app in folders(bpffs)? {
+        for app in pin::app_folders(bpffs)? {
             settle(&root, &app.join(HOOK.name()))?;
         }
         if records(bpffs)?.is_empty() {
@@ -431,14 +431,8 @@ fn clear_slot(root: &Root, slot: u32) -> Result<()> {
 
 /// Takes a deployment's folder away in one step.
 fn remove_folder(dir: &Path) -> Result<()> {
-    if !dir.exists() {
-        return Ok(());
-    }
-    let name = dir.file_name().unwrap_or_default().to_string_lossy();
-    let aside = dir.with_file_name(format!("{TEMPORARY}{name}"));
-    pin::remove_tree(&aside)?;
-    fs::rename(dir, &aside).map_err(|e| Error::kernel(format!("rename {}", dir.display()), e))?;
-    pin::remove_tree(&aside)
+    pin::remove_tree(&pin::aside(dir))?;
+    pin::remove_tree(&pin::put_aside(dir)?)
 }
 
 /// What a policy asked for, checked and with defaults filled in.
@@ -571,52 +565,22 @@ fn open(
 /// Choices per executor: enough entries for any policy that may replace the first.
 fn verdict_map(cpus: &[u32]) -> Result<Map> {
     let cores = if cpus.is_empty() { nr_cpus()? } else { cpus.len() as u32 };
-    let opts = libbpf_sys::bpf_map_create_opts {
-        sz: size_of::<libbpf_sys::bpf_map_create_opts>() as libbpf_sys::size_t,
-        ..Default::default()
-    };
     let entries = cores.max(abi::SYRUP_MAX_QUEUES);
-    let map = MapHandle::create(MapType::PercpuArray, Some("syrup_verdicts"), 4, 8, entries, &opts)
-        .map_err(|e| Error::bpf("create the map of verdicts", &e))?;
-    let fd = map
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(|e| Error::kernel("keep the map of verdicts", e))?;
-    Map::new(fd)
+    pin::create_map(MapType::PercpuArray, "syrup_verdicts", 8, entries)
 }
 
 fn describe(record: &mut syrup_record, policy: &Linked, executors: &[u32]) {
-    record.policy = pin::name_field(&policy.name);
-    record.policy_sha256 = policy.sha256;
+    pin::describe_policy(record, policy);
     record.thread = policy.thread;
     record.nr_executors = executors.len() as u32;
-    record.deployed_at_ns = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX));
 }
 
 /// The records of all apps with a thread deployment.
 fn records(bpffs: &Path) -> Result<Vec<syrup_record>> {
-    folders(bpffs)?
+    pin::app_folders(bpffs)?
         .iter()
         .filter_map(|app| pin::read_record(&app.join(HOOK.name())).transpose())
         .collect()
-}
-
-/// The folders of apps.
-fn folders(bpffs: &Path) -> Result<Vec<PathBuf>> {
-    let entries = match fs::read_dir(bpffs) {
-        Ok(entries) => entries,
-        // Nothing was ever deployed here.
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(Error::kernel(format!("read {}", bpffs.display()), e)),
-    };
-    Ok(entries
-        .filter_map(std::result::Result::ok)
-        .filter(|entry| !entry.file_name().to_string_lossy().starts_with('_'))
-        .map(|entry| entry.path())
-        .filter(|path| path.is_dir())
-        .collect())
 }
 
 fn free_slot(records: &[syrup_record]) -> Result<u32> {
@@ -669,13 +633,6 @@ fn check_affinity(tid: i32, cpus: &[u32]) -> Result<()> {
     Err(Error::Usage(format!(
         "thread {tid} may run on cores {allowed:?} only, and the app's cores are {cpus:?}"
     )))
-}
-
-fn not_deployed(app: &App) -> Error {
-    Error::NotFound {
-        what: format!("app '{}' has no thread policy", app.name),
-        advice: format!("load one: syrupctl load {HOOK} --app {} --policy ...", app.name),
-    }
 }
 
 #[cfg(test)]

@@ -5,13 +5,13 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use libbpf_rs::MapCore as _;
 use syrup_abi::abi;
 use syrup_hook::pin::{self, Staged};
 use syrup_hook::sys::{self, Map};
-use syrup_hook::{Error, PolicyObject, Result};
+use syrup_hook::{Error, Held, PolicyObject, Result};
 
 use crate::kernel::Scheduler;
 use crate::layout::{
@@ -182,11 +182,8 @@ impl Root {
     pub fn stop(mut self) -> Result<()> {
         let name = self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if !name.starts_with(pin::TEMPORARY) {
-            let aside = self.dir.with_file_name(format!("{}{name}", pin::TEMPORARY));
-            pin::remove_tree(&aside)?;
-            fs::rename(&self.dir, &aside)
-                .map_err(|e| Error::kernel(format!("rename {}", self.dir.display()), e))?;
-            self.dir = aside;
+            pin::remove_tree(&pin::aside(&self.dir))?;
+            self.dir = pin::put_aside(&self.dir)?;
         }
         let before = Scheduler::settled();
         let enable_seq = self.info().map_or(0, |info| info.enable_seq);
@@ -207,23 +204,19 @@ impl Root {
                 Scheduler::wait_for("disabled")?;
             }
         }
-        // Those that policies use live on while somebody holds a policy's
-        // program, as the application does that deployed it.
-        let mut ids = Vec::new();
-        for name in MAPS.iter().filter(|name| !SHARED.contains(name)) {
-            if let Some(fd) = sys::obj_get(&self.dir.join(name))? {
-                ids.push(sys::map_info(fd.as_fd())?.id);
-            }
-        }
+        // The maps, and so the programs that used them. Those that policies use live on
+        // while somebody holds a policy's program, as the application does that deployed it.
+        let maps: Vec<&str> = MAPS.iter().copied().filter(|name| !SHARED.contains(name)).collect();
+        let held = Held::of(&self.dir, &[], &maps);
         pin::remove_tree(&self.dir)?;
-        wait_until_freed(&ids);
+        held.wait_until_freed(Duration::from_secs(5), "the root scheduler that was unloaded");
         Ok(())
     }
 
     /// What an interrupted load or [`Self::stop`] left below `bpffs`, possibly with a
     /// scheduler that runs; `None` when there is nothing.
     pub fn interrupted(bpffs: &Path) -> Option<Self> {
-        let dir = bpffs.join(format!("{}{DIR}", pin::TEMPORARY));
+        let dir = pin::aside(&bpffs.join(DIR));
         dir.exists().then_some(Self { dir })
     }
 
@@ -389,27 +382,6 @@ impl Root {
             err if err < 0 => Err(Error::kernel(what, io::Error::from_raw_os_error(-err))),
             _ => Ok(()),
         }
-    }
-}
-
-/// Waits until the kernel has freed maps, and so the programs that used them,
-/// which takes some grace periods. Ids are only listed: opening a PROG_ARRAY by
-/// its id while the kernel clears it after its last user makes the kernel lose
-/// count of it for ever, and whoever lists maps after an unload would do that.
-fn wait_until_freed(ids: &[u32]) {
-    let exists = |id: u32| {
-        let mut next = 0;
-        // SAFETY: next lives for the call.
-        let err = unsafe { libbpf_sys::bpf_map_get_next_id(id.saturating_sub(1), &raw mut next) };
-        err == 0 && next == id
-    };
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while ids.iter().any(|&id| exists(id)) {
-        if Instant::now() > deadline {
-            log::warn!("the kernel still holds maps of the root scheduler that was unloaded");
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -10,17 +10,15 @@ mod pins;
 pub(crate) mod run_time;
 pub(crate) mod sockets;
 
-use std::fs;
-use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use syrup_abi::abi::{
     SYRUP_ABI_VERSION, SYRUP_ENFORCE_FAILED, SYRUP_MAX_EXECUTORS, SYRUP_NO_POLICY,
     SYRUP_OUT_OF_RANGE, syrup_record,
 };
-use syrup_hook::pin::{self, Staged, TEMPORARY};
+use syrup_hook::pin::{self, Staged};
 use syrup_hook::sys;
 use syrup_hook::{
     App, Builtin, Counters, Deployment, Error, Health, Hook, HookId, Input, Kind, Linked,
@@ -112,7 +110,7 @@ impl Hook for SocketSelect {
             }
             self.remove(app)?;
         }
-        pins::take_down(&pins::aside(&dir))?;
+        pins::take_down(&pin::aside(&dir))?;
 
         let (pid, members) = sockets::of_target(target)?;
         if members.len() > SYRUP_MAX_EXECUTORS as usize {
@@ -159,7 +157,7 @@ impl Hook for SocketSelect {
         let program = load_sharing(policy, &pins)?;
         let mut record = pins.record()?;
         record.generation += 1;
-        describe_policy(&mut record, policy);
+        pin::describe_policy(&mut record, policy);
         // For whoever reads it after a death before the count below.
         record.counted_before = pins.counters()?.0;
         program.with_fd(|fd| pins.replace(fd, &record))?;
@@ -178,17 +176,9 @@ impl Hook for SocketSelect {
 
     fn remove(&self, app: &App) -> Result<()> {
         let dir = app.hook_dir(self.id());
-        let aside = pins::aside(&dir);
+        let aside = pin::aside(&dir);
         pins::take_down(&aside)?;
-        // Renamed first: dying half-way leaves garbage, not a deployment that
-        // is listed and does nothing.
-        match fs::rename(&dir, &aside) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                let what = format!("rename {} to {}", dir.display(), aside.display());
-                return Err(Error::kernel(what, e));
-            }
-            _ => {}
-        }
+        pin::put_aside(&dir)?;
         pins::take_down(&aside)
     }
 
@@ -294,9 +284,9 @@ impl Hook for SocketSelect {
 
     fn collect_garbage(&self, bpffs: &Path) -> Result<Vec<PathBuf>> {
         let mut removed = Vec::new();
-        for app_dir in app_dirs(bpffs)? {
+        for app_dir in pin::app_folders(bpffs)? {
             let dir = app_dir.join(self.id().name());
-            let aside = pins::aside(&dir);
+            let aside = pin::aside(&dir);
             if aside.exists() {
                 pins::take_down(&aside)?;
                 removed.push(aside.clone());
@@ -305,9 +295,7 @@ impl Hook for SocketSelect {
                 continue;
             }
             if is_dead(&dir) {
-                fs::rename(&dir, &aside)
-                    .map_err(|e| Error::kernel(format!("rename {}", dir.display()), e))?;
-                pins::take_down(&aside)?;
+                pins::take_down(&pin::put_aside(&dir)?)?;
                 removed.push(dir);
             } else if let Ok(pins) = Pins::open(&dir) {
                 pins.settle()?;
@@ -321,10 +309,7 @@ impl SocketSelect {
     fn pins(&self, app: &App) -> Result<Pins> {
         let dir = app.hook_dir(self.id());
         if !dir.exists() {
-            return Err(Error::NotFound {
-                what: format!("app '{}' has no policy at {}", app.name, self.id()),
-                advice: format!("'load {}' one first", self.id()),
-            });
+            return Err(Error::not_deployed(&app.name, self.id()));
         }
         Pins::open(&dir)
     }
@@ -358,7 +343,7 @@ fn new_record(
         app: pin::name_field(&app.name),
         ..Default::default()
     };
-    describe_policy(&mut record, policy);
+    pin::describe_policy(&mut record, policy);
     if let Some(key) = group {
         key.describe(&mut record, &mut Default::default());
     } else if let Some(port) = target.port {
@@ -371,21 +356,13 @@ fn new_record(
     Ok(record)
 }
 
-fn describe_policy(record: &mut syrup_record, policy: &Linked) {
-    record.policy = pin::name_field(&policy.name);
-    record.policy_sha256 = policy.sha256;
-    record.deployed_at_ns = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
-}
-
 /// One app per port of a network namespace: two policies cannot both decide
 /// about a port's inputs, whatever addresses their sockets are bound to.
 fn refuse_taken_port(app: &App, record: &syrup_record) -> Result<()> {
     if record.port == 0 {
         return Ok(());
     }
-    for other in app_dirs(&app.bpffs)? {
+    for other in pin::app_folders(&app.bpffs)? {
         let dir = other.join(HookId::SocketSelect.name());
         if other == app.dir() || !dir.exists() {
             continue;
@@ -521,25 +498,4 @@ fn without_sockets(app: &str, record: &syrup_record, registered: u32) -> Health 
         format!("{register}, or {load} while the server runs")
     };
     Health::Waiting(format!("{waits}; {instead}"))
-}
-
-/// The apps' folders below the root.
-fn app_dirs(bpffs: &Path) -> Result<Vec<PathBuf>> {
-    let cannot = |e| Error::kernel(format!("read {}", bpffs.display()), e);
-    let entries = match fs::read_dir(bpffs) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(e) => return Err(cannot(e)),
-    };
-    let mut dirs = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(cannot)?;
-        // Names starting with `_` are no app's; TEMPORARY starts with it.
-        debug_assert!(TEMPORARY.starts_with('_'));
-        if !entry.file_name().to_string_lossy().starts_with('_') && entry.path().is_dir() {
-            dirs.push(entry.path());
-        }
-    }
-    dirs.sort();
-    Ok(dirs)
 }

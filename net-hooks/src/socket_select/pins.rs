@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use syrup_abi::abi::{
     SYRUP_CHOSEN, SYRUP_INPUTS, SYRUP_MAX_EXECUTORS, SYRUP_NO_POLICY, syrup_group, syrup_record,
 };
-use syrup_hook::pin::{self, TEMPORARY};
+use syrup_hook::pin;
 use syrup_hook::sys::{self, Map};
-use syrup_hook::{Counters, Error, Result, Verdicts};
+use syrup_hook::{Counters, Error, Held, Result, Verdicts};
 
 use super::sockets::{self, GroupKey, Member};
 
@@ -238,12 +238,6 @@ impl Pins {
     }
 }
 
-/// Where a deployment is built, and where it goes before it is taken down.
-pub(crate) fn aside(dir: &Path) -> PathBuf {
-    let name = dir.file_name().unwrap_or_default().to_string_lossy();
-    dir.with_file_name(format!("{TEMPORARY}{name}"))
-}
-
 /// Detaches, empties and removes the folder of a deployment, complete or not,
 /// and waits until the kernel has freed what was pinned there.
 ///
@@ -253,7 +247,8 @@ pub(crate) fn take_down(dir: &Path) -> Result<()> {
     if !dir.exists() {
         return Ok(());
     }
-    let held = Held::of(dir);
+    let maps = [POLICIES.0, COUNTERS.0, EXECUTORS.0, GROUP.0, VERDICTS.0, pin::RECORD];
+    let held = Held::of(dir, &[DISPATCHER, pin::POLICY], &maps);
     if let Ok(pins) = Pins::open(dir) {
         let hint = pins.record().map_or(0, |record| record.pid);
         if let Ok(Some(key)) = pins.group_key()
@@ -266,109 +261,8 @@ pub(crate) fn take_down(dir: &Path) -> Result<()> {
         }
     }
     pin::remove_tree(dir)?;
-    held.wait_until_freed(dir);
+    // A dispatcher that stays is attached to a group whose sockets we could not reach.
+    // It finds its slot empty and passes.
+    held.wait_until_freed(FREEING, &dir.display().to_string());
     Ok(())
-}
-
-/// Kernel ids of what a folder pins.
-struct Held {
-    programs: Vec<u32>,
-    maps: Vec<u32>,
-}
-
-impl Held {
-    fn of(dir: &Path) -> Self {
-        let open = |name: &str| sys::obj_get(&dir.join(name)).ok().flatten();
-        let programs = [DISPATCHER, pin::POLICY]
-            .iter()
-            .filter_map(|name| sys::program_id(open(name)?.as_fd()).ok())
-            .collect();
-        let maps = [POLICIES.0, COUNTERS.0, EXECUTORS.0, GROUP.0, VERDICTS.0, pin::RECORD]
-            .iter()
-            .filter_map(|name| Some(sys::map_info(open(name)?.as_fd()).ok()?.id))
-            .collect();
-        Self { programs, maps }
-    }
-
-    /// A dispatcher that stays is attached to a group whose sockets we could
-    /// not reach. It finds its slot empty and passes, so that is no failure.
-    fn wait_until_freed(&self, dir: &Path) {
-        let deadline = Instant::now() + FREEING;
-        loop {
-            let programs = self.programs.iter().filter(|&&id| program_exists(id)).count();
-            let maps = self.maps.iter().filter(|&&id| map_exists(id)).count();
-            if programs + maps == 0 {
-                return;
-            }
-            if Instant::now() > deadline {
-                log::warn!(
-                    "{}: {programs} programs and {maps} maps are still in use by others",
-                    dir.display()
-                );
-                return;
-            }
-            thread::sleep(Duration::from_millis(2));
-        }
-    }
-}
-
-/// Asked by walking the ids, not by opening the object: a PROG_ARRAY that gets
-/// a new user while the kernel is still emptying it for want of users is never
-/// freed (its deferred clearing takes a reference per time the users are gone,
-/// and drops one per run; seen on 6.18).
-fn program_exists(id: u32) -> bool {
-    let mut next = 0;
-    // SAFETY: the kernel writes an id to next.
-    let err = unsafe { libbpf_sys::bpf_prog_get_next_id(id.wrapping_sub(1), &raw mut next) };
-    err == 0 && next == id
-}
-
-fn map_exists(id: u32) -> bool {
-    let mut next = 0;
-    // SAFETY: the kernel writes an id to next.
-    let err = unsafe { libbpf_sys::bpf_map_get_next_id(id.wrapping_sub(1), &raw mut next) };
-    err == 0 && next == id
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use std::os::fd::{FromRawFd as _, OwnedFd};
-
-    use syrup_tests::{Need, require};
-
-    use super::*;
-
-    /// A program that accepts every packet.
-    fn program() -> OwnedFd {
-        let instruction = |code| libbpf_sys::bpf_insn { code, ..Default::default() };
-        // r0 = 0; exit
-        let code = [instruction(0xb7), instruction(0x95)];
-        // SAFETY: the strings and `code` live during the call, which is told its length; the
-        // fd that it returns is nobody else's.
-        unsafe {
-            let fd = libbpf_sys::bpf_prog_load(
-                libbpf_sys::BPF_PROG_TYPE_SOCKET_FILTER,
-                c"test".as_ptr(),
-                c"GPL".as_ptr(),
-                code.as_ptr(),
-                code.len() as libbpf_sys::size_t,
-                std::ptr::null_mut(),
-            );
-            assert!(fd >= 0, "{}", std::io::Error::last_os_error());
-            OwnedFd::from_raw_fd(fd)
-        }
-    }
-
-    #[test]
-    fn what_somebody_holds_exists_and_else_it_does_not() {
-        if !require(&[Need::Root]) {
-            return;
-        }
-        let (held, map) = (program(), pin::create_array("test", 8, 1).unwrap());
-        assert!(program_exists(sys::program_id(held.as_fd()).unwrap()));
-        assert!(map_exists(sys::map_info(map.as_fd()).unwrap().id));
-        // Ids count from 1, and not so far in the life of a machine.
-        assert!(!program_exists(u32::MAX) && !map_exists(u32::MAX));
-    }
 }

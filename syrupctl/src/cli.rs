@@ -1,15 +1,8 @@
-//! What can be typed: the global flags and the list of subcommands. The
-//! arguments of a subcommand are beside its code.
+//! What can be typed: the list of subcommands. The arguments of each are beside its
+//! code, the global ones beside what they become.
 
-use std::path::PathBuf;
-use std::str::FromStr;
+use clap::{Parser, Subcommand};
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use syrup_hook::HookId;
-use syrup_protocol::{HookInfo, PolicyInfo};
-
-use crate::backend::{self, Backend};
 use crate::commands::check::Check;
 use crate::commands::doctor::Doctor;
 use crate::commands::hooks::Hooks;
@@ -22,10 +15,7 @@ use crate::commands::run::Run;
 use crate::commands::show::Show;
 use crate::commands::status::Status;
 use crate::commands::unload::Unload;
-use crate::output::Output;
-
-/// The app of commands that name none.
-pub const DEFAULT_APP: &str = "default";
+use crate::context::Global;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -78,35 +68,6 @@ pub struct Cli {
     pub command: Command,
 }
 
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Global options")]
-pub struct Global {
-    /// The daemon's socket [default: /run/syrup/syrupd.sock]
-    #[arg(long, global = true, env = "SYRUP_SOCKET", value_name = "PATH", hide_env_values = true)]
-    pub socket: Option<PathBuf>,
-
-    /// Where policies are pinned [default: /sys/fs/bpf/syrup]
-    #[arg(long, global = true, env = "SYRUP_BPFFS", value_name = "PATH", hide_env_values = true)]
-    pub bpffs: Option<PathBuf>,
-
-    /// How to print data
-    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
-    pub output: Format,
-
-    /// Say on standard error what is being done; twice: in detail
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
-    pub verbose: u8,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum Format {
-    /// For people
-    #[default]
-    Table,
-    /// For programs: one document, "schema": 1
-    Json,
-}
-
 #[derive(Debug, Subcommand)]
 pub enum Command {
     Load(Load),
@@ -123,143 +84,6 @@ pub enum Command {
     Doctor(Doctor),
 }
 
-/// What every command gets.
-#[derive(Debug)]
-pub struct Context {
-    /// Where data goes.
-    pub output: Output,
-    /// `--socket`, if it was named.
-    pub socket: Option<PathBuf>,
-    /// `--bpffs`, if it was named.
-    pub bpffs: Option<PathBuf>,
-}
-
-impl Context {
-    pub fn new(global: Global) -> Self {
-        Self { output: Output::new(global.output), socket: global.socket, bpffs: global.bpffs }
-    }
-
-    /// The arbiter that answers.
-    pub fn arbiter(&self) -> syrup_protocol::Result<Backend> {
-        backend::open(self.socket.as_deref(), self.bpffs.as_deref())
-    }
-
-    /// The arbiter's answer, or what this process sees itself where nobody
-    /// answers and no particular daemon was named.
-    pub fn hooks(&self) -> syrup_protocol::Result<SeenHooks> {
-        match self.arbiter() {
-            Err(_) if self.socket.is_none() => Ok(SeenHooks::by_this_process()),
-            arbiter => Ok(SeenHooks { hooks: arbiter?.hooks()?, certain: true }),
-        }
-    }
-
-    /// The same for policies.
-    pub fn policies(&self) -> syrup_protocol::Result<Vec<PolicyInfo>> {
-        match self.arbiter() {
-            Err(_) if self.socket.is_none() => Ok(syrup_engine::policies()),
-            arbiter => arbiter?.policies(),
-        }
-    }
-}
-
-/// The hooks, and whether somebody with the rights to try them looked.
-pub struct SeenHooks {
-    /// What was seen.
-    pub hooks: Vec<HookInfo>,
-    /// False: what seems to be missing may only be hidden from this user.
-    pub certain: bool,
-}
-
-impl SeenHooks {
-    /// Without an arbiter.
-    pub fn by_this_process() -> Self {
-        Self { hooks: syrup_engine::hooks(), certain: backend::is_root() }
-    }
-
-    /// What to tell a user whose view may be too narrow.
-    pub fn doubt(&self) -> Option<&'static str> {
-        let missing = self.hooks.iter().any(|hook| !hook.available);
-        (missing && !self.certain).then_some(
-            "the kernel lets only root try its hooks: run this as root, or start syrupd, to be sure",
-        )
-    }
-}
-
-/// Hook names, from the one registry.
-pub fn hook_parser() -> impl TypedValueParser<Value = HookId> {
-    PossibleValuesParser::new(HookId::ALL.iter().map(|hook| hook.name()))
-        .try_map(|name| HookId::from_str(&name))
-}
-
-/// App names are folder names in bpffs and appear in messages.
-pub fn app_name(text: &str) -> Result<String, String> {
-    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-    let fits =
-        text.len() <= 63 && text.starts_with(good) && text.chars().all(|c| good(c) || c == '-');
-    if fits {
-        Ok(text.to_owned())
-    } else {
-        Err("an app's name has 1 to 63 characters of a-z, 0-9 and '-', the first not '-'"
-            .to_owned())
-    }
-}
-
-/// `NAME=VALUE`
-pub fn assignment(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("write NAME=VALUE".to_owned()),
-    }
-}
-
-/// Cores as the kernel writes them: `0-3,8`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Cpus(pub Vec<u32>);
-
-impl FromStr for Cpus {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        const MOST: u32 = 8192;
-        let number = |part: &str| match part.trim().parse::<u32>() {
-            Ok(cpu) if cpu < MOST => Ok(cpu),
-            _ => Err(format!("'{part}' is no core: write a list like 0-3,8")),
-        };
-        let mut cpus = Vec::new();
-        for part in text.split(',') {
-            let (first, last) = match part.split_once('-') {
-                Some((first, last)) => (number(first)?, number(last)?),
-                None => (number(part)?, number(part)?),
-            };
-            if first > last {
-                return Err(format!("'{part}' ends before it starts"));
-            }
-            cpus.extend(first..=last);
-        }
-        cpus.sort_unstable();
-        cpus.dedup();
-        Ok(Self(cpus))
-    }
-}
-
-/// An integer, decimal or `0x` hexadecimal.
-pub fn integer(text: &str) -> Result<u64, String> {
-    let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        Some(digits) => (digits, 16),
-        None => (text, 10),
-    };
-    // from_str_radix also takes a sign.
-    if !digits.chars().all(|c| c.is_digit(radix)) {
-        return Err("not a number: write it in decimal, or in hexadecimal after 0x".to_owned());
-    }
-    u64::from_str_radix(digits, radix).map_err(|e| e.to_string())
-}
-
-/// The same for 32 bits.
-pub fn integer_u32(text: &str) -> Result<u32, String> {
-    u32::try_from(integer(text)?).map_err(|_| "does not fit in 32 bits".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -268,43 +92,5 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory as _;
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn core_lists_are_read_like_the_kernels() {
-        assert_eq!("0-2,5,1".parse::<Cpus>().unwrap().0, [0, 1, 2, 5]);
-        assert_eq!("7".parse::<Cpus>().unwrap().0, [7]);
-        for bad in ["", "a", "3-1", "1,", "0-99999999", "-1"] {
-            assert!(bad.parse::<Cpus>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn integers_are_decimal_or_hexadecimal() {
-        assert_eq!(integer("17").unwrap(), 17);
-        assert_eq!(integer("0x11").unwrap(), 17);
-        assert_eq!(integer("0xffffffffffffffff").unwrap(), u64::MAX);
-        for bad in ["", "0x", "+1", "-1", "1a", "0x1g", "18446744073709551616"] {
-            assert!(integer(bad).is_err(), "{bad}");
-        }
-        assert!(integer_u32("0x100000000").is_err());
-    }
-
-    #[test]
-    fn app_names_are_folder_names() {
-        for good in ["rocksdb", "a", "0-9"] {
-            assert_eq!(app_name(good).unwrap(), good);
-        }
-        let long = "a".repeat(64);
-        for bad in ["", "-a", "_scx", "a.b", "A", "a/b", &long] {
-            assert!(app_name(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn assignments_keep_later_equal_signs_in_the_value() {
-        assert_eq!(assignment("A=b=c").unwrap(), ("A".to_owned(), "b=c".to_owned()));
-        assert!(assignment("A").is_err());
-        assert!(assignment("=1").is_err());
     }
 }

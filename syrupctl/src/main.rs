@@ -3,6 +3,7 @@
 //! * [`cli`]: what can be typed.
 //! * [`commands`]: one file per subcommand; each asks a [`syrup_protocol::Arbiter`] and
 //!   prints the answer.
+//! * [`args`], [`context`]: what commands share: how arguments are read, who answers.
 //! * [`backend`]: which arbiter answers, the daemon or the engine in-process.
 //! * [`policy`]: what `--policy` names.
 //! * [`output`], [`deployment`], [`report`]: data to stdout, errors to stderr.
@@ -10,9 +11,11 @@
 //! Invariant: nothing here changes the kernel; whatever is deployed is deployed behind
 //! the trait. (`check` has the kernel's verifier read a policy, in this process.)
 
+mod args;
 mod backend;
 mod cli;
 mod commands;
+mod context;
 mod deployment;
 mod output;
 mod policy;
@@ -22,7 +25,8 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use cli::{Cli, Command, Context};
+use cli::{Cli, Command};
+use context::Context;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {

@@ -2,12 +2,21 @@
 
 use std::io::{self, IsTerminal as _, Write as _};
 
+use clap::ValueEnum;
 use serde::Serialize;
 use syrup_protocol::{Code, Failure, Result};
 use tabled::builder::Builder;
 use tabled::settings::{Padding, Style};
 
-use crate::cli::Format;
+/// How data is printed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people
+    #[default]
+    Table,
+    /// For programs: one document, "schema": 1
+    Json,
+}
 
 /// Version of every JSON document.
 const SCHEMA: u32 = 1;

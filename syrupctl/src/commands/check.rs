@@ -6,7 +6,8 @@ use syrup_engine::{CheckReport, Engine};
 use syrup_hook::HookId;
 use syrup_protocol::{PolicySource, Result};
 
-use crate::cli::{Context, assignment, hook_parser};
+use crate::args::{assignment, hook_parser};
+use crate::context::Context;
 use crate::output::facts;
 use crate::policy::PolicyArg;
 

@@ -4,7 +4,7 @@ use clap::Args;
 use serde::Serialize;
 use syrup_protocol::{HookInfo, Result};
 
-use crate::cli::Context;
+use crate::context::Context;
 use crate::output::table;
 use crate::report;
 

@@ -4,7 +4,7 @@ use clap::Args;
 use serde::Serialize;
 use syrup_protocol::{DeploymentInfo, Result};
 
-use crate::cli::Context;
+use crate::context::Context;
 use crate::{deployment, report};
 
 const EXAMPLES: &str = "\

@@ -5,7 +5,8 @@ use serde::Serialize;
 use syrup_hook::HookId;
 use syrup_protocol::{DeploymentInfo, LoadRequest, Result};
 
-use crate::cli::{Context, Cpus, DEFAULT_APP, app_name, assignment, hook_parser};
+use crate::args::{Cpus, DEFAULT_APP, app_name, assignment, hook_parser};
+use crate::context::Context;
 use crate::policy::{self, PolicyArg};
 use crate::{deployment, report};
 

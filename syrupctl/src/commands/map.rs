@@ -4,7 +4,8 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use syrup_protocol::{MapEntry, Result};
 
-use crate::cli::{Context, app_name, integer, integer_u32};
+use crate::args::{app_name, integer, integer_u32};
+use crate::context::Context;
 use crate::output::table;
 
 const EXAMPLES: &str = "\

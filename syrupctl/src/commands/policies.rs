@@ -5,7 +5,8 @@ use serde::Serialize;
 use syrup_hook::HookId;
 use syrup_protocol::{PolicyInfo, Result};
 
-use crate::cli::{Context, hook_parser};
+use crate::args::hook_parser;
+use crate::context::Context;
 use crate::output::table;
 
 const EXAMPLES: &str = "\

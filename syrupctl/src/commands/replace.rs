@@ -5,7 +5,8 @@ use syrup_hook::HookId;
 use syrup_protocol::{ReplaceRequest, Result};
 
 use super::load;
-use crate::cli::{Context, DEFAULT_APP, app_name, assignment, hook_parser};
+use crate::args::{DEFAULT_APP, app_name, assignment, hook_parser};
+use crate::context::Context;
 use crate::policy::{self, PolicyArg};
 
 const EXAMPLES: &str = "\

@@ -5,7 +5,8 @@ use std::time::SystemTime;
 use clap::Args;
 use syrup_protocol::{AppInfo, MapInfo, Result};
 
-use crate::cli::{Context, app_name};
+use crate::args::app_name;
+use crate::context::Context;
 use crate::deployment;
 use crate::output::table;
 

@@ -4,7 +4,7 @@ use clap::Args;
 use syrup_protocol::Result;
 
 use super::list::{Body, remark_if_empty};
-use crate::cli::Context;
+use crate::context::Context;
 use crate::deployment;
 
 const EXAMPLES: &str = "\

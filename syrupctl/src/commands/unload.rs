@@ -5,7 +5,8 @@ use serde::Serialize;
 use syrup_hook::HookId;
 use syrup_protocol::Result;
 
-use crate::cli::{Context, DEFAULT_APP, app_name, hook_parser};
+use crate::args::{DEFAULT_APP, app_name, hook_parser};
+use crate::context::Context;
 
 const EXAMPLES: &str = "\
 Examples:

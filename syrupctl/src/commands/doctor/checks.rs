@@ -12,7 +12,7 @@ use syrup_protocol::{Code, HookInfo};
 
 use super::Check;
 use crate::backend::{Place, is_root};
-use crate::cli::{Context, SeenHooks};
+use crate::context::{Context, SeenHooks};
 
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 /// Names of our scheduler in `/sys/kernel/sched_ext/root/ops` start like this.

@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 use syrup_protocol::{Code, Result};
 
-use crate::cli::{Context, SeenHooks};
+use crate::context::{Context, SeenHooks};
 use crate::output::{Colour, Output, table};
 
 const EXAMPLES: &str = "\
@@ -112,7 +112,7 @@ fn text(body: &Body, output: &Output) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::Format;
+    use crate::output::Format;
 
     #[test]
     fn warnings_do_not_count_as_missing() {

@@ -23,9 +23,10 @@ use syrup_protocol::{
 
 use self::child::{Child, Signals};
 use self::tree::BoundSocket;
+use crate::args::{DEFAULT_APP, app_name, assignment};
 use crate::backend::{Backend, Place, is_root};
-use crate::cli::{Context, DEFAULT_APP, app_name, assignment};
 use crate::commands::load::Target;
+use crate::context::Context;
 use crate::policy::{self, PolicyArg};
 use crate::{deployment, report};
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use libbpf_cargo::SkeletonBuilder;
-use syrup_abi::Compiler;
+use syrup_sdk::Compiler;
 
 /// A policy that ships, from which an ablation is made.
 const GET_PRIORITY: &str = "../scx-syrup/policies/get-priority.c";

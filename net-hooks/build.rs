@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
 use libbpf_cargo::SkeletonBuilder;
-use syrup_abi::Compiler;
+use syrup_sdk::Compiler;
 
 /// The hooks: folders in `src`, whose `bpf` holds a dispatcher and the trusted half of
 /// policies.
@@ -19,7 +19,7 @@ fn main() -> Result<()> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let compiler = Compiler::find()?;
 
-    let include = syrup_abi::build::headers(&out).map_err(|e| anyhow!("{e}"))?;
+    let include = syrup_sdk::build::headers(&out).map_err(|e| anyhow!("{e}"))?;
     let include = include.to_str().context("OUT_DIR is not UTF-8")?;
     // Debian keeps <asm/types.h>, which <linux/bpf.h> includes, in a folder by
     // architecture that clang does not search for the BPF target.
@@ -46,5 +46,5 @@ fn main() -> Result<()> {
                 .with_context(|| source)?;
         }
     }
-    syrup_abi::build::policies(&compiler, Path::new("policies"), &out).map_err(|e| anyhow!("{e}"))
+    syrup_sdk::build::policies(&compiler, Path::new("policies"), &out).map_err(|e| anyhow!("{e}"))
 }

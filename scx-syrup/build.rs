@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, anyhow};
 use libbpf_cargo::SkeletonBuilder;
-use syrup_abi::Compiler;
+use syrup_sdk::Compiler;
 
 /// Our own BPF programs: source and object, without their suffixes.
 const PROGRAMS: &[&str] = &["root", "policy"];
@@ -21,7 +21,7 @@ fn main() -> Result<()> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let compiler = Compiler::find()?;
 
-    let include = syrup_abi::build::headers(&out).map_err(|e| anyhow!("{e}"))?;
+    let include = syrup_sdk::build::headers(&out).map_err(|e| anyhow!("{e}"))?;
     let include = include.to_str().context("OUT_DIR is not UTF-8")?;
 
     // Unpacks vmlinux.h and the scx headers. The rest of BpfBuilder is not used:
@@ -54,12 +54,12 @@ fn main() -> Result<()> {
             .with_context(|| format!("src/bpf/{name}.bpf.c"))?;
     }
     layout(&out, include)?;
-    syrup_abi::build::policies(&compiler, Path::new("policies"), &out)
+    syrup_sdk::build::policies(&compiler, Path::new("policies"), &out)
         .map_err(|e| anyhow!("{e}"))?;
     // Here rather than by the tests: these run in guests, where clang takes seconds.
     let tests = out.join("tests");
     fs::create_dir_all(&tests)?;
-    syrup_abi::build::policies(&compiler, Path::new("tests/policies"), &tests)
+    syrup_sdk::build::policies(&compiler, Path::new("tests/policies"), &tests)
         .map_err(|e| anyhow!("{e}"))
 }
 

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use rustix::fs::FlockOperation;
 use rustix::mount::MountFlags;
-use syrup_abi::abi;
 use syrup_hook::{
     App, Deployment, Error, Health, Hook, HookId, Input, Linked, POLICY_PROGRAM, Probe, Proto,
     Registration, Target, pin,
@@ -21,6 +20,7 @@ use syrup_protocol::{
     AppInfo, Arbiter, Code, DeploymentInfo, Failure, HookInfo, LoadRequest, MapEntry, PolicyInfo,
     PolicySource, Registration, ReplaceRequest, Result, names,
 };
+use syrup_sdk::abi;
 
 use crate::hooks;
 use crate::maps::{Maps, own};

@@ -4,8 +4,8 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use syrup_abi::abi;
 use syrup_protocol::{Kind, Registration};
+use syrup_sdk::abi;
 
 use crate::{Builtin, HookId, Input, Linked, Proto, Result};
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use syrup_abi::abi;
+use syrup_sdk::abi;
 
 /// A place in the stack where a policy runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use libbpf_rs::{MapHandle, MapType};
-use syrup_abi::abi::{SYRUP_ABI_VERSION, syrup_record};
+use syrup_sdk::abi::{SYRUP_ABI_VERSION, syrup_record};
 
 use crate::sys::{self, Map};
 use crate::{Error, Linked, Result};

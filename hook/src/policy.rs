@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
-use syrup_abi::abi;
+use syrup_sdk::abi;
 
 /// The program in every trusted half that calls `schedule()`: what the verifier
 /// says of it, it says of the user's code.

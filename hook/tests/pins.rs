@@ -6,10 +6,10 @@ use std::fs;
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::path::PathBuf;
 
-use syrup_abi::abi::{SYRUP_ABI_VERSION, syrup_record};
 use syrup_hook::pin::{self, Staged};
 use syrup_hook::sys::{self, Map};
 use syrup_hook::{Error, HookId};
+use syrup_sdk::abi::{SYRUP_ABI_VERSION, syrup_record};
 use syrup_tests::{Need, require};
 use tempfile::TempDir;
 

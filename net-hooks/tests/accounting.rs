@@ -9,11 +9,11 @@ use std::os::fd::AsFd as _;
 
 use rustix::net::SocketType;
 use support::*;
-use syrup_abi::abi::{
+use syrup_hook::{Error, Health, Hook as _, HookId, Linked, Proto, Registration, Target, pin, sys};
+use syrup_sdk::abi::{
     SYRUP_CHOSEN, SYRUP_DROPPED, SYRUP_ENFORCE_FAILED, SYRUP_INPUTS, SYRUP_MAX_EXECUTORS,
     SYRUP_NO_POLICY, SYRUP_NR_COUNTERS, SYRUP_OUT_OF_RANGE, SYRUP_PASSED,
 };
-use syrup_hook::{Error, Health, Hook as _, HookId, Linked, Proto, Registration, Target, pin, sys};
 use syrup_tests::{Need, own_network, require};
 
 /// The non-zero counters, by number.

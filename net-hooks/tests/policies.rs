@@ -6,9 +6,9 @@ mod support;
 use std::io::ErrorKind;
 
 use support::*;
-use syrup_abi::abi::{SYRUP_CHOSEN, SYRUP_DROPPED, SYRUP_INPUTS, SYRUP_PASSED};
 use syrup_hook::Hook as _;
 use syrup_net_hooks::POLICIES;
+use syrup_sdk::abi::{SYRUP_CHOSEN, SYRUP_DROPPED, SYRUP_INPUTS, SYRUP_PASSED};
 use syrup_tests::{Need, require, wait_for};
 
 #[test]

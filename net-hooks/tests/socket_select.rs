@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 
 use rustix::net::SocketType;
 use support::*;
-use syrup_abi::abi::{
+use syrup_hook::{Error, Health, Hook as _, Linked, Probe, Proto, Registration, Target, sys};
+use syrup_net_hooks::SocketSelect;
+use syrup_sdk::abi::{
     SYRUP_CHOSEN, SYRUP_DROPPED, SYRUP_ENFORCE_FAILED, SYRUP_INPUTS, SYRUP_NO_POLICY,
     SYRUP_OUT_OF_RANGE, SYRUP_PASSED,
 };
-use syrup_hook::{Error, Health, Hook as _, Linked, Probe, Proto, Registration, Target, sys};
-use syrup_net_hooks::SocketSelect;
 use syrup_tests::{Need, SetOnDrop, own_network, require, wait_for};
 
 #[test]

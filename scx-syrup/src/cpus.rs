@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use syrup_abi::abi::SYRUP_MAX_CPUS;
 use syrup_hook::{Error, Result};
+use syrup_sdk::abi::SYRUP_MAX_CPUS;
 
 use crate::layout::{SYRUP_SCX_ALL_CPUS, SYRUP_SCX_NAMED_CPUS, syrup_scx_app};
 

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use libbpf_rs::MapType;
-use syrup_abi::abi::{self, syrup_record, syrup_thread_policy};
 use syrup_hook::pin::{self, Staged};
 use syrup_hook::sys::{self, Map};
 use syrup_hook::{
     App, Counters, Deployment, Error, Health, HookId, Linked, LoadedProgram, POLICY_PROGRAM,
     PolicyObject, Probe, Registration, Result, Target, process, set_constant,
 };
+use syrup_sdk::abi::{self, syrup_record, syrup_thread_policy};
 
 use crate::health::{Cores, Waits};
 use crate::layout::{SYRUP_SCX_ALL_CPUS, SYRUP_SCX_FOUND_CPUS, SYRUP_SCX_RESCUE_MS, syrup_scx_app};

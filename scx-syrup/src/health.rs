@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use syrup_abi::abi::{
+use syrup_hook::{Counters, Health};
+use syrup_sdk::abi::{
     SYRUP_CHOSEN, SYRUP_ENFORCE_FAILED, SYRUP_INPUTS, SYRUP_NO_POLICY, SYRUP_OUT_OF_RANGE,
     SYRUP_RESCUED,
 };
-use syrup_hook::{Counters, Health};
 
 use crate::layout::{SYRUP_SCX_BEHIND, SYRUP_SCX_BEHIND_MS};
 use crate::root::State;

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use libbpf_rs::MapCore as _;
-use syrup_abi::abi;
 use syrup_hook::pin::{self, Staged};
 use syrup_hook::sys::{self, Map};
 use syrup_hook::{Error, Held, PolicyObject, Result};
+use syrup_sdk::abi;
 
 use crate::kernel::Scheduler;
 use crate::layout::{

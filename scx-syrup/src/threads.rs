@@ -5,9 +5,9 @@ use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
-use syrup_abi::abi;
 use syrup_hook::sys::Map;
 use syrup_hook::{Error, Result};
+use syrup_sdk::abi;
 
 use crate::layout::{Plain as _, syrup_scx_thread};
 use crate::root::Root;

@@ -5,12 +5,12 @@ use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use syrup_abi::Compiler;
 use syrup_protocol::names::app_name_of;
 use syrup_protocol::{
     Arbiter as _, Client, Code, DEFAULT_SOCKET, Kind, LoadRequest, PolicySource, Registration,
     ReplaceRequest,
 };
+use syrup_sdk::Compiler;
 
 use crate::error::{Error, Result};
 

@@ -5,8 +5,8 @@ use std::io;
 use std::path::PathBuf;
 
 use rustix::io::Errno;
-use syrup_abi::CompileError;
 use syrup_protocol::{Code, Failure};
+use syrup_sdk::CompileError;
 
 /// Shorthand for results of this library.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

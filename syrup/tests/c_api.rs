@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use syrup_abi::Compiler;
+use syrup_sdk::Compiler;
 use syrup_tests::{CProgram, Ctl, Need, own_network, require};
 
 const STEER: &str = "#include <syrup/packet.h>\n\

@@ -3,9 +3,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use syrup_abi::abi::COUNTER_NAMES;
 use syrup_hook::HookId;
 use syrup_protocol::{Code, DeploymentInfo, Failure};
+use syrup_sdk::abi::COUNTER_NAMES;
 
 use crate::output::{facts, table};
 

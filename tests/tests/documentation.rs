@@ -76,7 +76,7 @@ fn the_compiler_call_of_the_documentation_makes_an_object_that_loads() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("mine.c"), source).unwrap();
     std::os::unix::fs::symlink(repository().join("include"), dir.path().join("include")).unwrap();
-    let clang = syrup_abi::Compiler::find().unwrap();
+    let clang = syrup_sdk::Compiler::find().unwrap();
     std::os::unix::fs::symlink(clang.path(), dir.path().join("clang")).unwrap();
     let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
     let compile = |call: &str| {

@@ -8,9 +8,9 @@ use object::{
     Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget, SectionKind, SymbolKind,
     SymbolScope, SymbolSection,
 };
-use syrup_abi::abi;
 use syrup_hook::Input;
 use syrup_protocol::{Code, Failure, Result};
+use syrup_sdk::abi;
 
 use super::btf;
 use super::lines::LineTable;

@@ -9,10 +9,10 @@ mod params;
 pub(crate) mod verifier;
 
 use sha2::{Digest as _, Sha256};
-use syrup_abi::{CompileError, Compiler};
 use syrup_hook::Hook;
 use syrup_protocol::request::{MAX_OBJECT_BYTES, MAX_SOURCE_BYTES};
 use syrup_protocol::{Code, Failure, PolicySource, Result};
+use syrup_sdk::{CompileError, Compiler};
 
 use self::check::Checked;
 
@@ -148,5 +148,5 @@ fn compile_error(file_name: &str, error: &CompileError) -> Failure {
 fn stem(file_name: &str) -> String {
     let base = file_name.rsplit('/').next().unwrap_or(file_name);
     let stem = base.rsplit_once('.').map_or(base, |(stem, _)| stem);
-    stem.chars().take(syrup_abi::abi::SYRUP_NAME_LEN as usize - 1).collect()
+    stem.chars().take(syrup_sdk::abi::SYRUP_NAME_LEN as usize - 1).collect()
 }

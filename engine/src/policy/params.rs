@@ -115,7 +115,7 @@ mod tests {
             const volatile __u32 *const volatile POINTER = 0;\n\
             __s32 schedule(void *s, void *e)\n{\n\
             \treturn FLAG ? SMALL : SIGNED + PAIR.a + (POINTER ? 1 : 0);\n}\n";
-        let image = syrup_abi::Compiler::find().unwrap().compile("p.c", source).unwrap().object;
+        let image = syrup_sdk::Compiler::find().unwrap().compile("p.c", source).unwrap().object;
         let known: Vec<String> =
             ["SMALL", "SIGNED", "FLAG", "PAIR", "POINTER"].map(str::to_owned).into();
         let set_one = |name: &str, value: &str| {

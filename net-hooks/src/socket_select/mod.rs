@@ -14,16 +14,16 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
-use syrup_abi::abi::{
-    SYRUP_ABI_VERSION, SYRUP_ENFORCE_FAILED, SYRUP_MAX_EXECUTORS, SYRUP_NO_POLICY,
-    SYRUP_OUT_OF_RANGE, syrup_record,
-};
 use syrup_hook::pin::{self, Staged};
 use syrup_hook::sys;
 use syrup_hook::{
     App, Builtin, Counters, Deployment, Error, Health, Hook, HookId, Input, Kind, Linked,
     LoadedProgram, POLICY_PROGRAM, PolicyObject, Probe, Proto, Registration, Result, Target,
     process,
+};
+use syrup_sdk::abi::{
+    SYRUP_ABI_VERSION, SYRUP_ENFORCE_FAILED, SYRUP_MAX_EXECUTORS, SYRUP_NO_POLICY,
+    SYRUP_OUT_OF_RANGE, syrup_record,
 };
 
 use self::pins::Pins;

@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use syrup_abi::abi::{
-    SYRUP_CHOSEN, SYRUP_INPUTS, SYRUP_MAX_EXECUTORS, SYRUP_NO_POLICY, syrup_group, syrup_record,
-};
 use syrup_hook::pin;
 use syrup_hook::sys::{self, Map};
 use syrup_hook::{Counters, Error, Held, Result, Verdicts};
+use syrup_sdk::abi::{
+    SYRUP_CHOSEN, SYRUP_INPUTS, SYRUP_MAX_EXECUTORS, SYRUP_NO_POLICY, syrup_group, syrup_record,
+};
 
 use super::sockets::{self, GroupKey, Member};
 

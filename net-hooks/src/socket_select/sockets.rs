@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use rustix::net::sockopt;
-use syrup_abi::abi::{syrup_group, syrup_record};
 use syrup_hook::{Error, Proto, Result, Target, process};
+use syrup_sdk::abi::{syrup_group, syrup_record};
 
 /// What makes sockets members of one reuseport group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

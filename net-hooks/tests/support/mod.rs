@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use libbpf_rs::Linker;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
-use syrup_abi::Compiler;
-use syrup_abi::abi::{SYRUP_INPUTS, syrup_counter, syrup_thread_policy};
 use syrup_hook::sys::{self, Map};
 use syrup_hook::{App, Deployment, Hook as _, Linked, Registration, Target, pin};
 use syrup_net_hooks::{POLICIES, SocketSelect};
+use syrup_sdk::Compiler;
+use syrup_sdk::abi::{SYRUP_INPUTS, syrup_counter, syrup_thread_policy};
 use syrup_tests::{own_network, wait_for};
 use tempfile::TempDir;
 

@@ -5,9 +5,9 @@ use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use libbpf_rs::{Linker, MapCore as _, MapFlags, MapHandle, MapType};
-use syrup_abi::abi::{self, syrup_thread, syrup_thread_policy};
 use syrup_hook::{Builtin, Hook as _, Linked};
 use syrup_scx::ScxSyrup;
+use syrup_sdk::abi::{self, syrup_thread, syrup_thread_policy};
 
 const OF_TESTS: &[Builtin] = include!(concat!(env!("OUT_DIR"), "/tests/policies.rs"));
 /// Entries of the ring in `scripted.c`.

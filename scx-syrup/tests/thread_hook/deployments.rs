@@ -7,10 +7,10 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, SystemTime};
 
-use syrup_abi::abi;
 use syrup_hook::sys::Map;
 use syrup_hook::{App, Counters, Error, Health, Hook as _, HookId, Linked, Registration, Target};
 use syrup_scx::ScxSyrup;
+use syrup_sdk::abi;
 
 use crate::support::fixture::{Fixture, is_live, on_cpus, register, slot, sysfs};
 use crate::support::policy::{Scripted, at, cores, policy, queues};

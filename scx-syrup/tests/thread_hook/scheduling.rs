@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use syrup_abi::abi::{self, SYRUP_THREAD_EXPIRED, syrup_thread_policy};
 use syrup_hook::{App, Error, Health, Hook as _, Target};
 use syrup_scx::ScxSyrup;
+use syrup_sdk::abi::{self, SYRUP_THREAD_EXPIRED, syrup_thread_policy};
 
 use crate::support::fixture::{Fixture, on_cpus, register, sysfs};
 use crate::support::order::Order;

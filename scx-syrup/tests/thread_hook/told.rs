@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
-use syrup_abi::abi::{
+use syrup_hook::{App, Deployment, Health, Hook as _, Registration, Target};
+use syrup_scx::ScxSyrup;
+use syrup_sdk::abi::{
     SYRUP_CHOSEN, SYRUP_DROPPED, SYRUP_ENFORCE_FAILED, SYRUP_INDEX_NONE, SYRUP_INPUTS,
     SYRUP_NO_POLICY, SYRUP_OUT_OF_RANGE, SYRUP_PASSED, SYRUP_RESCUED, SYRUP_THREAD_EXPIRED,
     SYRUP_THREAD_PREEMPTED, SYRUP_THREAD_WAKEUP, syrup_thread_policy,
 };
-use syrup_hook::{App, Deployment, Health, Hook as _, Registration, Target};
-use syrup_scx::ScxSyrup;
 
 use crate::support::fixture::{Fixture, on_cpus, register, take_program_away};
 use crate::support::policy::{Scripted, Told, at, cores, preempting, queues};

@@ -4,9 +4,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use syrup_abi::abi::{SYRUP_THREAD_PREEMPTED, syrup_thread_policy};
 use syrup_hook::{App, Hook as _, Linked};
 use syrup_scx::ScxSyrup;
+use syrup_sdk::abi::{SYRUP_THREAD_PREEMPTED, syrup_thread_policy};
 
 use crate::support::fixture::{Fixture, on_cpus, register};
 use crate::support::policy::{Scripted, TestMap, at, cores, preempting, queues, with_maps};

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use syrup_abi::abi::{self, SYRUP_THREAD_PREEMPTED, SYRUP_THREAD_WAKEUP, syrup_thread_policy};
 use syrup_hook::Hook as _;
 use syrup_scx::ScxSyrup;
+use syrup_sdk::abi::{self, SYRUP_THREAD_PREEMPTED, SYRUP_THREAD_WAKEUP, syrup_thread_policy};
 
 use crate::support::fixture::{on_cpus, register};
 use crate::support::policy::{Scripted, at, cores, preempting, queues};

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use syrup_abi::abi::{self, SYRUP_THREAD_EXPIRED};
 use syrup_hook::{Health, Hook as _, Target};
 use syrup_scx::ScxSyrup;
+use syrup_sdk::abi::{self, SYRUP_THREAD_EXPIRED};
 
 use crate::latency::{eventually_woken, timed};
 use crate::support::fixture::{on_cpus, register};

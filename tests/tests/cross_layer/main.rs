@@ -17,11 +17,11 @@ use load::{Flows, GET, Load, SCAN};
 use serde_json::Value;
 use server::{Language, Server, Started, WORKERS};
 use syrup::{App, Code};
-use syrup_abi::Compiler;
 use syrup_hook::sys;
 use syrup_protocol::request::DeploymentRef;
 use syrup_protocol::varlink::Nothing;
 use syrup_protocol::wire::Connection;
+use syrup_sdk::Compiler;
 use syrup_tests::{
     CProgram, Ctl, KernelObjects, Need, SetOnDrop, ThreadClass, binary, maps_of_program,
     own_network, require, sched_class, wait_for,

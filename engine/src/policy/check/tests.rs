@@ -1,6 +1,6 @@
 //! What the check lets pass and what it refuses, and with which words.
 
-use syrup_abi::Compiler;
+use syrup_sdk::Compiler;
 
 use super::*;
 

@@ -6,9 +6,9 @@ use std::io;
 use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
-use syrup_abi::Compiler;
 use syrup_engine::DEFAULT_BPFFS;
 use syrup_protocol::{Code, HookInfo};
+use syrup_sdk::Compiler;
 
 use super::Check;
 use crate::backend::{Place, is_root};

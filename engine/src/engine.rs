@@ -14,7 +14,7 @@ use rustix::fs::FlockOperation;
 use rustix::mount::MountFlags;
 use syrup_hook::{
     App, Deployment, Error, Health, Hook, HookId, Input, Linked, POLICY_PROGRAM, Probe, Proto,
-    Registration, Target, pin,
+    Target, pin,
 };
 use syrup_protocol::{
     AppInfo, Arbiter, Code, DeploymentInfo, Failure, HookInfo, LoadRequest, MapEntry, PolicyInfo,
@@ -255,7 +255,7 @@ impl Engine {
     }
 
     fn read_one(&self, hook: &dyn Hook, app: &App) -> Result<Deployment> {
-        hook.read(app)?.ok_or_else(|| not_deployed(&app.name, hook.id()))
+        hook.read(app)?.ok_or_else(|| Error::not_deployed(&app.name, hook.id()).into())
     }
 
     /// Removes an app's folder: it has no deployment left.

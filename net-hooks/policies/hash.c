@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 OR MIT */
+// SPDX-License-Identifier: GPL-2.0 OR MIT
 /*
  * One executor per flow: a hash of the two ports. Addresses are not part of a
  * policy's input (pkt_start is the transport header), so clients are told

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 OR MIT */
+// SPDX-License-Identifier: GPL-2.0 OR MIT
 /*
  * Power of two choices: of two random executors, the one with less to do.
  * Nearly as good as knowing the shortest queue, without looking at all of them.

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 OR MIT */
+// SPDX-License-Identifier: GPL-2.0 OR MIT
 /*
  * Every executor in turn, whatever the input. Evens out the number of inputs
  * per executor when there are few flows, which the default's hash does not.

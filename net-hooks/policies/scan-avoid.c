@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 OR MIT */
+// SPDX-License-Identifier: GPL-2.0 OR MIT
 /*
  * Keeps requests away from executors that serve, or are about to serve, a
  * SCAN: tries TRIES random ones, then each in turn. If all of them do, a random

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 OR MIT */
+// SPDX-License-Identifier: GPL-2.0 OR MIT
 /*
  * Size interval task assignment: SCANs have executors of their own, GETs share
  * the others in turn, so that no GET ever waits behind a SCAN.

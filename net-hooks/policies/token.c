@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 OR MIT */
+// SPDX-License-Identifier: GPL-2.0 OR MIT
 /*
  * Admission by tokens: a request costs its user one, and who has none left is
  * dropped. Users with a latency target (LS) get tokens by their target, best

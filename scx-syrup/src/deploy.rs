@@ -1,7 +1,6 @@
 //! Deployments: a slot of the root scheduler, a program in it, a record beside it.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};

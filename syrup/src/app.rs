@@ -132,9 +132,12 @@ impl App {
             }
             Err(failure) => return Err(failure.into()),
         }
-        let program = self.daemon.policy_open(&self.name, hook).map_err(|failure| {
-            Error::NoDescriptor { app: self.name.clone(), hook: hook.to_owned(), source: failure }
-        })?;
+        let program =
+            self.daemon.policy_open(&self.name, hook).map_err(|failure| Error::NoDescriptor {
+                app: self.name.clone(),
+                hook: hook.to_owned(),
+                source: failure.into(),
+            })?;
         Ok(Deployment { hook: hook.to_owned(), program })
     }
 

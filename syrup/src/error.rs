@@ -31,7 +31,7 @@ pub enum Error {
         /// Where the policy is live.
         hook: String,
         /// Why.
-        source: Failure,
+        source: Box<Failure>,
     },
     /// The daemon refused, or did not answer ([`Code::Unreachable`], [`Code::Timeout`]).
     Daemon(Failure),

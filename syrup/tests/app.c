@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+// SPDX-License-Identifier: MIT OR Apache-2.0
 /*
  * An application in C: a group of sockets, a policy that sends each datagram to
  * the socket that a Map names, and the application writing the Map. Started by

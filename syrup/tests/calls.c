@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+// SPDX-License-Identifier: MIT OR Apache-2.0
 /*
  * Every call of syrup.h, one row each: the call, what it must return, and what
  * syr_last_error() must say of a failure. usage: calls packet|thread FOLDER

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * The kernel's side of sched_ext: vmlinux.h, the kfuncs that are used, and the
  * compat layer of the scx project for kfuncs that were renamed.

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * What the root scheduler, the trusted half of thread policies and their
  * loader agree on. Private to this crate; Rust reads it through bindgen
@@ -106,7 +106,6 @@ struct syrup_scx_root {
 	__u32 version;      /* SYRUP_SCX_VERSION */
 	__u32 nr_cpus;
 };
-_Static_assert(sizeof(struct syrup_scx_make_cores) == 8, "syrup_scx_make_cores");
 _Static_assert(sizeof(struct syrup_scx_root) == 24, "syrup_scx_root");
 
 /* One entry: why the kernel ended the root scheduler. */
@@ -124,6 +123,7 @@ struct syrup_scx_make_cores {
 	__u32 slot;
 	__u32 nr_cpus;
 };
+_Static_assert(sizeof(struct syrup_scx_make_cores) == 8, "syrup_scx_make_cores");
 
 /* Argument of the program that changes the index of a registered thread. */
 struct syrup_scx_set_index {

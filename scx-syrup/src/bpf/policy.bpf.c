@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /*
  * The trusted half of a thread policy: what runs before and after the user's
  * schedule(). The root scheduler has filled the input; here the verdict is

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * The rescue of starved threads: a thread that waits longer than its app's
  * deadline runs for a short slice. A timer looks for such threads and appoints

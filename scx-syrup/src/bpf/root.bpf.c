@@ -1,4 +1,4 @@
-// SPDX-License-Identifier: GPL-2.0
+// SPDX-License-Identifier: GPL-2.0-only
 /*
  * The resident root scheduler. It knows threads, apps and queues, and no
  * policy: from ops.enqueue it tail-calls the policy of the thread's app, which

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /* What the parts of the root scheduler share, and policies do not. */
 #ifndef SYRUP_SCX_ROOT_BPF_H
 #define SYRUP_SCX_ROOT_BPF_H

@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0 */
+/* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * What the root scheduler and the trusted half of policies share: the root's
  * maps, which a policy's loader hands to it by name, and the last step of an

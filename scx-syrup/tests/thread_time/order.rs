@@ -1,9 +1,9 @@
 //! In which order threads run, where time could disturb it: who waits for two seconds is
 //! rescued, and who leaves its core while there is no program loses its place.
 
-use syrup_abi::abi::syrup_thread_policy;
 use syrup_hook::Hook as _;
 use syrup_scx::ScxSyrup;
+use syrup_sdk::abi::syrup_thread_policy;
 
 use crate::support::fixture::{on_cpus, register, without_program};
 use crate::support::order::Order;

@@ -394,7 +394,7 @@ fn meddle(ctl: &Ctl, uid: u32, app: &str, port: u16, tid: i32) {
                     .unwrap()
                     .call::<Nothing>(method, &what, &[], Duration::from_secs(60))
                     .unwrap_err();
-                refused(method, error.into());
+                refused(method, syrup_protocol::Failure::from(error).into());
             }
         }
         // Nor take what the app has into an app of its own.

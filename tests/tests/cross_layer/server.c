@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: MIT OR Apache-2.0 */
+// SPDX-License-Identifier: MIT OR Apache-2.0
 /*
  * The server of the cross-layer tests in C; server.rs is the same in Rust and
  * says what both promise. usage: server PORT WORKERS

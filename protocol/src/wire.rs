@@ -322,10 +322,18 @@ impl Connection {
             ));
         }
         // A daemon that refuses early replies before it has read everything:
-        // its words matter more than the broken pipe.
+        // its words matter more than the broken pipe. Else nothing was asked that could be
+        // answered.
         let sent = self.send(&bytes, fds, deadline, timeout);
-        if let Err(error @ Error::Timeout { .. }) = sent {
-            return Err(error);
+        match sent {
+            Err(Error::Broken(e))
+                if ![io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset]
+                    .contains(&e.kind()) =>
+            {
+                return Err(Error::Broken(e));
+            }
+            Err(error @ Error::Timeout { .. }) => return Err(error),
+            _ => {}
         }
         let message = match (self.receive(deadline, timeout), sent) {
             (Ok(message), _) => message,

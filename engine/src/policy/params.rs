@@ -25,14 +25,14 @@ pub fn set(image: &mut [u8], known: &[String], params: &[(String, String)]) -> R
         if !known.contains(name) {
             return Err(bad("the policy has no such parameter".to_owned()));
         }
-        let (size, signed) = {
+        let of = {
             let btf = object::File::parse(&*image).ok().as_ref().and_then(btf::types);
             btf.as_ref()
                 .and_then(|btf| btf.type_by_name::<types::Var<'_>>(name))
-                .and_then(|var| integer(var.referenced_type().skip_mods_and_typedefs()))
+                .and_then(|var| Type::of(var.referenced_type().skip_mods_and_typedefs()))
                 .ok_or_else(|| bad("it is not an integer".to_owned()))?
         };
-        let value = encode(text, size, signed).map_err(bad)?;
+        let value = encode(text, of).map_err(bad)?;
         let set = set_constant(image, name, &value).map_err(|e| bad(e.to_string()))?;
         if !set {
             return Err(bad("the policy has no such parameter".to_owned()));
@@ -41,38 +41,85 @@ pub fn set(image: &mut [u8], known: &[String], params: &[(String, String)]) -> R
     Ok(())
 }
 
-fn integer(ty: BtfType<'_>) -> Option<(usize, bool)> {
-    if ty.kind() != BtfKind::Int {
-        return None;
-    }
-    let int = types::Int::try_from(ty).ok()?;
-    Some((usize::from(int.bits) / 8, matches!(int.encoding, types::IntEncoding::Signed)))
+/// A parameter's type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Type {
+    bytes: usize,
+    /// Smallest and largest value.
+    low: i128,
+    high: i128,
 }
 
-fn encode(text: &str, size: usize, signed: bool) -> std::result::Result<Vec<u8>, String> {
-    let (negative, digits) = text.strip_prefix('-').map_or((false, text), |rest| (true, rest));
-    let magnitude: i128 = match (digits, digits.strip_prefix("0x")) {
+impl Type {
+    fn integer(bytes: usize, signed: bool) -> Self {
+        let bits = bytes * 8;
+        let (low, high) = match signed {
+            true => (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1),
+            false => (0, (1i128 << bits) - 1),
+        };
+        Self { bytes, low, high }
+    }
+
+    const BOOL: Self = Self { bytes: 1, low: 0, high: 1 };
+
+    fn of(ty: BtfType<'_>) -> Option<Self> {
+        if ty.kind() != BtfKind::Int {
+            return None;
+        }
+        let int = types::Int::try_from(ty).ok()?;
+        match (int.bits, &int.encoding) {
+            (8, types::IntEncoding::Bool) => Some(Self::BOOL),
+            (8 | 16 | 32 | 64, encoding) => {
+                let signed = matches!(encoding, types::IntEncoding::Signed);
+                Some(Self::integer(usize::from(int.bits) / 8, signed))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn encode(text: &str, of: Type) -> std::result::Result<Vec<u8>, String> {
+    let (sign, digits) = text.strip_prefix('-').map_or((1, text), |rest| (-1, rest));
+    let magnitude = |digits: &str, radix| match u64::from_str_radix(digits, radix) {
+        // A sign would be taken, too.
+        Ok(number) if digits.starts_with(|c: char| c.is_digit(radix)) => Ok(i128::from(number)),
+        _ => Err("not a number: decimal, hexadecimal after 0x, true or false".to_owned()),
+    };
+    let value = match (text, digits.strip_prefix("0x")) {
         ("true", _) => 1,
         ("false", _) => 0,
-        (_, Some(hex)) => i128::from_str_radix(hex, 16).map_err(|e| e.to_string())?,
-        _ => digits.parse().map_err(|e: std::num::ParseIntError| e.to_string())?,
+        (_, Some(hex)) => sign * magnitude(hex, 16)?,
+        _ => sign * magnitude(digits, 10)?,
     };
-    let value = if negative { -magnitude } else { magnitude };
-    let bits = u32::try_from(size * 8).map_err(|e| e.to_string())?;
-    let (low, high) = if signed {
-        (-(1i128 << (bits - 1)), (1i128 << (bits - 1)) - 1)
-    } else {
-        (0, (1i128 << bits) - 1)
-    };
+    let Type { bytes, low, high } = of;
     if !(low..=high).contains(&value) {
         return Err(format!("out of range {low}..={high}"));
     }
-    Ok(value.to_le_bytes()[..size].to_vec())
+    Ok(value.to_le_bytes()[..bytes].to_vec())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn encode(text: &str, bytes: usize, signed: bool) -> std::result::Result<Vec<u8>, String> {
+        super::encode(text, Type::integer(bytes, signed))
+    }
+
+    #[test]
+    fn a_bool_is_0_or_1() {
+        for (text, value) in [("true", 1), ("false", 0), ("1", 1), ("0x0", 0)] {
+            assert_eq!(super::encode(text, Type::BOOL), Ok(vec![value]));
+        }
+        assert!(super::encode("2", Type::BOOL).unwrap_err().contains("0..=1"));
+    }
+
+    #[test]
+    fn one_sign_in_front_and_none_further_in() {
+        for text in ["--5", "0x-5", "-0x-5", "+5", "0x+5", "-+5", "-true", "0x", "-"] {
+            assert!(encode(text, 4, true).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn values_must_fit_their_type() {

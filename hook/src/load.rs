@@ -75,7 +75,7 @@ impl PolicyObject {
     /// [`Error::Verifier`] with the kernel's log, or [`Error::Kernel`].
     pub fn load(mut self, program: &str) -> Result<LoadedProgram> {
         self.log.resize(LOG_BYTES, 0);
-        for mut candidate in self.object.progs_mut() {
+        for candidate in self.object.progs_mut() {
             if candidate.name() == program {
                 // SAFETY: the program belongs to self.object and the buffer to
                 // self.log; both live until load() below has returned.
@@ -90,9 +90,10 @@ impl PolicyObject {
                     let reason = io::Error::from_raw_os_error(-err);
                     return Err(Error::kernel("set the verifier's log buffer", reason));
                 }
-                candidate.set_log_level(1);
             }
         }
+        // At level 0 libbpf asks for a log only when the load failed, so that no large program
+        // is refused because its log does not fit.
         let log = self.log;
         let object = self.object.load().map_err(|e| {
             let end = log.iter().position(|&byte| byte == 0).unwrap_or(log.len());

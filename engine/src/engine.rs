@@ -2,27 +2,26 @@
 //!
 //! It keeps no state. A call that changes something takes the lock, reads the pins, acts
 //! through a hook, and reads the pins again for its answer; so a process that dies at
-//! any moment leaves nothing that the next one does not understand.
+//! any moment leaves nothing that the next one does not understand. Reading waits for
+//! nobody: pins change by renames, so a reader sees what was, or what is.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::mount::MountFlags;
-use syrup_hook::{
-    App, Deployment, Error, Health, Hook, HookId, Input, Linked, POLICY_PROGRAM, Probe, Proto,
-    Target, pin,
-};
+use syrup_hook::record::Record;
+use syrup_hook::{App, Deploy as _, Error, Hook, Linked, POLICY_PROGRAM, Probe, Who, pin};
 use syrup_protocol::{
-    AppInfo, Arbiter, Code, DeploymentInfo, Failure, HookInfo, LoadRequest, MapEntry, PolicyInfo,
-    PolicySource, Registration, ReplaceRequest, Result, names,
+    AppInfo, Arbiter, Code, Deployment, Facts, Failure, Health, HookInfo, Input, LoadRequest,
+    MapEntry, PolicyInfo, PolicySource, Registration, ReplaceRequest, Result, names,
 };
-use syrup_sdk::abi;
 
-use crate::hooks;
+use crate::hooks::{self, Hooks};
 use crate::maps::{Maps, own};
 use crate::policy::{self, Prepared, verifier};
 
@@ -53,11 +52,24 @@ impl Caller {
     pub const ROOT: Self = Self { uid: 0, pid: 0 };
 }
 
+/// The right to change what is pinned. A root of all pins that is empty in the end goes.
+struct Lock<'a> {
+    engine: &'a Engine,
+    _folder: OwnedFd,
+}
+
+impl Drop for Lock<'_> {
+    fn drop(&mut self) {
+        // Fails while anything is in it, which is the point.
+        let _ = fs::remove_dir(&self.engine.bpffs);
+    }
+}
+
 /// What a start found: see [`Engine::recover`].
 #[derive(Debug, Default)]
 pub struct Recovery {
     /// Deployments read back from their pins.
-    pub adopted: Vec<DeploymentInfo>,
+    pub adopted: Vec<Deployment>,
     /// Leftovers of interrupted calls that were removed.
     pub removed: Vec<PathBuf>,
 }
@@ -65,8 +77,8 @@ pub struct Recovery {
 /// What [`Engine::check`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckReport {
-    /// "packet" or "thread".
-    pub input: String,
+    /// What it schedules.
+    pub input: Input,
     /// Instructions of the policy alone.
     pub instructions: usize,
     /// Maps it names.
@@ -81,6 +93,7 @@ pub struct CheckReport {
 #[derive(Debug, Clone)]
 pub struct Engine {
     bpffs: PathBuf,
+    hooks: Hooks,
 }
 
 /// The engine on behalf of a caller.
@@ -96,6 +109,18 @@ impl Engine {
     /// # Errors
     /// [`Code::Unsupported`] when `bpffs` is not on a mounted BPF file system.
     pub fn new(bpffs: PathBuf) -> Result<Self> {
+        Self::of(bpffs, hooks::SHIPPED)
+    }
+
+    /// The same with other hooks than those that ship.
+    ///
+    /// # Errors
+    /// As [`Engine::new`].
+    pub fn with_hooks(bpffs: PathBuf, hooks: &'static [&'static dyn Hook]) -> Result<Self> {
+        Self::of(bpffs, Hooks(hooks))
+    }
+
+    fn of(bpffs: PathBuf, hooks: Hooks) -> Result<Self> {
         let mount = bpffs.parent().unwrap_or(Path::new("/"));
         let is_bpffs = || -> Result<bool> {
             let stat = rustix::fs::statfs(mount).map_err(|e| {
@@ -107,10 +132,11 @@ impl Engine {
         // Where every BPF tool expects it, root mounts it as they do: a machine
         // without an init that did so is no reason to refuse.
         if mount == Path::new(BPFFS_MOUNT) && !is_bpffs()? && rustix::process::geteuid().is_root() {
-            rustix::mount::mount("bpf", mount, "bpf", MountFlags::empty(), None).map_err(|e| {
-                Failure::new(Code::Unsupported, format!("cannot mount {BPFFS_MOUNT}: {e}"))
-                    .advise("mount -t bpf bpf /sys/fs/bpf")
-            })?;
+            rustix::mount::mount("bpf", mount, "bpf", MountFlags::empty(), Some(c"mode=0755"))
+                .map_err(|e| {
+                    Failure::new(Code::Unsupported, format!("cannot mount {BPFFS_MOUNT}: {e}"))
+                        .advise("mount -t bpf bpf /sys/fs/bpf")
+                })?;
             log::info!("mounted the BPF file system at {BPFFS_MOUNT}");
         }
         if !is_bpffs()? {
@@ -120,7 +146,7 @@ impl Engine {
             )
             .advise(format!("mount -t bpf bpf {}", mount.display())));
         }
-        Ok(Self { bpffs })
+        Ok(Self { bpffs, hooks })
     }
 
     /// The engine on behalf of `caller`.
@@ -136,17 +162,16 @@ impl Engine {
     pub fn recover(&self) -> Result<Recovery> {
         let _lock = self.lock()?;
         let mut removed = Vec::new();
-        for hook in hooks::all() {
+        for hook in self.hooks.all() {
             removed.extend(hook.collect_garbage(&self.bpffs)?);
         }
         for app in self.app_names()? {
             let app = self.app(&app);
-            if self.deployed_hooks(&app).is_empty() {
+            if self.hooks_of(&app).is_empty() {
                 removed.push(app.dir());
                 self.forget(&app)?;
             }
         }
-        self.remove_root_if_empty();
         Ok(Recovery { adopted: self.read_all()?, removed })
     }
 
@@ -160,7 +185,7 @@ impl Engine {
         hook: &str,
         params: &[(String, String)],
     ) -> Result<CheckReport> {
-        let hook = hooks::get(hook)?;
+        let hook = hooks::SHIPPED.get(hook)?;
         let prepared = policy::prepare(hook, policy, params)?;
         let verified = if !rustix::process::geteuid().is_root() {
             Err("only root can ask the verifier".to_owned())
@@ -173,7 +198,7 @@ impl Engine {
         };
         let checked = prepared.checked;
         Ok(CheckReport {
-            input: checked.input.to_string(),
+            input: checked.input,
             instructions: checked.instructions,
             maps: checked.maps,
             params: checked.params,
@@ -181,34 +206,85 @@ impl Engine {
         })
     }
 
-    /// One process at a time. The lock is on the folder above ours, which no
-    /// call removes; the kernel drops it when the holder dies.
-    fn lock(&self) -> Result<File> {
-        let path = self.bpffs.parent().unwrap_or(Path::new("/"));
-        let failed = |e: io::Error| {
-            Failure::new(Code::Internal, format!("cannot lock {}: {e}", path.display()))
+    /// One process at a time that changes something. The lock is on our own folder, which
+    /// is made for it, and which root alone can open; the kernel drops it when the holder
+    /// dies.
+    fn lock(&self) -> Result<Lock<'_>> {
+        let failed = |e: rustix::io::Errno| {
+            Failure::new(Code::Internal, format!("cannot lock {}: {e}", self.bpffs.display()))
         };
-        let file = File::open(path).map_err(failed)?;
         let deadline = Instant::now() + LOCK_TIMEOUT;
         loop {
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(file),
+            let folder = self.open_root()?;
+            match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+                // Its last holder may have removed it, and another have made a new one.
+                Ok(()) if self.is_root_folder(&folder) => {
+                    return Ok(Lock { engine: self, _folder: folder });
+                }
+                Ok(()) => {}
                 Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(2));
                 }
                 Err(rustix::io::Errno::WOULDBLOCK) => {
-                    return Err(Failure::new(
-                        Code::Timeout,
-                        format!("another process holds the lock on {}", path.display()),
-                    )
-                    .advise("find it with: fuser -v /sys/fs/bpf"));
+                    let held =
+                        format!("another process holds the lock on {}", self.bpffs.display());
+                    return Err(Failure::new(Code::Timeout, held)
+                        .advise(format!("find it with: fuser -v {}", self.bpffs.display())));
                 }
-                Err(e) => return Err(failed(e.into())),
+                Err(e) => return Err(failed(e)),
             }
         }
     }
 
+    /// Opens the root of all pins, made if need be. One that others could have filled is
+    /// refused: what is in it would be taken for ours.
+    fn open_root(&self) -> Result<OwnedFd> {
+        let path = &self.bpffs;
+        let failed = |what: &str, e: io::Error| {
+            let code = match e.kind() {
+                io::ErrorKind::PermissionDenied => Code::NotPermitted,
+                _ => Code::Internal,
+            };
+            Failure::new(code, format!("cannot {what} {}: {e}", path.display()))
+        };
+        // Nobody else opens it before it has its mode.
+        match fs::DirBuilder::new().mode(0o700).create(path) {
+            Ok(()) => own(path, 0, 0o711)?,
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(failed("make", e)),
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let folder =
+            rustix::fs::open(path, flags, Mode::empty()).map_err(|e| failed("open", e.into()))?;
+        let stat = rustix::fs::fstat(&folder).map_err(|e| failed("look at", e.into()))?;
+        self.refuse_foreign(&stat)?;
+        Ok(folder)
+    }
+
+    fn refuse_foreign(&self, root: &rustix::fs::Stat) -> Result<()> {
+        if root.st_uid == 0 && root.st_mode & 0o022 == 0 {
+            return Ok(());
+        }
+        let path = self.bpffs.display();
+        let message = format!(
+            "{path} belongs to user {} with mode {:o}: others could have put pins there",
+            root.st_uid,
+            root.st_mode & 0o7777
+        );
+        Err(Failure::new(Code::Conflict, message)
+            .advise(format!("look at what is in it, then 'rm -r {path}'")))
+    }
+
+    fn is_root_folder(&self, folder: &OwnedFd) -> bool {
+        let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+        let (ours, there) = (rustix::fs::fstat(folder), rustix::fs::lstat(&self.bpffs));
+        matches!((ours, there), (Ok(ours), Ok(there)) if identity(ours) == identity(there))
+    }
+
     fn app_names(&self) -> Result<Vec<String>> {
+        if let Ok(root) = rustix::fs::lstat(&self.bpffs) {
+            self.refuse_foreign(&root)?;
+        }
         let folders = pin::app_folders(&self.bpffs)?;
         Ok(folders
             .iter()
@@ -218,11 +294,12 @@ impl Engine {
             .collect())
     }
 
-    /// An app with the owner its records name; root when it has none yet.
+    /// An app with the owner its records name; root when it has none yet, or when none can
+    /// be read.
     fn app(&self, name: &str) -> App {
         let mut app = App { name: name.to_owned(), uid: 0, bpffs: self.bpffs.clone() };
-        for &hook in HookId::ALL {
-            if let Ok(Some(record)) = pin::read_record(&app.hook_dir(hook)) {
+        for hook in self.hooks.all() {
+            if let Ok(Some(record)) = Record::read(&app.hook_dir(hook.spec())) {
                 app.uid = record.uid;
                 break;
             }
@@ -231,11 +308,11 @@ impl Engine {
     }
 
     /// Hooks at which the app has a pin folder, broken or not.
-    fn deployed_hooks(&self, app: &App) -> Vec<HookId> {
-        HookId::ALL.iter().copied().filter(|&hook| app.hook_dir(hook).is_dir()).collect()
+    fn hooks_of(&self, app: &App) -> Vec<&'static dyn Hook> {
+        self.hooks.all().filter(|hook| app.hook_dir(hook.spec()).is_dir()).collect()
     }
 
-    fn read_all(&self) -> Result<Vec<DeploymentInfo>> {
+    fn read_all(&self) -> Result<Vec<Deployment>> {
         let mut all = Vec::new();
         for name in self.app_names()? {
             all.extend(self.read_app(&self.app(&name))?);
@@ -243,19 +320,16 @@ impl Engine {
         Ok(all)
     }
 
-    fn read_app(&self, app: &App) -> Result<Vec<DeploymentInfo>> {
+    fn read_app(&self, app: &App) -> Result<Vec<Deployment>> {
         let mut deployments = Vec::new();
-        for id in self.deployed_hooks(app) {
-            let hook = hooks::get(id.name())?;
-            if let Some(deployment) = hook.read(app)? {
-                deployments.push(info(deployment));
-            }
+        for hook in self.hooks_of(app) {
+            deployments.extend(hook.read(app)?);
         }
         Ok(deployments)
     }
 
     fn read_one(&self, hook: &dyn Hook, app: &App) -> Result<Deployment> {
-        hook.read(app)?.ok_or_else(|| Error::not_deployed(&app.name, hook.id()).into())
+        hook.read(app)?.ok_or_else(|| not_deployed(hook, app))
     }
 
     /// Removes an app's folder: it has no deployment left.
@@ -264,48 +338,35 @@ impl Engine {
         Ok(())
     }
 
-    fn remove_root_if_empty(&self) {
-        // Fails while anything is in it, which is the point.
-        let _ = fs::remove_dir(&self.bpffs);
-    }
-
     fn make_app_folder(&self, app: &App) -> Result<()> {
-        for dir in [&self.bpffs, &app.dir()] {
-            match fs::create_dir(dir) {
-                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-                    let code = if e.kind() == io::ErrorKind::PermissionDenied {
-                        Code::NotPermitted
-                    } else {
-                        Code::Internal
-                    };
-                    return Err(Failure::new(code, format!("cannot make {}: {e}", dir.display())));
-                }
-                // Root's, so that a tenant cannot move pins; searchable, so
-                // that it reaches its Maps.
-                _ => own(dir, 0, 0o711)?,
+        let dir = app.dir();
+        match fs::create_dir(&dir) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                Err(Failure::new(Code::Internal, format!("cannot make {}: {e}", dir.display())))
             }
+            // Root's, so that a tenant cannot move pins; searchable, so
+            // that it reaches its Maps.
+            _ => own(&dir, 0, 0o711),
         }
-        Ok(())
     }
 
     fn unload_locked(&self, app: &App, hook: &dyn Hook) -> Result<()> {
         hook.remove(app)?;
-        if self.deployed_hooks(app).is_empty() {
+        if self.hooks_of(app).is_empty() {
             self.forget(app)?;
         }
-        self.remove_root_if_empty();
         Ok(())
     }
 
-    /// Waits until a thread policy with threads has seen inputs, so that `load`
-    /// can say that it decides nothing.
+    /// Waits until a thread policy with threads has seen inputs, which come by themselves, so
+    /// that `load` can say that it decides nothing.
     fn observe(&self, hook: &dyn Hook, app: &App) -> Result<Deployment> {
         let deadline = Instant::now() + OBSERVE;
         loop {
             let deployment = self.read_one(hook, app)?;
-            let watched = hook.input() == Input::Thread && deployment.nr_threads.unwrap_or(0) > 0;
-            let seen = deployment.counters.get(abi::SYRUP_CHOSEN) > 0;
-            if !watched || seen || deployment.health != Health::Live || Instant::now() >= deadline {
+            let comes = hook.spec().input == Input::Thread && deployment.health == Health::LIVE;
+            let seen = deployment.counters.get("chosen").is_some_and(|&chosen| chosen > 0);
+            if !comes || seen || Instant::now() >= deadline {
                 return Ok(deployment);
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -321,7 +382,7 @@ impl Prepared {
             sha256: self.sha256,
             object: self.linked.clone(),
             maps,
-            thread: self.checked.thread,
+            settings: self.settings.clone(),
         }
     }
 
@@ -345,7 +406,7 @@ impl AsCaller {
     fn own_app(&self, name: &str) -> Result<App> {
         names::check_app(name)?;
         let mut app = self.engine.app(name);
-        if self.engine.deployed_hooks(&app).is_empty() {
+        if self.engine.hooks_of(&app).is_empty() {
             app.uid = self.caller.uid;
         }
         if !self.is_root() && app.uid != self.caller.uid {
@@ -371,102 +432,93 @@ impl AsCaller {
         }
     }
 
-    fn target(&self, hook: &dyn Hook, request: &LoadRequest) -> Result<Target> {
-        let proto = match &request.proto {
-            Some(text) => Some(text.parse::<Proto>().map_err(|e| Failure::new(Code::Usage, e))?),
-            None => None,
-        };
-        let wrong = |flag: &str| {
-            Failure::new(Code::Usage, format!("{flag} means nothing at hook {}", hook.id()))
-        };
-        match hook.input() {
-            Input::Thread if request.port.is_some() => return Err(wrong("--port")),
-            Input::Thread if proto.is_some() => return Err(wrong("--proto")),
-            Input::Packet if !request.cpus.is_empty() => return Err(wrong("--cpus")),
-            Input::Packet if request.weight.is_some() => return Err(wrong("--weight")),
-            _ => {}
+    /// Checks what a deployment is told.
+    fn may_say(&self, hook: &dyn Hook, target: &Facts) -> Result<()> {
+        let spec = hook.spec();
+        for (name, value) in target {
+            let Some(flag) = spec.takes.iter().find(|flag| flag.name == name) else {
+                let message = format!("--{name} means nothing at hook {}", spec.name);
+                return Err(Failure::new(Code::Usage, message));
+            };
+            if flag.who == Who::Root && !self.is_root() {
+                let message = format!("only root may say --{name}");
+                return Err(Failure::new(Code::NotPermitted, message).advise(
+                    "let the application register its sockets and threads: \
+                     syr_register_socket(), syr_register_thread()",
+                ));
+            }
+            flag.check(value)
+                .map_err(|why| Failure::new(Code::Usage, format!("--{name}: {why}")))?;
         }
-        if !self.is_root() && (request.pid.is_some() || request.port.is_some()) {
-            return Err(Failure::new(
-                Code::NotPermitted,
-                "only root may name a port or a process".to_owned(),
-            )
-            .advise("let the application register its sockets and threads: syr_register_socket(), syr_register_thread()"));
-        }
-        if request.weight.is_some_and(|weight| !(1..=10_000).contains(&weight)) {
-            return Err(Failure::new(Code::Usage, "--weight is 1 to 10000 (100 is normal)"));
-        }
-        Ok(Target {
-            port: request.port,
-            proto,
-            pid: request.pid,
-            cpus: request.cpus.clone(),
-            weight: request.weight,
-        })
+        Ok(())
     }
 }
 
 impl Arbiter for AsCaller {
-    fn load(&self, request: &LoadRequest) -> Result<DeploymentInfo> {
-        let hook = hooks::get(&request.hook)?;
+    fn load(&self, request: &LoadRequest) -> Result<Deployment> {
+        let hook = self.engine.hooks.get(&request.hook)?;
         names::check_app(&request.app)?;
         self.may_bring(&request.policy)?;
-        let target = self.target(hook, request)?;
+        self.may_say(hook, &request.target)?;
         // The source's faults come first: they show on any kernel.
         let prepared = policy::prepare(hook, &request.policy, &request.params)?;
         if let Probe::Missing { what, advice } = hook.probe() {
             return Err(Failure::new(
                 Code::Unsupported,
-                format!("hook {} is not available: {what}", hook.id()),
+                format!("hook {} is not available: {what}", hook.spec().name),
             )
             .advise(advice));
         }
 
         let _lock = self.engine.lock()?;
         let app = self.own_app(&request.app)?;
-        if app.hook_dir(hook.id()).is_dir() {
-            return Err(already(&app, hook));
+        if app.hook_dir(hook.spec()).is_dir() && !hook.has_ended(&app) {
+            if !request.or_replace {
+                return Err(already(&app, hook));
+            }
+            same_target(&self.engine.read_one(hook, &app)?, &request.target)?;
+            return self.replace_by(hook, &app, &prepared);
+        }
+        if self.engine.hooks_of(&app).is_empty() {
+            // Maps of a load that died: not for whoever takes the name next.
+            self.engine.forget(&app)?;
         }
         self.engine.make_app_folder(&app)?;
         let deployed = (|| -> Result<()> {
             let (maps, created) =
                 Maps::of(&app).ensure(&prepared.linked, &prepared.checked.maps)?;
-            hook.deploy(&app, &prepared.link_with(maps), &target)
+            hook.deploy(&app, &prepared.link_with(maps), &request.target)
                 .map_err(|e| prepared.explain(e))?;
             created.keep();
             Ok(())
         })();
-        if deployed.is_err() && self.engine.deployed_hooks(&app).is_empty() {
+        if deployed.is_err() && self.engine.hooks_of(&app).is_empty() {
             self.engine.forget(&app)?;
-            self.engine.remove_root_if_empty();
         }
         deployed?;
-        self.engine.observe(hook, &app).map(info).map_err(|e| live_but(&app, hook, e))
+        self.engine.observe(hook, &app).map_err(|e| live_but(&app, hook, e))
     }
 
-    fn replace(&self, request: &ReplaceRequest) -> Result<DeploymentInfo> {
-        let hook = hooks::get(&request.hook)?;
+    fn replace(&self, request: &ReplaceRequest) -> Result<Deployment> {
+        let hook = self.engine.hooks.get(&request.hook)?;
         names::check_app(&request.app)?;
         self.may_bring(&request.policy)?;
         let prepared = policy::prepare(hook, &request.policy, &request.params)?;
 
         let _lock = self.engine.lock()?;
         let app = self.own_app(&request.app)?;
-        if !app.hook_dir(hook.id()).is_dir() {
-            return Err(Error::not_deployed(&app.name, hook.id()).into());
+        if !app.hook_dir(hook.spec()).is_dir() {
+            return Err(not_deployed(hook, &app));
         }
-        let (maps, created) = Maps::of(&app).ensure(&prepared.linked, &prepared.checked.maps)?;
-        hook.replace(&app, &prepared.link_with(maps)).map_err(|e| prepared.explain(e))?;
-        created.keep();
-        self.engine.read_one(hook, &app).map(info).map_err(|e| live_but(&app, hook, e))
+        self.replace_by(hook, &app, &prepared)
     }
 
     fn unload(&self, hook: &str, app: &str) -> Result<()> {
-        let hook = hooks::get(hook)?;
+        let hook = self.engine.hooks.get(hook)?;
         let _lock = self.engine.lock()?;
         let app = self.own_app(app)?;
-        if !app.hook_dir(hook.id()).is_dir() {
-            return Err(Error::not_deployed(&app.name, hook.id()).into());
+        if !app.hook_dir(hook.spec()).is_dir() {
+            return Err(not_deployed(hook, &app));
         }
         self.engine.unload_locked(&app, hook)
     }
@@ -479,28 +531,25 @@ impl Arbiter for AsCaller {
             if !self.is_root() && app.uid != self.caller.uid {
                 continue;
             }
-            for id in self.engine.deployed_hooks(&app) {
-                self.engine.unload_locked(&app, hooks::get(id.name())?)?;
-                gone.push((name.clone(), id.to_string()));
+            for hook in self.engine.hooks_of(&app) {
+                self.engine.unload_locked(&app, hook)?;
+                gone.push((name.clone(), hook.spec().name.to_owned()));
             }
         }
         if self.is_root() {
-            for hook in hooks::all() {
+            for hook in self.engine.hooks.all() {
                 hook.collect_garbage(&self.engine.bpffs)?;
             }
-            self.engine.remove_root_if_empty();
         }
         Ok(gone)
     }
 
-    fn list(&self) -> Result<Vec<DeploymentInfo>> {
-        let _lock = self.engine.lock()?;
+    fn list(&self) -> Result<Vec<Deployment>> {
         self.engine.read_all()
     }
 
     fn show(&self, app: &str) -> Result<AppInfo> {
         names::check_app(app)?;
-        let _lock = self.engine.lock()?;
         let app = self.engine.app(app);
         let deployments = self.engine.read_app(&app)?;
         if deployments.is_empty() {
@@ -533,11 +582,10 @@ impl Arbiter for AsCaller {
     }
 
     fn policy_open(&self, app: &str, hook: &str) -> Result<OwnedFd> {
-        let hook = hooks::get(hook)?;
-        let _lock = self.engine.lock()?;
+        let hook = self.engine.hooks.get(hook)?;
         let app = self.deployed_app(app)?;
-        if !app.hook_dir(hook.id()).is_dir() {
-            return Err(Error::not_deployed(&app.name, hook.id()).into());
+        if !app.hook_dir(hook.spec()).is_dir() {
+            return Err(not_deployed(hook, &app));
         }
         Ok(hook.program(&app)?)
     }
@@ -547,41 +595,71 @@ impl Arbiter for AsCaller {
         Maps::of(&app).open(&app.name, map)
     }
 
-    fn register(&self, app: &str, what: Registration, index: Option<u32>) -> Result<u32> {
+    fn register(
+        &self,
+        app: &str,
+        hook: Option<&str>,
+        what: Registration,
+        index: Option<u32>,
+    ) -> Result<u32> {
+        let named = hook.map(|name| self.engine.hooks.get(name)).transpose()?;
         let _lock = self.engine.lock()?;
         let app = self.deployed_app(app)?;
         if let Registration::Thread { tid } = what {
             self.may_schedule(tid)?;
         }
-        let kind = what.kind();
-        let (mut deployed, missing): (Vec<_>, Vec<_>) = hooks::all()
-            .into_iter()
-            .filter(|hook| hook.registers() == kind)
-            .partition(|hook| app.hook_dir(hook.id()).is_dir());
-        match (deployed.pop(), missing.last()) {
-            (Some(hook), _) => Ok(hook.register(&app, what, index)?),
-            (None, Some(hook)) => Err(Error::not_deployed(&app.name, hook.id()).into()),
-            (None, None) => {
-                Err(Failure::new(Code::Internal, format!("no hook takes a {kind:?} by itself")))
-            }
-        }
+        let hook = match named {
+            Some(hook) => hook,
+            None => self.only_hook(&app, &what)?,
+        };
+        Ok(hook.register(&app, what, index)?)
     }
 }
 
 impl AsCaller {
+    /// Puts a policy in the place of the app's live one; under the lock.
+    fn replace_by(&self, hook: &dyn Hook, app: &App, prepared: &Prepared) -> Result<Deployment> {
+        let (maps, created) = Maps::of(app).ensure(&prepared.linked, &prepared.checked.maps)?;
+        hook.replace(app, &prepared.link_with(maps)).map_err(|e| prepared.explain(e))?;
+        created.keep();
+        self.engine.read_one(hook, app).map_err(|e| live_but(app, hook, e))
+    }
+
     /// An app that exists and is the caller's.
     fn deployed_app(&self, name: &str) -> Result<App> {
         let app = self.own_app(name)?;
-        if self.engine.deployed_hooks(&app).is_empty() {
+        if self.engine.hooks_of(&app).is_empty() {
             return Err(no_app(name));
         }
         Ok(app)
     }
 
+    /// The hook at which the app has a policy that takes such a thing.
+    fn only_hook(&self, app: &App, what: &Registration) -> Result<&'static dyn Hook> {
+        let kind = what.kind();
+        let takes = self.engine.hooks.all().filter(|hook| hook.spec().registers == kind);
+        let is_deployed = |hook: &&dyn Hook| app.hook_dir(hook.spec()).is_dir();
+        let (deployed, missing): (Vec<_>, Vec<_>) = takes.partition(is_deployed);
+        match (deployed.as_slice(), missing.as_slice()) {
+            ([hook], _) => Ok(*hook),
+            ([], [hook, ..]) => Err(not_deployed(*hook, app)),
+            ([], []) => Err(Failure::new(Code::Internal, format!("no hook takes a {kind}"))),
+            (several, _) => {
+                let names: Vec<&str> = several.iter().map(|hook| hook.spec().name).collect();
+                let message = format!(
+                    "app '{}' has policies for {kind}s at several hooks: {}",
+                    app.name,
+                    names.join(", ")
+                );
+                Err(Failure::new(Code::Usage, message).advise("name the hook"))
+            }
+        }
+    }
+
     /// A thread of the caller's own process or user; root may schedule any.
     fn may_schedule(&self, tid: i32) -> Result<()> {
         let owner = owner_of(tid).ok_or_else(|| {
-            Failure::new(Code::Conflict, format!("there is no thread {tid}"))
+            Failure::new(Code::NotFound, format!("there is no thread {tid}"))
                 .advise("register a thread while it runs, from its own process")
         })?;
         if self.is_root() || owner == self.caller.uid {
@@ -600,13 +678,13 @@ fn owner_of(tid: i32) -> Option<u32> {
 
 /// A second `load`: for another policy, or for executors that were not there before.
 fn already(app: &App, hook: &dyn Hook) -> Failure {
-    let what = format!("app '{}' has a policy at {} already", app.name, hook.id());
-    let replace = format!("syrupctl replace {} --app {} --policy ...", hook.id(), app.name);
-    let unload = format!("syrupctl unload {} --app {}", hook.id(), app.name);
-    let without_executors =
-        hook.read(app).ok().flatten().is_some_and(|deployment| {
-            deployment.nr_executors == 0 || deployment.nr_threads == Some(0)
-        });
+    let name = hook.spec().name;
+    let what = format!("app '{}' has a policy at {name} already", app.name);
+    let replace = format!("syrupctl replace {name} --app {} --policy ...", app.name);
+    let unload = format!("syrupctl unload {name} --app {}", app.name);
+    let without_executors = hook.read(app).ok().flatten().is_some_and(|deployment| {
+        deployment.executors == 0 || matches!(deployment.health, Health::Live(Some(_)))
+    });
     Failure::new(Code::Conflict, what).advise(if without_executors {
         format!(
             "'{replace}' changes the policy; it has no executors, and adopts some when it is loaded \
@@ -617,6 +695,22 @@ fn already(app: &App, hook: &dyn Hook) -> Failure {
     })
 }
 
+/// A replacement changes the policy, and nothing of what it is for.
+fn same_target(deployment: &Deployment, asked: &Facts) -> Result<()> {
+    for (name, value) in asked {
+        let is = deployment.target.get(name);
+        if is == Some(value) {
+            continue;
+        }
+        let Deployment { app, hook, .. } = deployment;
+        let is = is.map_or("none".to_owned(), ToString::to_string);
+        let message = format!("--{name} {value}: the deployment of app '{app}' at {hook} has {is}");
+        return Err(Failure::new(Code::Conflict, message)
+            .advise(format!("leave --{name} out, or 'syrupctl unload {hook} --app {app}' first")));
+    }
+    Ok(())
+}
+
 /// What failed after a policy became live, which it stays.
 fn live_but(app: &App, hook: &dyn Hook, error: Failure) -> Failure {
     let Failure { message, .. } = &error;
@@ -624,49 +718,17 @@ fn live_but(app: &App, hook: &dyn Hook, error: Failure) -> Failure {
         message: format!(
             "the policy of app '{}' is live at {}, but cannot be read back: {message}",
             app.name,
-            hook.id()
+            hook.spec().name
         ),
         ..error
     }
 }
 
-fn no_app(app: &str) -> Failure {
-    Failure::new(Code::Conflict, format!("there is no app '{app}'"))
-        .advise("an app exists while it has a deployment: 'syrupctl list' shows them")
+fn not_deployed(hook: &dyn Hook, app: &App) -> Failure {
+    Error::not_deployed(&app.name, hook.spec().name).into()
 }
 
-fn info(deployment: Deployment) -> DeploymentInfo {
-    let (state, reason) = match deployment.health {
-        Health::Live => ("live", None),
-        Health::Waiting(what) => ("live", Some(what)),
-        Health::Degraded(why) => ("degraded", Some(why)),
-        Health::Ejected(why) => ("ejected", Some(why)),
-    };
-    DeploymentInfo {
-        app: deployment.app,
-        uid: deployment.uid,
-        hook: deployment.hook.to_string(),
-        policy: deployment.policy,
-        policy_sha256: deployment.sha256.iter().map(|byte| format!("{byte:02x}")).collect(),
-        program_id: deployment.program_id,
-        generation: deployment.generation,
-        deployed_at: deployment
-            .deployed_at
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs()),
-        proto: deployment.port.map(|(proto, _)| proto.to_string()),
-        port: deployment.port.map(|(_, port)| port),
-        pid: deployment.pid,
-        executors: deployment.nr_executors,
-        threads: deployment.nr_threads,
-        cpus: deployment.cpus,
-        state: state.to_owned(),
-        reason,
-        counters: abi::COUNTER_NAMES
-            .iter()
-            .zip(deployment.counters.0)
-            .map(|(name, sum)| ((*name).to_owned(), sum))
-            .collect(),
-        verdicts: deployment.verdicts,
-    }
+fn no_app(app: &str) -> Failure {
+    Failure::new(Code::NotFound, format!("there is no app '{app}'"))
+        .advise("an app exists while it has a deployment: 'syrupctl list' shows them")
 }

@@ -1,41 +1,79 @@
 //! The one registry of hooks: CLI, documentation test and status derive from it.
 
-use syrup_hook::{Hook, HookId, Probe};
+use std::fmt;
+
+use syrup_hook::{Flag, Hook, Probe, Spec};
 use syrup_net_hooks::SocketSelect;
 use syrup_protocol::{Code, Failure, HookInfo, PolicyInfo, Result};
 use syrup_scx::ScxSyrup;
 
-/// Every hook, in the order of [`HookId::ALL`].
-pub(crate) fn all() -> [&'static dyn Hook; HookId::ALL.len()] {
-    [&ScxSyrup, &SocketSelect]
+/// Every hook that ships. Adding one is adding a line.
+pub(crate) static SHIPPED: Hooks = Hooks(&[&ScxSyrup, &SocketSelect]);
+
+/// The hooks that an engine serves.
+#[derive(Clone, Copy)]
+pub(crate) struct Hooks(pub(crate) &'static [&'static dyn Hook]);
+
+impl Hooks {
+    pub(crate) fn all(self) -> impl Iterator<Item = &'static dyn Hook> {
+        self.0.iter().copied()
+    }
+
+    /// The hook of that name.
+    pub(crate) fn get(self, name: &str) -> Result<&'static dyn Hook> {
+        self.all().find(|hook| hook.spec().name == name).ok_or_else(|| {
+            let known: Vec<&str> = self.all().map(|hook| hook.spec().name).collect();
+            let unknown = format!("unknown hook '{name}': one of {}", known.join(", "));
+            Failure::new(Code::Usage, unknown)
+                .advise("'syrupctl hooks' says what each one schedules")
+        })
+    }
 }
 
-/// The implementation of a hook.
-pub(crate) fn get(name: &str) -> Result<&'static dyn Hook> {
-    let id: HookId = name.parse().map_err(|e: syrup_hook::UnknownHook| {
-        Failure::new(Code::Usage, e.to_string())
-            .advise("'syrupctl hooks' says what each one schedules")
-    })?;
-    all().into_iter().find(|hook| hook.id() == id).ok_or_else(|| {
-        Failure::new(Code::Internal, format!("hook '{id}' has a name and no implementation"))
-    })
+impl fmt::Debug for Hooks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.all().map(Hook::spec)).finish()
+    }
+}
+
+/// What each of them is.
+pub fn specs() -> impl Iterator<Item = &'static Spec> {
+    SHIPPED.all().map(Hook::spec)
+}
+
+/// The flags that a deployment may be told, each once, with the hooks that take it.
+#[must_use]
+pub fn flags() -> Vec<(&'static Flag, Vec<&'static str>)> {
+    let mut flags: Vec<(&Flag, Vec<&str>)> = Vec::new();
+    for spec in specs() {
+        for flag in spec.takes {
+            match flags.iter_mut().find(|(known, _)| known.name == flag.name) {
+                Some((_, hooks)) => hooks.push(spec.name),
+                None => flags.push((flag, vec![spec.name])),
+            }
+        }
+    }
+    flags
 }
 
 /// The hooks and what this machine offers of them. Asks no arbiter, so that it
 /// can be told before one runs.
 #[must_use]
 pub fn infos() -> Vec<HookInfo> {
-    all()
-        .into_iter()
+    SHIPPED
+        .all()
         .map(|hook| {
             let (missing, advice) = match hook.probe() {
                 Probe::Available => (None, None),
                 Probe::Missing { what, advice } => (Some(what), Some(advice)),
             };
+            let spec = hook.spec();
             HookInfo {
-                name: hook.id().to_string(),
-                input: hook.input().to_string(),
-                executor: hook.executor().to_owned(),
+                name: spec.name.to_owned(),
+                input: spec.input,
+                registers: spec.registers,
+                executor: spec.executors.to_owned(),
+                takes: spec.takes.iter().map(|flag| flag.name.to_owned()).collect(),
                 available: missing.is_none(),
                 missing,
                 advice,
@@ -48,15 +86,15 @@ pub fn infos() -> Vec<HookInfo> {
 #[must_use]
 pub fn policies() -> Vec<PolicyInfo> {
     let mut policies: Vec<PolicyInfo> = Vec::new();
-    for hook in all() {
-        for builtin in hook.policies() {
-            let input = hook.input().to_string();
-            match policies.iter_mut().find(|p| p.name == builtin.name && p.input == input) {
-                Some(known) => known.hooks.push(hook.id().to_string()),
+    for spec in specs() {
+        for builtin in spec.policies {
+            let fits = |p: &&mut PolicyInfo| p.name == builtin.name && p.input == spec.input;
+            match policies.iter_mut().find(fits) {
+                Some(known) => known.hooks.push(spec.name.to_owned()),
                 None => policies.push(PolicyInfo {
                     name: builtin.name.to_owned(),
-                    input,
-                    hooks: vec![hook.id().to_string()],
+                    input: spec.input,
+                    hooks: vec![spec.name.to_owned()],
                     summary: builtin.summary.to_owned(),
                 }),
             }

@@ -10,6 +10,6 @@ mod maps;
 mod policy;
 
 pub use engine::{AsCaller, Caller, CheckReport, DEFAULT_BPFFS, Engine, Recovery};
-pub use hooks::{infos as hooks, policies};
+pub use hooks::{flags, infos as hooks, policies, specs};
 pub use policy::compile;
 pub use policy::link::link;

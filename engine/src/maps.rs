@@ -112,7 +112,7 @@ impl Maps {
         sys::obj_get(&self.dir.join(name))?.ok_or_else(|| {
             let known: Vec<String> =
                 self.list().unwrap_or_default().into_iter().map(|map| map.name).collect();
-            Failure::new(Code::Conflict, format!("app '{app}' has no Map '{name}'")).advise(
+            Failure::new(Code::NotFound, format!("app '{app}' has no Map '{name}'")).advise(
                 if known.is_empty() {
                     "the app has no Maps: a policy declares them with SYRUP_MAP".to_owned()
                 } else {

@@ -5,8 +5,6 @@ use std::path::PathBuf;
 
 use syrup_protocol::{Code, Failure};
 
-use crate::HookId;
-
 /// Shorthand for results of hook operations.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -83,9 +81,16 @@ impl Error {
         Self::Kernel { action: action.into(), source: source.into() }
     }
 
+    /// We may not do this.
+    #[must_use]
+    pub fn is_permission(&self) -> bool {
+        matches!(self, Self::Kernel { source, .. }
+            if source.kind() == io::ErrorKind::PermissionDenied)
+    }
+
     /// An app has no policy at a hook.
     #[must_use]
-    pub fn not_deployed(app: &str, hook: HookId) -> Self {
+    pub fn not_deployed(app: &str, hook: &str) -> Self {
         Self::NotFound {
             what: format!("app '{app}' has no policy at {hook}"),
             advice: format!(
@@ -117,6 +122,10 @@ fn io_error(error: &libbpf_rs::Error) -> io::Error {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let message = error.to_string();
+        if error.is_permission() {
+            return Self::new(Code::NotPermitted, message)
+                .advise("run as root, or ask syrupd (it must run as root)");
+        }
         match error {
             // A user's program is explained where its file is known; this one is ours.
             Error::Verifier { log, .. } => {
@@ -127,17 +136,10 @@ impl From<Error> for Failure {
             Error::Unsupported { advice, .. } => {
                 Self::new(Code::Unsupported, message).advise(advice)
             }
-            Error::Conflict { advice, .. } | Error::NotFound { advice, .. } => {
-                Self::new(Code::Conflict, message).advise(advice)
-            }
+            Error::Conflict { advice, .. } => Self::new(Code::Conflict, message).advise(advice),
+            Error::NotFound { advice, .. } => Self::new(Code::NotFound, message).advise(advice),
             Error::Usage(_) => Self::new(Code::Usage, message),
             Error::Timeout(_) => Self::new(Code::Timeout, message),
-            Error::Kernel { source, .. }
-                if source.kind() == io::ErrorKind::PermissionDenied =>
-            {
-                Self::new(Code::NotPermitted, message)
-                    .advise("run as root, or ask syrupd (it must run as root)")
-            }
             Error::Defect(_) => Self::new(Code::Internal, message)
                 .advise("is all of Syrup of one build? Else report it with 'syrupctl --version'"),
             Error::Pin { .. } => Self::new(Code::Internal, message)

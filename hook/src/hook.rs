@@ -1,13 +1,14 @@
-//! The trait every hook implements.
+//! The trait every hook implements; what all do alike is in `deploy.rs`.
 
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
-use std::time::SystemTime;
+use std::collections::BTreeMap;
+use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
 
-use syrup_protocol::{Kind, Registration};
+use serde::de::DeserializeOwned;
+use syrup_protocol::{Facts, Health, Registration};
 use syrup_sdk::abi;
 
-use crate::{Builtin, HookId, Input, Linked, Proto, Result};
+use crate::{Dir, Error, Linked, LoadedProgram, Result, Spec};
 
 /// The tenant a deployment belongs to.
 #[derive(Debug, Clone)]
@@ -31,8 +32,8 @@ impl App {
 
     /// Where this app's deployment at `hook` is pinned.
     #[must_use]
-    pub fn hook_dir(&self, hook: HookId) -> PathBuf {
-        self.dir().join(hook.name())
+    pub fn hook_dir(&self, hook: &Spec) -> PathBuf {
+        self.dir().join(hook.name)
     }
 }
 
@@ -50,19 +51,14 @@ pub enum Probe {
     },
 }
 
-/// What a deployment is for: the inputs, and the executors known at load.
-#[derive(Debug, Default)]
-pub struct Target {
-    /// Packet hooks: the port whose inputs the policy gets.
-    pub port: Option<u16>,
-    /// Packet hooks: the protocol; UDP when nothing else is known.
-    pub proto: Option<Proto>,
-    /// Adopt the executors of this running process (root only).
-    pub pid: Option<i32>,
-    /// Thread hook: the cores of the app; empty means all.
-    pub cpus: Vec<u32>,
-    /// Thread hook: share against other apps; 100 is normal.
-    pub weight: Option<u32>,
+/// What a deployment is told, as the hook's own type.
+///
+/// # Errors
+/// [`Error::Usage`] when it says what the hook does not take.
+pub fn target<T: DeserializeOwned>(facts: &Facts) -> Result<T> {
+    let facts = facts.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+    serde_json::from_value(serde_json::Value::Object(facts))
+        .map_err(|e| Error::Usage(format!("the deployment's target: {e}")))
 }
 
 /// Sums of the per-CPU counters of one deployment, by [`abi::syrup_counter`].
@@ -78,60 +74,34 @@ impl Counters {
 
     /// What was counted after `before`.
     #[must_use]
-    pub fn since(&self, before: &Self) -> Self {
-        Self(std::array::from_fn(|i| self.0[i].saturating_sub(before.0[i])))
+    pub fn since(&self, before: &BTreeMap<String, u64>) -> Self {
+        let mut counters = *self;
+        for (name, count) in abi::COUNTER_NAMES.iter().zip(&mut counters.0) {
+            *count = count.saturating_sub(before.get(*name).copied().unwrap_or(0));
+        }
+        counters
+    }
+
+    /// All of them, by name.
+    #[must_use]
+    pub fn by_name(&self) -> BTreeMap<String, u64> {
+        abi::COUNTER_NAMES.iter().zip(self.0).map(|(name, n)| ((*name).to_owned(), n)).collect()
     }
 }
 
-/// How often each executor was chosen, by index.
-pub type Verdicts = Vec<u64>;
-
-/// Does the deployment do what it should?
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Health {
-    /// The policy decides.
-    Live,
-    /// It is in order and nothing reaches it yet: what it waits for.
-    Waiting(String),
-    /// It is deployed but the default decides some or all inputs.
-    Degraded(String),
-    /// The kernel threw it out.
-    Ejected(String),
-}
-
-/// One policy of one app, live at one hook: what the kernel says of it now.
+/// What the kernel says of a deployment now.
 #[derive(Debug, Clone)]
-pub struct Deployment {
-    /// The app's name.
-    pub app: String,
-    /// Owner.
-    pub uid: u32,
-    /// Where it runs.
-    pub hook: HookId,
-    /// The policy's name.
-    pub policy: String,
-    /// SHA-256 of the policy's object.
-    pub sha256: [u8; 32],
-    /// Kernel id of the policy's program.
-    pub program_id: u32,
-    /// How often it was replaced.
-    pub generation: u32,
-    /// When this policy became live.
-    pub deployed_at: SystemTime,
-    /// Packet hooks: protocol and port.
-    pub port: Option<(Proto, u16)>,
-    /// Process that owns the executors, if known.
-    pub pid: Option<i32>,
+pub struct Observed {
+    /// What it schedules, for people: "udp/7000", "3 threads".
+    pub inputs: String,
     /// Executors `schedule()` may name now.
-    pub nr_executors: u32,
-    /// Thread hook: registered threads that are alive.
-    pub nr_threads: Option<u32>,
-    /// Thread hook: cores; empty means all.
-    pub cpus: Vec<u32>,
+    pub executors: u32,
+    /// What there is to say of it besides.
+    pub target: Facts,
     /// Counters since the first deployment of this app here.
     pub counters: Counters,
-    /// Choices per executor.
-    pub verdicts: Verdicts,
+    /// How often each executor was chosen, by index.
+    pub verdicts: Vec<u64>,
     /// Its state.
     pub health: Health,
 }
@@ -139,62 +109,65 @@ pub struct Deployment {
 /// A place in the stack where policies run. Implementations hold no state:
 /// each call reads the pins, acts, and leaves pins that describe the result.
 ///
-/// The caller holds the engine's lock, has checked names and permissions, and
-/// has made `app.dir()`. Each method either did what it says or left the
-/// kernel as it was.
+/// The caller ([`Deploy`](crate::Deploy)) holds the engine's lock, has checked names and
+/// permissions, and owns the deployment's folder, its record and the `policy` pin. Each
+/// method either did what it says or left the kernel as it was, unless it says otherwise.
 pub trait Hook: Send + Sync {
-    /// Its name.
-    fn id(&self) -> HookId;
+    /// What it is.
+    fn spec(&self) -> &'static Spec;
 
-    /// What `schedule()` gets here.
-    fn input(&self) -> Input;
-
-    /// What a verdict names here, for people: "a socket of the reuseport group".
-    fn executor(&self) -> &'static str;
-
-    /// What its apps register.
-    fn registers(&self) -> Kind;
-
-    /// Can this kernel host it? Separate from [`Hook::deploy`] so that `doctor`
-    /// and `hooks` can ask without a policy.
+    /// Can this kernel host it? Separate, so that `doctor` and `hooks` can ask without a
+    /// policy.
     fn probe(&self) -> Probe;
-
-    /// The object with prologue, `extern schedule()` and epilogue, against
-    /// which the engine links a policy.
-    fn trusted_half(&self) -> &'static [u8];
-
-    /// Policies that ship with this hook.
-    fn policies(&self) -> &'static [Builtin];
 
     /// Shows `policy` to the verifier and lets it go: what `check` says of a
     /// policy, without a deployment and without pins.
     fn verify(&self, policy: &Linked) -> Result<()>;
 
-    /// Makes `policy` live for an app that has none here. Everything is built
-    /// under a temporary pin folder first and renamed into place last.
-    fn deploy(&self, app: &App, policy: &Linked, target: &Target) -> Result<()>;
+    /// Makes `policy` live for an app that has none here, in the new folder `dir`, and pins
+    /// its program there as `policy`. What [`Hook::detach`] must know is in the state before
+    /// it is needed. An error is followed by that call.
+    fn attach(&self, dir: &mut Dir, policy: &Linked, target: &Facts) -> Result<()>;
 
-    /// Puts `policy` in the slot of the live one: one PROG_ARRAY update, so
-    /// each input is decided by the old or the new one. An error means that the
-    /// old one still does.
-    fn replace(&self, app: &App, policy: &Linked) -> Result<()>;
+    /// Kernel id of the program that decides now; 0 when none does. `state` is that of a
+    /// record in the folder.
+    fn live(&self, dir: &Dir) -> Result<u32>;
 
-    /// Takes the deployment away; inputs get the kernel's default again.
-    /// Succeeds on what is left of a deployment that broke.
-    fn remove(&self, app: &App) -> Result<()>;
+    /// Loads `policy` for the place of the live one, and says which state the deployment
+    /// has with it. Until [`Hook::set_policy`] the old one decides.
+    fn prepare(&self, dir: &Dir, policy: &Linked) -> Result<(LoadedProgram, serde_json::Value)>;
+
+    /// Puts a prepared program in the place of the live one: one update, so each input is
+    /// decided by the old or the new one.
+    fn set_policy(&self, dir: &Dir, program: BorrowedFd<'_>) -> Result<()>;
+
+    /// Makes all else that the hook keeps agree with the state of the policy that decides:
+    /// after a replacement, done or not, also one that died in between.
+    fn settle(&self, dir: &Dir) -> Result<()>;
+
+    /// Ends what [`Hook::attach`] began, as far as it came, in the folder `path`, whatever is
+    /// left of it and whichever version wrote it. The folder is removed next.
+    fn detach(&self, app: &App, path: &Path) -> Result<()>;
 
     /// Adds a socket or a thread to a live deployment and returns its index. `index`
     /// `None` means the one it has, else the next free one; taking one that is in
     /// use replaces it.
-    fn register(&self, app: &App, what: Registration, index: Option<u32>) -> Result<u32>;
+    fn add(&self, dir: &mut Dir, what: Registration, index: Option<u32>) -> Result<u32>;
 
-    /// The program of the live policy: for its id and its statistics.
-    fn program(&self, app: &App) -> Result<OwnedFd>;
+    /// What was counted since the first deployment of this app here.
+    fn counters(&self, dir: &Dir) -> Result<Counters>;
 
-    /// Reads a deployment back from its pins. `None` when the app has none here.
-    fn read(&self, app: &App) -> Result<Option<Deployment>>;
+    /// What the kernel says of a deployment now.
+    fn observe(&self, dir: &Dir) -> Result<Observed>;
 
-    /// Removes what interrupted calls left behind (temporary folders, stale
-    /// roots, objects of apps that are gone) and nothing else. Returns what was removed.
-    fn collect_garbage(&self, bpffs: &std::path::Path) -> Result<Vec<PathBuf>>;
+    /// Whether nobody can need the deployment any more: what it was for has ended.
+    fn is_dead(&self, _dir: &Dir) -> bool {
+        false
+    }
+
+    /// Removes what apps share here when none uses it any more, and what interrupted calls
+    /// left in it. Returns what was removed.
+    fn tidy(&self, _bpffs: &Path) -> Result<Vec<PathBuf>> {
+        Ok(Vec::new())
+    }
 }

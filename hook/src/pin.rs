@@ -15,18 +15,15 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use libbpf_rs::{MapHandle, MapType};
-use syrup_sdk::abi::{SYRUP_ABI_VERSION, syrup_record};
 
+use crate::record::{RECORD, Record};
 use crate::sys::{self, Map};
-use crate::{Error, Linked, Result};
+use crate::{Error, Result};
 
 /// Prefix of folders that are not in place yet; no app or hook name can have it.
 pub const TEMPORARY: &str = "_new_";
-/// The pinned [`syrup_record`] inside a deployment's folder.
-pub const RECORD: &str = "record";
 /// The pinned program of the policy.
 pub const POLICY: &str = "policy";
 
@@ -65,7 +62,7 @@ impl Staged {
     ///
     /// # Errors
     /// [`Error::Kernel`]: `EEXIST`/`ENOTEMPTY` when the target is there.
-    pub fn commit(mut self) -> Result<()> {
+    pub fn commit(&mut self) -> Result<()> {
         fs::rename(&self.path, &self.target).map_err(|e| {
             Error::kernel(format!("rename {} to {}", self.path.display(), self.target.display()), e)
         })?;
@@ -108,6 +105,16 @@ pub fn put_aside(dir: &Path) -> Result<PathBuf> {
     }
 }
 
+/// Puts a folder back that was put aside, if it is there.
+pub(crate) fn put_back(aside: &Path, dir: &Path) {
+    match fs::rename(aside, dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            log::warn!("cannot rename {} to {}: {e}", aside.display(), dir.display());
+        }
+        _ => {}
+    }
+}
+
 /// The folders of apps below the root of all pins, by name; none when nothing was ever
 /// deployed there.
 ///
@@ -132,17 +139,14 @@ pub fn app_folders(bpffs: &Path) -> Result<Vec<PathBuf>> {
     Ok(folders)
 }
 
-/// The record of the policy that decides now; `None` when there is none.
+/// The record that came with `live`, where that is the next policy of an interrupted
+/// [`replace`].
 ///
 /// # Errors
-/// As [`read_record`].
-pub fn live_record(dir: &Path, live: u32) -> Result<Option<syrup_record>> {
-    if is_program(&next(dir), live)?
-        && let Some(record) = read_record(&next(dir))?
-    {
-        return Ok(Some(record));
-    }
-    read_record(dir)
+/// As [`Record::read`].
+pub fn next_record(dir: &Path, live: u32) -> Result<Option<Record>> {
+    let next = next(dir);
+    if is_program(&next, live)? { Record::read(&next) } else { Ok(None) }
 }
 
 /// The program that decides now. By its pin: opening by id would need
@@ -168,8 +172,7 @@ pub fn live_program(dir: &Path, live: u32) -> Result<OwnedFd> {
 /// Finishes or undoes what an interrupted [`replace`] left.
 ///
 /// # Errors
-/// [`Error::Kernel`] with the path; then what [`live_record`] and
-/// [`live_program`] say is still true.
+/// [`Error::Kernel`] with the path; then which of the two is live is still known.
 pub fn settle(dir: &Path, live: u32) -> Result<()> {
     let next = next(dir);
     if is_program(&next, live)? {
@@ -195,7 +198,7 @@ pub fn replace(
     dir: &Path,
     live: u32,
     program: BorrowedFd<'_>,
-    record: &syrup_record,
+    record: &Record,
     set: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     settle(dir, live)?;
@@ -204,7 +207,7 @@ pub fn replace(
         .map_err(|e| Error::kernel(format!("make the folder {}", next.display()), e))?;
     let prepared = sys::program_id(program).and_then(|id| {
         sys::obj_pin(program, &next.join(POLICY))?;
-        write_record(&next, record)?;
+        record.write(&next)?;
         set()?;
         Ok(id)
     });
@@ -253,56 +256,6 @@ pub fn remove_tree(path: &Path) -> Result<()> {
     }
 }
 
-/// Creates and pins a deployment's record.
-///
-/// # Errors
-/// [`Error::Kernel`] with the path.
-pub fn write_record(dir: &Path, record: &syrup_record) -> Result<()> {
-    let path = dir.join(RECORD);
-    let map = match sys::obj_get(&path)? {
-        Some(fd) => Map::new(fd)?,
-        None => {
-            let map = create_array("syrup_record", size_of::<syrup_record>(), 1)?;
-            sys::obj_pin(map.as_fd(), &path)?;
-            map
-        }
-    };
-    // SAFETY: syrup_record is plain data without uninitialised padding (its
-    // size is asserted in abi.h and bindgen tests the layout).
-    let bytes = unsafe {
-        std::slice::from_raw_parts(
-            std::ptr::from_ref(record).cast::<u8>(),
-            size_of::<syrup_record>(),
-        )
-    };
-    map.update(&0u32.to_ne_bytes(), bytes)
-}
-
-/// Reads the record of a deployment's folder; `None` when there is none.
-///
-/// # Errors
-/// [`Error::Pin`] when another version of Syrup wrote it.
-pub fn read_record(dir: &Path) -> Result<Option<syrup_record>> {
-    let path = dir.join(RECORD);
-    let Some(fd) = sys::obj_get(&path)? else { return Ok(None) };
-    let map = Map::new(fd)?;
-    let wrong = |reason: String| Error::Pin { path: path.clone(), reason };
-    if map.value_size() as usize != size_of::<syrup_record>() {
-        return Err(wrong(format!("a record of {} bytes: another version's", map.value_size())));
-    }
-    let bytes = map.lookup(&0u32.to_ne_bytes())?.unwrap_or_default();
-    // SAFETY: the length was checked above and every bit pattern is a valid
-    // syrup_record; the read is unaligned on purpose.
-    let record: syrup_record = unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) };
-    if record.abi_version != SYRUP_ABI_VERSION {
-        return Err(wrong(format!(
-            "written by ABI version {}, this is {SYRUP_ABI_VERSION}: run 'syrupctl unload --all' with the version that wrote it",
-            record.abi_version
-        )));
-    }
-    Ok(Some(record))
-}
-
 /// Makes a map with keys of four bytes, not pinned yet.
 ///
 /// # Errors
@@ -324,30 +277,4 @@ pub fn create_map(type_: MapType, name: &str, value_size: usize, entries: u32) -
 /// [`Error::Kernel`].
 pub fn create_array(name: &str, value_size: usize, entries: u32) -> Result<Map> {
     create_map(MapType::Array, name, value_size, entries)
-}
-
-/// Notes in a record which policy is live, since now.
-pub fn describe_policy(record: &mut syrup_record, policy: &Linked) {
-    record.policy = name_field(&policy.name);
-    record.policy_sha256 = policy.sha256;
-    record.deployed_at_ns = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
-}
-
-/// A fixed-size, NUL-padded name field.
-#[must_use]
-pub fn name_field<const N: usize>(name: &str) -> [std::ffi::c_char; N] {
-    let mut field = [0; N];
-    for (to, from) in field.iter_mut().zip(name.bytes().take(N - 1)) {
-        *to = from as std::ffi::c_char;
-    }
-    field
-}
-
-/// The text of such a field.
-#[must_use]
-pub fn field_name(field: &[std::ffi::c_char]) -> String {
-    let bytes: Vec<u8> = field.iter().map(|&c| c as u8).take_while(|&b| b != 0).collect();
-    String::from_utf8_lossy(&bytes).into_owned()
 }

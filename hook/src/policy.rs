@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
-use syrup_sdk::abi;
-
 /// The program in every trusted half that calls `schedule()`: what the verifier
 /// says of it, it says of the user's code.
 pub const POLICY_PROGRAM: &str = "syrup_policy";
@@ -34,6 +32,7 @@ pub struct Linked {
     pub object: Vec<u8>,
     /// The app's Maps that the policy names: created, pinned, possibly shared.
     pub maps: BTreeMap<String, OwnedFd>,
-    /// What `SYRUP_THREAD_POLICY` said; all zero for packet policies.
-    pub thread: abi::syrup_thread_policy,
+    /// The bytes of the constant that the hook asks for ([`Spec::settings`](crate::Spec)), as
+    /// they stand in the policy; empty when it has none.
+    pub settings: Vec<u8>,
 }

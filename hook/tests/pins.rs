@@ -6,10 +6,10 @@ use std::fs;
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::path::PathBuf;
 
+use syrup_hook::Error;
 use syrup_hook::pin::{self, Staged};
+use syrup_hook::record::{RECORD, Record};
 use syrup_hook::sys::{self, Map};
-use syrup_hook::{Error, HookId};
-use syrup_sdk::abi::{SYRUP_ABI_VERSION, syrup_record};
 use syrup_tests::{Need, require};
 use tempfile::TempDir;
 
@@ -65,7 +65,7 @@ fn a_folder_is_in_place_whole_or_not_at_all() {
     }
     let (_mount, dir) = lab();
     let target = dir.join("socket-select");
-    let staged = Staged::new(&target).unwrap();
+    let mut staged = Staged::new(&target).unwrap();
     assert_eq!(staged.path(), dir.join("_new_socket-select"));
     sys::obj_pin(array(1).as_fd(), &staged.path().join("map")).unwrap();
     assert!(!target.exists());
@@ -81,9 +81,10 @@ fn a_folder_is_in_place_whole_or_not_at_all() {
     assert_eq!(value(&target.join("map")), 1);
 
     // In the place of one that is there it is refused, and goes too.
-    let staged = Staged::new(&target).unwrap();
+    let mut staged = Staged::new(&target).unwrap();
     sys::obj_pin(array(3).as_fd(), &staged.path().join("map")).unwrap();
     assert!(matches!(staged.commit(), Err(Error::Kernel { .. })));
+    drop(staged);
     assert_eq!(names(&dir), ["socket-select"]);
     assert_eq!(value(&target.join("map")), 1);
 
@@ -124,21 +125,18 @@ fn a_replace_is_done_whole_or_not_at_all() {
         return;
     }
     let (_mount, dir) = lab();
-    let record = |generation| syrup_record {
-        abi_version: SYRUP_ABI_VERSION,
-        generation,
-        ..Default::default()
-    };
+    let record = |generation| Record { generation, ..Record::default() };
     let (old, new) = (program(), program());
     let id = |program: &OwnedFd| sys::program_id(program.as_fd()).unwrap();
     sys::obj_pin(old.as_fd(), &dir.join(pin::POLICY)).unwrap();
-    pin::write_record(&dir, &record(1)).unwrap();
+    record(1).write(&dir).unwrap();
     let state = |live: u32| {
         let program = pin::live_program(&dir, live).unwrap();
-        let record = pin::live_record(&dir, live).unwrap().unwrap();
+        let next = pin::next_record(&dir, live).unwrap();
+        let record = next.or_else(|| Record::read(&dir).unwrap()).unwrap();
         (id(&program), record.generation, names(&dir))
     };
-    let both = || vec![pin::POLICY.to_owned(), pin::RECORD.to_owned()];
+    let both = || vec![pin::POLICY.to_owned(), RECORD.to_owned()];
 
     // The kernel does not take it; what is to be taken is no program.
     let refuse = || Err(Error::Usage("no".to_owned()));
@@ -178,39 +176,58 @@ fn a_record_is_read_as_it_was_written() {
         return;
     }
     let (_mount, dir) = lab();
-    assert!(pin::read_record(&dir).unwrap().is_none());
-    let mut record = syrup_record {
-        abi_version: SYRUP_ABI_VERSION,
-        hook: HookId::SocketSelect.number(),
+    assert!(Record::read(&dir).unwrap().is_none());
+    let mut record = Record {
         uid: 65534,
+        policy: "round-robin".to_owned(),
         generation: 7,
-        port: 53,
-        app: pin::name_field("web"),
-        ..Default::default()
+        counted_before: [("inputs".to_owned(), u64::MAX)].into(),
+        state: serde_json::json!({"slot": 3}),
+        ..Record::default()
     };
-    pin::write_record(&dir, &record).unwrap();
-    let id = sys::map_info(sys::obj_get_required(&dir.join("record")).unwrap().as_fd()).unwrap().id;
-    let read = pin::read_record(&dir).unwrap().unwrap();
-    assert_eq!((read.uid, read.generation, read.port), (65534, 7, 53));
-    assert_eq!((read.hook, pin::field_name(&read.app)), (record.hook, "web".to_owned()));
-    // Written again it is the same object: others may have it open.
-    record.generation = 8;
-    pin::write_record(&dir, &record).unwrap();
-    let again = sys::obj_get_required(&dir.join("record")).unwrap();
+    record.write(&dir).unwrap();
+    let id = sys::map_info(sys::obj_get_required(&dir.join(RECORD)).unwrap().as_fd()).unwrap().id;
+    assert_eq!(Record::read(&dir).unwrap().unwrap(), record);
+    // Written again it is the same object: others may have it open. What is shorter than
+    // before ends where it ends.
+    record.policy = "p".to_owned();
+    record.write(&dir).unwrap();
+    let again = sys::obj_get_required(&dir.join(RECORD)).unwrap();
     assert_eq!(sys::map_info(again.as_fd()).unwrap().id, id);
-    assert_eq!(pin::read_record(&dir).unwrap().unwrap().generation, 8);
+    assert_eq!(Record::read(&dir).unwrap().unwrap(), record);
 
-    for version in [SYRUP_ABI_VERSION - 1, SYRUP_ABI_VERSION + 1] {
-        record.abi_version = version;
-        pin::write_record(&dir, &record).unwrap();
-        let Err(Error::Pin { path, reason }) = pin::read_record(&dir) else { panic!("{version}") };
-        assert_eq!(path, dir.join("record"));
-        assert!(reason.contains(&format!("ABI version {version}")), "{reason}");
+    record.state = "x".repeat(16 << 10).into();
+    assert!(matches!(record.write(&dir), Err(Error::Defect(_))), "it does not fit");
+    assert_eq!(Record::read(&dir).unwrap().unwrap().policy, "p");
+}
+
+#[test]
+fn records_of_other_versions_are_read_or_refused_and_never_misread() {
+    if !require(&[Need::Root]) {
+        return;
     }
-    fs::remove_file(dir.join("record")).unwrap();
-    sys::obj_pin(array(1).as_fd(), &dir.join("record")).unwrap();
-    let Err(Error::Pin { reason, .. }) = pin::read_record(&dir) else { panic!("8 bytes") };
-    assert!(reason.contains("8 bytes"), "{reason}");
+    let (_mount, dir) = lab();
+    let write = |bytes: &[u8]| {
+        let _ = fs::remove_file(dir.join(RECORD));
+        let map = pin::create_array("record", bytes.len(), 1).unwrap();
+        map.update(&0u32.to_ne_bytes(), bytes).unwrap();
+        sys::obj_pin(map.as_fd(), &dir.join(RECORD)).unwrap();
+    };
+    // A later version's: more fields, and a counter that we do not have.
+    write(
+        b"{\"uid\":1,\"policy\":\"p\",\"policy_sha256\":\"\",\"later\":[1],\
+          \"counted_before\":{\"later\":7}}\0\0",
+    );
+    let read = Record::read(&dir).unwrap().unwrap();
+    assert_eq!((read.uid, read.generation, read.policy.as_str()), (1, 0, "p"));
+    assert!(matches!(read.state::<u32>(&dir), Err(Error::Pin { .. })), "no state is no number");
+    // Those before this form began with a number; one may be cut off, or empty.
+    for bytes in [&2u32.to_ne_bytes()[..], b"{\"uid\":1", &[0; 8]] {
+        write(bytes);
+        let Err(Error::Pin { path, reason }) = Record::read(&dir) else { panic!("{bytes:?}") };
+        assert_eq!(path, dir.join(RECORD));
+        assert!(reason.contains("not this version's"), "{reason}");
+    }
 }
 
 #[test]
@@ -239,14 +256,4 @@ fn maps_are_read_written_and_summed_by_their_sizes() {
     assert!(matches!(sys::obj_get(&dir), Err(Error::Kernel { .. })));
     let file = fs::File::open("/dev/null").unwrap();
     assert!(Map::new(file.into()).is_err());
-}
-
-#[test]
-fn names_are_cut_to_their_field_and_end_with_a_zero() {
-    let field: [_; 4] = pin::name_field("abc");
-    assert_eq!(field.map(|c| c as u8), *b"abc\0");
-    let field: [_; 4] = pin::name_field("abcd");
-    assert_eq!(field.map(|c| c as u8), *b"abc\0");
-    assert_eq!(pin::field_name(&pin::name_field::<4>("")), "");
-    assert_eq!(pin::field_name(&pin::name_field::<16>("round-robin")), "round-robin");
 }

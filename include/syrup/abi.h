@@ -4,9 +4,8 @@
  * agree on. Written once, here: Rust reads them through bindgen
  * (include/build.rs), BPF programs and C applications include this file.
  *
- * Any change of a layout or a number raises SYRUP_ABI_VERSION: pins left by
- * another version, and policies compiled for it, are then refused instead of
- * misread.
+ * Any change of a layout or a number raises SYRUP_ABI_VERSION: policies compiled
+ * for another version are then refused instead of misread.
  */
 #ifndef SYRUP_ABI_H
 #define SYRUP_ABI_H
@@ -103,51 +102,5 @@ struct syrup_thread_policy {
 	__u32 rescue_ms; /* a thread that waits longer is run; 0: the default, 200 */
 };
 _Static_assert(sizeof(struct syrup_thread_policy) == 16, "syrup_thread_policy");
-
-/*
- * Pinned with each deployment as a one-entry array: what the engine must know
- * of it after a restart. Everything else is read from the pinned objects.
- */
-struct syrup_record {
-	__u32 abi_version;
-	__u32 hook; /* enum syrup_hook */
-	__u32 uid;
-	__u32 slot;       /* thread hook: the app's slot; else 0 */
-	__s32 pid;        /* the process the executors belong to; 0: none yet */
-	__u32 generation; /* counts replacements */
-	__u16 port;       /* host order; 0 at the thread hook */
-	__u8 proto;       /* IPPROTO_UDP or IPPROTO_TCP; 0 at the thread hook */
-	__u8 family;      /* AF_INET or AF_INET6; 0 at the thread hook */
-	__u32 nr_executors;
-	__u64 netns_cookie;
-	__u64 deployed_at_ns; /* CLOCK_REALTIME */
-	char app[SYRUP_NAME_LEN];
-	char policy[SYRUP_NAME_LEN];
-	__u8 policy_sha256[32]; /* of the object that was checked */
-	struct syrup_thread_policy thread;
-	/* Counters when the policy replaced another: they go on, its health starts anew. */
-	__u64 counted_before[SYRUP_NR_COUNTERS];
-};
-_Static_assert(sizeof(struct syrup_record) == 288, "syrup_record");
-
-/*
- * Pinned with each socket-select deployment as a one-entry array: its
- * reuseport group. The kernel makes one group per bind address, and a socket
- * of another group cannot be selected.
- */
-struct syrup_group {
-	__u32 nr_executors; /* highest index in use + 1; 0: no socket was registered yet */
-	__u32 ifindex;      /* SO_BINDTODEVICE; 0: any */
-	__u8 address[16];   /* network order; an IPv4 address takes the first 4 bytes */
-	__u32 v6only;       /* IPV6_V6ONLY */
-	__u32 _pad;
-};
-_Static_assert(sizeof(struct syrup_group) == 32, "syrup_group");
-
-/* Hooks: one spelling each (hook/src/id.rs). */
-enum syrup_hook {
-	SYRUP_HOOK_SCX_SYRUP = 1,
-	SYRUP_HOOK_SOCKET_SELECT = 2,
-};
 
 #endif /* SYRUP_ABI_H */

@@ -61,8 +61,8 @@ int syr_deploy_policy(const char *policy_file, const char *hook);
  * Opens a Map: its name in the policy, for this app; or the path of its pin,
  * /sys/fs/bpf/syrup/APP/maps/NAME. Returns a descriptor for the functions
  * below; end it with syr_map_close().
- *   -EBUSY   this app has no such Map: a policy that declares it must be deployed
- *   -ENOENT  no such pin
+ *   -ENOENT  no such pin; or this app has no such Map: a policy that declares it
+ *            must be deployed
  */
 int syr_map_open(const char *path);
 
@@ -124,7 +124,8 @@ int syr_register_socket(int fd, int index);
  *
  * Returns the index.
  *   -ENOENT  this app has no thread policy: the kernel's default scheduler runs it
- *   -EBUSY   there is no such thread, or another app has it
+ *   -ESRCH   there is no such thread
+ *   -EBUSY   another app has it
  *   -EPERM   it is another user's
  */
 int syr_register_thread(pid_t tid, int index);

@@ -8,18 +8,21 @@ use std::net::UdpSocket;
 use std::os::fd::AsFd as _;
 
 use rustix::net::SocketType;
+use serde_json::json;
 use support::*;
-use syrup_hook::{Error, Health, Hook as _, HookId, Linked, Proto, Registration, Target, pin, sys};
+use syrup_hook::record::Record;
+use syrup_hook::{Deploy as _, Error, Health, Linked, Proto, Registration, sys};
+use syrup_net_hooks::Target;
 use syrup_sdk::abi::{
     SYRUP_CHOSEN, SYRUP_DROPPED, SYRUP_ENFORCE_FAILED, SYRUP_INPUTS, SYRUP_MAX_EXECUTORS,
     SYRUP_NO_POLICY, SYRUP_NR_COUNTERS, SYRUP_OUT_OF_RANGE, SYRUP_PASSED,
 };
-use syrup_tests::{Need, own_network, require};
+use syrup_tests::{Need, Numbers as _, own_network, require};
 
 /// The non-zero counters, by number.
 fn counted(lab: &Lab) -> Vec<(u32, u64)> {
-    let counters = lab.read().counters;
-    (0..SYRUP_NR_COUNTERS).map(|c| (c, counters.get(c))).filter(|(_, n)| *n > 0).collect()
+    let read = lab.read();
+    (0..SYRUP_NR_COUNTERS).map(|c| (c, read.count(c))).filter(|(_, n)| *n > 0).collect()
 }
 
 fn expected(counts: &[(u32, u64)]) -> Vec<(u32, u64)> {
@@ -107,7 +110,7 @@ fn inputs_that_find_no_policy_are_counted_and_told() {
     // Another policy mends it.
     lab.hook.replace(&lab.app, &constant("second", "1")).unwrap();
     assert_eq!(spread(&sockets, &flows(4), 1), [0, 4]);
-    assert_eq!(lab.read().health, Health::Live);
+    assert_eq!(lab.read().health, Health::LIVE);
 }
 
 #[test]
@@ -120,7 +123,7 @@ fn connections_are_counted_and_go_where_the_policy_says() {
     let target = Target { proto: Some(Proto::Tcp), ..Lab::target() };
     lab.hook.deploy(&lab.app, &constant("last", "2"), &target).unwrap();
     let read = lab.read();
-    assert_eq!((read.nr_executors, read.port), (3, Some((Proto::Tcp, PORT))));
+    assert_eq!((read.executors, read.inputs.as_str()), (3, "tcp/9000"));
     assert_eq!(connect(&listeners, 5), [0, 0, 5]);
     assert_eq!(counted(&lab), expected(&[(SYRUP_INPUTS, 5), (SYRUP_CHOSEN, 5)]));
     assert_eq!(lab.read().verdicts, [0, 0, 5]);
@@ -150,7 +153,7 @@ fn a_policy_knows_how_many_executors_there_are() {
     assert_eq!(lab.count(SYRUP_ENFORCE_FAILED), 3);
     assert_eq!(lab.count(SYRUP_OUT_OF_RANGE), 0);
     let read = lab.read();
-    assert_eq!((read.nr_executors, read.verdicts.len()), (4, 10));
+    assert_eq!((read.executors, read.verdicts.len()), (4, 10));
     assert_eq!(read.verdicts, [2, 2, 2, 0, 0, 0, 0, 0, 0, 2]);
 }
 
@@ -173,7 +176,7 @@ fn there_is_room_for_256_executors() {
         assert!(why.contains("256"), "{why}");
     }
     let read = lab.read();
-    assert_eq!((read.nr_executors, read.health), (256, Health::Live));
+    assert_eq!((read.executors, read.health), (256, Health::LIVE));
     let mut goes = vec![0; 257];
     goes[255] = 3;
     assert_eq!(spread(&sockets, &flows(1), 3), goes);
@@ -210,23 +213,23 @@ fn a_deployment_of_one_protocol_or_port_takes_no_socket_of_another() {
     // A protocol without a port.
     let target = Target { proto: Some(Proto::Tcp), ..Default::default() };
     lab.hook.deploy(&lab.app, &constant("first", "0"), &target).unwrap();
-    assert!(refused(lab.register(&udp, None)).contains("the deployment is for tcp port"));
-    assert_eq!(lab.read().port, None);
+    assert!(refused(lab.register(&udp, None)).contains("the deployment is for tcp sockets"));
+    assert_eq!(lab.read().inputs, "none");
     lab.register(&tcp, None).unwrap();
-    assert_eq!(lab.read().port, Some((Proto::Tcp, PORT)));
+    assert_eq!(lab.read().inputs.as_str(), "tcp/9000");
     assert!(refused(lab.register(&udp, None)).contains("tcp port 9000"));
     lab.hook.remove(&lab.app).unwrap();
     // Neither: the first socket decides.
     lab.hook.deploy(&lab.app, &constant("first", "0"), &Target::default()).unwrap();
     lab.register(&udp, None).unwrap();
-    assert_eq!(lab.read().port, Some((Proto::Udp, PORT)));
+    assert_eq!(lab.read().inputs.as_str(), "udp/9000");
     assert!(refused(lab.register(&tcp, None)).contains("udp port 9000"));
     assert!(refused(lab.register(&elsewhere, None)).contains("port 9001"));
-    assert_eq!(lab.read().nr_executors, 1);
+    assert_eq!(lab.read().executors, 1);
     lab.hook.remove(&lab.app).unwrap();
     // A port alone means UDP; with TCP the listeners of that port are found.
     lab.hook.deploy(&lab.app, &constant("first", "0"), &Lab::target()).unwrap();
-    assert_eq!(lab.read().port, Some((Proto::Udp, PORT)));
+    assert_eq!(lab.read().inputs.as_str(), "udp/9000");
     assert!(refused(lab.register(&tcp, None)).contains("udp port 9000"));
 }
 
@@ -268,7 +271,7 @@ fn groups_that_differ_in_anything_are_other_groups() {
         v6(true, "[::]:9000")
     });
     let Err(Error::Usage(_)) = lab.register(far.join().unwrap(), None) else { panic!("a netns") };
-    assert_eq!(lab.read().nr_executors, 1);
+    assert_eq!(lab.read().executors, 1);
     assert_eq!(lab.register(v6(true, "[::]:9000"), Some(0)).unwrap(), 0);
 }
 
@@ -298,28 +301,27 @@ fn the_record_holds_what_a_later_version_would_have_to_know() {
     let dir = lab.app.dir().join("socket-select");
     let target = Target { port: Some(PORT), proto: Some(Proto::Tcp), ..Default::default() };
     lab.hook.deploy(&lab.app, &constant("one", "0"), &target).unwrap();
-    let record = pin::read_record(&dir).unwrap().unwrap();
-    assert_eq!(record.hook, HookId::SocketSelect.number());
-    assert_eq!((record.uid, record.generation, record.pid), (65534, 0, 0));
-    assert_eq!((record.port, record.proto, record.nr_executors), (PORT, 6, 0));
-    assert_eq!(pin::field_name(&record.app), "demo");
-    assert_eq!(pin::field_name(&record.policy), "one");
-    assert_ne!(record.netns_cookie, 0);
+    let record = Record::read(&dir).unwrap().unwrap();
+    assert_eq!((record.uid, record.generation, record.policy.as_str()), (65534, 0, "one"));
+    let state = &record.state;
+    assert_eq!((&state["port"], &state["proto"]), (&json!(PORT), &json!("tcp")));
+    assert_eq!((&state["pid"], &state["group"]), (&json!(null), &json!(null)));
+    assert_ne!(state["netns_cookie"], 0);
     let listeners = listeners(2);
     for listener in &listeners {
         lab.register(listener, None).unwrap();
     }
-    let before = pin::read_record(&dir).unwrap().unwrap();
-    assert_eq!((before.nr_executors, i32::from(before.family)), (2, libc::AF_INET));
-    assert_eq!(before.pid, std::process::id() as i32);
+    let before = Record::read(&dir).unwrap().unwrap();
+    assert_eq!(before.state["group"]["address"], json!(format!("127.0.0.1:{PORT}")));
+    assert_eq!(before.state["indexes"], json!([0, 1]));
+    assert_eq!(before.state["pid"], std::process::id());
     connect(&listeners, 3);
     lab.hook.replace(&lab.app, &constant("two", "1")).unwrap();
-    let after = pin::read_record(&dir).unwrap().unwrap();
-    assert_eq!((after.generation, pin::field_name(&after.policy)), (1, "two".to_owned()));
-    assert_eq!((after.uid, after.port, after.pid), (65534, PORT, before.pid));
+    let after = Record::read(&dir).unwrap().unwrap();
+    assert_eq!((after.generation, after.policy.as_str()), (1, "two"));
+    assert_eq!((after.uid, &after.state), (65534, &before.state));
     assert!(after.deployed_at_ns > before.deployed_at_ns);
-    assert_eq!(after.counted_before[SYRUP_INPUTS as usize], 3);
-    assert_eq!(before.counted_before, [0; SYRUP_NR_COUNTERS as usize]);
+    assert_eq!((after.counted_before["inputs"], before.counted_before.len()), (3, 0));
 }
 
 #[test]
@@ -334,12 +336,12 @@ fn a_thread_is_no_executor_and_a_socket_moves_rather_than_being_there_twice() {
     assert!(matches!(error, Error::Usage(_)), "{error:?}");
     assert_eq!(lab.register(&sockets[0], Some(4)).unwrap(), 4);
     let read = lab.read();
-    assert_eq!((read.nr_executors, read.verdicts.len()), (2, 5));
+    assert_eq!((read.executors, read.verdicts.len()), (2, 5));
     assert_eq!(lab.register(&sockets[0], None).unwrap(), 4, "where it is");
     let executors = sys::Map::open(&lab.app.dir().join("socket-select/executors")).unwrap();
     assert_eq!(executors.lookup(&0u32.to_ne_bytes()).unwrap(), None);
     let fd = sockets[1].as_fd().try_clone_to_owned().unwrap();
     assert_eq!(lab.hook.register(&lab.app, Registration::Socket(fd), Some(0)).unwrap(), 0);
-    assert_eq!(lab.read().nr_executors, 2);
+    assert_eq!(lab.read().executors, 2);
     assert_eq!(spread(&sockets, &flows(1), 2), [0, 2]);
 }

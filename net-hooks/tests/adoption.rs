@@ -5,9 +5,10 @@ mod support;
 
 use rustix::net::SocketType;
 use support::*;
-use syrup_hook::{Error, Health, Hook as _, Proto, Registration, Target};
+use syrup_hook::{Deploy as _, Error, Health, Proto, Registration};
+use syrup_net_hooks::Target;
 use syrup_net_hooks::{owners, reuseport_sockets};
-use syrup_tests::{Need, own_network, require, wait_for};
+use syrup_tests::{Need, Numbers as _, own_network, require, wait_for};
 
 #[test]
 fn a_running_server_is_adopted_and_given_back() {
@@ -20,8 +21,8 @@ fn a_running_server_is_adopted_and_given_back() {
     let target = Target { pid: Some(server.pid()), ..Default::default() };
     lab.hook.deploy(&lab.app, &builtin("round-robin"), &target).unwrap();
     let read = lab.read();
-    assert_eq!(read.pid, Some(server.pid()));
-    assert_eq!((read.nr_executors, read.port), (6, Some((Proto::Udp, PORT))));
+    assert_eq!(read.pid(), Some(server.pid()));
+    assert_eq!((read.executors, read.inputs.as_str()), (6, "udp/9000"));
     let mut counts = vec![0; 6];
     for _ in 0..6 {
         for flow in &flows {
@@ -31,14 +32,14 @@ fn a_running_server_is_adopted_and_given_back() {
     assert_eq!(counts, [50; 6], "in the order of its fds");
     let ids = Ids::of(&lab);
     lab.hook.remove(&lab.app).unwrap();
-    assert_eq!(ids.left(), 0);
+    ids.wait_until_gone();
     server.ask(&flows[0]);
     // Adopted a second time at once, and collected after its death.
     lab.hook.deploy(&lab.app, &builtin("hash"), &target).unwrap();
     assert!(lab.hook.collect_garbage(&lab.bpffs.path()).unwrap().is_empty());
     server.stop();
-    wait_for("its sockets to close", LIMIT, || (lab.read().nr_executors == 0).then_some(()));
-    assert_eq!(lab.read().pid, None);
+    wait_for("its sockets to close", LIMIT, || (lab.read().executors == 0).then_some(()));
+    assert_eq!(lab.read().pid(), None);
     assert_eq!(
         lab.hook.collect_garbage(&lab.bpffs.path()).unwrap(),
         [lab.app.dir().join("socket-select")]
@@ -55,16 +56,16 @@ fn a_deployment_is_the_process_of_the_app_that_was_started_again() {
     let target = Target { pid: Some(first.pid()), ..Default::default() };
     lab.hook.deploy(&lab.app, &builtin("round-robin"), &target).unwrap();
     first.stop();
-    wait_for("its sockets to close", LIMIT, || (lab.read().nr_executors == 0).then_some(()));
-    assert_eq!(lab.read().pid, None);
+    wait_for("its sockets to close", LIMIT, || (lab.read().executors == 0).then_some(()));
+    assert_eq!(lab.read().pid(), None);
     let second = Server::python("udp", 2);
     for fd in reuseport_sockets(second.pid(), Proto::Udp, PORT).unwrap() {
         lab.hook.register(&lab.app, Registration::Socket(fd), None).unwrap();
     }
-    assert_eq!(lab.read().pid, Some(second.pid()));
+    assert_eq!(lab.read().pid(), Some(second.pid()));
     assert!(lab.hook.collect_garbage(&lab.bpffs.path()).unwrap().is_empty());
     second.stop();
-    wait_for("its sockets to close", LIMIT, || (lab.read().nr_executors == 0).then_some(()));
+    wait_for("its sockets to close", LIMIT, || (lab.read().executors == 0).then_some(()));
     assert_eq!(lab.hook.collect_garbage(&lab.bpffs.path()).unwrap().len(), 1);
 }
 
@@ -105,8 +106,8 @@ fn a_server_of_several_processes_is_adopted_whole() {
     for fd in reuseport_sockets(pids[1], Proto::Udp, PORT).unwrap() {
         lab.hook.register(&lab.app, Registration::Socket(fd), None).unwrap();
     }
-    assert_eq!(lab.read().nr_executors, 5);
-    assert_eq!(lab.read().pid, Some(pids[0]));
+    assert_eq!(lab.read().executors, 5);
+    assert_eq!(lab.read().pid(), Some(pids[0]));
     let flow = flows(1);
     for _ in 0..10 {
         servers[0].ask(&flow[0]);
@@ -115,11 +116,11 @@ fn a_server_of_several_processes_is_adopted_whole() {
     // The one we remember ends; the other's sockets still lead to the group.
     let [first, mut second] = servers;
     first.stop();
-    wait_for("its sockets to close", LIMIT, || (lab.read().nr_executors == 2).then_some(()));
+    wait_for("its sockets to close", LIMIT, || (lab.read().executors == 2).then_some(()));
     assert!(lab.hook.collect_garbage(&lab.bpffs.path()).unwrap().is_empty());
     let ids = Ids::of(&lab);
     lab.hook.remove(&lab.app).unwrap();
-    assert_eq!(ids.left(), 0);
+    ids.wait_until_gone();
     second.ask(&flow[0]);
 }
 
@@ -145,7 +146,7 @@ fn a_server_that_cannot_be_adopted_is_refused_with_the_reason() {
     // With the protocol it is clear.
     let target = Target { pid, proto: Some(Proto::Tcp), ..Default::default() };
     lab.hook.deploy(&lab.app, &builtin("hash"), &target).unwrap();
-    assert_eq!(lab.read().port, Some((Proto::Tcp, PORT)));
+    assert_eq!(lab.read().inputs.as_str(), "tcp/9000");
     lab.hook.remove(&lab.app).unwrap();
     both.stop_now();
     let mut single = Server::python("single", 1);
@@ -180,12 +181,12 @@ fn a_port_without_a_socket_to_adopt_says_who_has_it() {
     let deployed = |target: Target| {
         lab.hook.deploy(&lab.app, &builtin("hash"), &target).unwrap();
         let read = lab.read();
-        assert_eq!(read.nr_executors, 0);
+        assert_eq!(read.executors, 0);
         lab.hook.remove(&lab.app).unwrap();
         read.health
     };
     let health = deployed(Lab::target());
-    assert!(matches!(health, Health::Waiting(_)), "nobody has the port: {health:?}");
+    assert!(matches!(health, Health::Live(Some(_))), "nobody has the port: {health:?}");
 
     let mut single = Server::python("single", 1);
     let health = deployed(Lab::target());
@@ -206,12 +207,12 @@ fn a_port_without_a_socket_to_adopt_says_who_has_it() {
     assert!(what.contains("port 9000") && what.contains(&format!("process {own}")), "{what}");
     assert!(advice.contains("--proto tcp") && advice.contains("--proto udp"), "{advice}");
     let health = deployed(Target { proto: Some(Proto::Udp), ..Lab::target() });
-    let Health::Waiting(what) = health else { panic!("{health:?}") };
+    let Health::Live(Some(what)) = health else { panic!("{health:?}") };
     assert!(what.contains(&format!("process {own} has tcp port 9000")), "{what}");
     // With UDP sockets beside it there is no doubt.
     let sockets = udp_sockets(2);
     lab.hook.deploy(&lab.app, &builtin("hash"), &Lab::target()).unwrap();
-    assert_eq!((lab.read().nr_executors, lab.read().health), (2, Health::Live));
+    assert_eq!((lab.read().executors, lab.read().health), (2, Health::LIVE));
     drop(sockets);
 }
 
@@ -231,7 +232,7 @@ fn a_server_in_another_network_namespace_is_named() {
     let target = || Target { port: Some(port), ..Default::default() };
     lab.hook.deploy(&lab.app, &builtin("hash"), &target()).unwrap();
     let health = lab.read().health;
-    let Health::Waiting(what) = health else { panic!("{health:?}") };
+    let Health::Live(Some(what)) = health else { panic!("{health:?}") };
     let own = std::process::id();
     assert!(
         what.contains(&format!("process {own} has udp port {port} in another network")),
@@ -241,5 +242,5 @@ fn a_server_in_another_network_namespace_is_named() {
     lab.hook.remove(&lab.app).unwrap();
     let target = Target { pid: Some(own as i32), ..target() };
     lab.hook.deploy(&lab.app, &builtin("hash"), &target).unwrap();
-    assert_eq!((lab.read().nr_executors, lab.read().health), (3, Health::Live));
+    assert_eq!((lab.read().executors, lab.read().health), (3, Health::LIVE));
 }

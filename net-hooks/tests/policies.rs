@@ -6,7 +6,7 @@ mod support;
 use std::io::ErrorKind;
 
 use support::*;
-use syrup_hook::Hook as _;
+use syrup_hook::Deploy as _;
 use syrup_net_hooks::POLICIES;
 use syrup_sdk::abi::{SYRUP_CHOSEN, SYRUP_DROPPED, SYRUP_INPUTS, SYRUP_PASSED};
 use syrup_tests::{Need, require, wait_for};
@@ -167,7 +167,8 @@ fn every_policy_decides_about_tcp_connections_too() {
     let listeners = listeners(4);
     for policy in POLICIES.iter().filter(|policy| policy.name != "token") {
         let linked = builtin(policy.name);
-        let target = syrup_hook::Target { proto: Some(syrup_hook::Proto::Tcp), ..Lab::target() };
+        let target =
+            syrup_net_hooks::Target { proto: Some(syrup_hook::Proto::Tcp), ..Lab::target() };
         lab.hook.deploy(&lab.app, &linked, &target).unwrap();
         for listener in &listeners {
             lab.register(listener, None).unwrap();

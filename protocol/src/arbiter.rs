@@ -3,8 +3,9 @@
 
 use std::os::fd::OwnedFd;
 
+use crate::deployment::{Deployment, Kind};
 use crate::failure::Result;
-use crate::reply::{AppInfo, DeploymentInfo, HookInfo, MapEntry, PolicyInfo};
+use crate::reply::{AppInfo, HookInfo, MapEntry, PolicyInfo};
 use crate::request::{LoadRequest, ReplaceRequest};
 
 /// What an app registers.
@@ -17,15 +18,6 @@ pub enum Registration {
         /// Its id.
         tid: i32,
     },
-}
-
-/// Kinds of [`Registration`]; a hook takes one of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Sockets, which packets and connections are given to.
-    Socket,
-    /// Threads, which are given to executors.
-    Thread,
 }
 
 impl Registration {
@@ -43,15 +35,15 @@ impl Registration {
 pub trait Arbiter {
     /// Deploys a policy; the deployment is degraded (not an error here) when
     /// its state says so.
-    fn load(&self, request: &LoadRequest) -> Result<DeploymentInfo>;
+    fn load(&self, request: &LoadRequest) -> Result<Deployment>;
     /// Replaces a policy atomically.
-    fn replace(&self, request: &ReplaceRequest) -> Result<DeploymentInfo>;
+    fn replace(&self, request: &ReplaceRequest) -> Result<Deployment>;
     /// Takes a deployment away.
     fn unload(&self, hook: &str, app: &str) -> Result<()>;
     /// Takes everything away; returns (app, hook) pairs that were there.
     fn unload_all(&self) -> Result<Vec<(String, String)>>;
     /// All deployments, read from the kernel.
-    fn list(&self) -> Result<Vec<DeploymentInfo>>;
+    fn list(&self) -> Result<Vec<Deployment>>;
     /// One app.
     fn show(&self, app: &str) -> Result<AppInfo>;
     /// The hooks of this machine.
@@ -69,6 +61,13 @@ pub trait Arbiter {
     fn policy_open(&self, app: &str, hook: &str) -> Result<OwnedFd>;
     /// An fd of a Map, for the app's processes.
     fn map_open(&self, app: &str, map: &str) -> Result<OwnedFd>;
-    /// Registers a socket or a thread; returns its index.
-    fn register(&self, app: &str, what: Registration, index: Option<u32>) -> Result<u32>;
+    /// Registers a socket or a thread, where the app has a policy that takes it (`hook`
+    /// names which, when several do); returns its index.
+    fn register(
+        &self,
+        app: &str,
+        hook: Option<&str>,
+        what: Registration,
+        index: Option<u32>,
+    ) -> Result<u32>;
 }

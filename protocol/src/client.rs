@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::arbiter::{Arbiter, Registration};
+use crate::deployment::Deployment;
 use crate::failure::{Code, Failure, Result};
 use crate::reply::{
-    AllUnloaded, AppInfo, Deployed, DeploymentInfo, Deployments, Entries, Entry, HookInfo, Hooks,
-    MapEntry, Policies, PolicyInfo, Registered, Shown,
+    AllUnloaded, AppInfo, Deployed, Deployments, Entries, Entry, HookInfo, Hooks, MapEntry,
+    Policies, PolicyInfo, Registered, Shown,
 };
 use crate::request::{
-    AppRef, DeploymentRef, LoadRequest, MapGet, MapRef, MapSet, RegisterSocket, RegisterThread,
-    ReplaceRequest,
+    AppRef, DeploymentRef, LoadRequest, MapGet, MapRef, MapSet, Register, ReplaceRequest,
 };
 use crate::varlink::{Nothing, SERVICE, ServiceInfo};
 use crate::wire::Connection;
@@ -84,11 +84,11 @@ impl Client {
 }
 
 impl Arbiter for Client {
-    fn load(&self, request: &LoadRequest) -> Result<DeploymentInfo> {
+    fn load(&self, request: &LoadRequest) -> Result<Deployment> {
         self.call("Load", request).map(|Deployed { deployment }| deployment)
     }
 
-    fn replace(&self, request: &ReplaceRequest) -> Result<DeploymentInfo> {
+    fn replace(&self, request: &ReplaceRequest) -> Result<Deployment> {
         self.call("Replace", request).map(|Deployed { deployment }| deployment)
     }
 
@@ -102,7 +102,7 @@ impl Arbiter for Client {
         Ok(unloaded.into_iter().map(|gone| (gone.app, gone.hook)).collect())
     }
 
-    fn list(&self) -> Result<Vec<DeploymentInfo>> {
+    fn list(&self) -> Result<Vec<Deployment>> {
         self.call("List", Nothing {}).map(|Deployments { deployments }| deployments)
     }
 
@@ -142,15 +142,20 @@ impl Arbiter for Client {
         self.descriptor("MapOpen", MapRef { app: app.to_owned(), map: map.to_owned() })
     }
 
-    fn register(&self, app: &str, what: Registration, index: Option<u32>) -> Result<u32> {
-        let app = app.to_owned();
-        match what {
-            Registration::Socket(socket) => self
-                .call_with("RegisterSocket", RegisterSocket { app, index }, &[socket.as_fd()])
-                .map(|(Registered { index }, _)| index),
-            Registration::Thread { tid } => self
-                .call("RegisterThread", RegisterThread { app, tid, index })
-                .map(|Registered { index }| index),
-        }
+    fn register(
+        &self,
+        app: &str,
+        hook: Option<&str>,
+        what: Registration,
+        index: Option<u32>,
+    ) -> Result<u32> {
+        let (tid, socket) = match &what {
+            Registration::Socket(socket) => (None, Some(socket.as_fd())),
+            Registration::Thread { tid } => (Some(*tid), None),
+        };
+        let (app, hook) = (app.to_owned(), hook.map(str::to_owned));
+        let request = Register { app, hook, kind: what.kind(), tid, index };
+        self.call_with("Register", request, socket.as_slice())
+            .map(|(Registered { index }, _)| index)
     }
 }

@@ -5,32 +5,52 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Kinds of failure, and exit codes of `syrupctl`; a contract.
+/// Kinds of failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[repr(u8)]
 #[non_exhaustive]
 pub enum Code {
     /// A defect, or the system refused something unexpected.
-    Internal = 1,
+    Internal,
     /// The request makes no sense.
-    Usage = 2,
+    Usage,
     /// The policy's source or object was refused before the kernel saw it.
-    SourceRejected = 3,
+    SourceRejected,
     /// The kernel's verifier refused it.
-    VerifierRejected = 4,
+    VerifierRejected,
     /// The caller may not do this.
-    NotPermitted = 5,
+    NotPermitted,
     /// The kernel, or something installed, lacks a feature.
-    Unsupported = 6,
-    /// Something else has it already, or what was named is not there.
-    Conflict = 7,
+    Unsupported,
+    /// Something else has it already.
+    Conflict,
+    /// What was named is not there.
+    NotFound,
     /// No daemon answers.
-    Unreachable = 8,
+    Unreachable,
     /// It did not happen in time.
-    Timeout = 9,
+    Timeout,
     /// Loaded, but the default decides, or the kernel threw it out.
-    Degraded = 10,
+    Degraded,
+}
+
+impl Code {
+    /// The exit code of `syrupctl`: a contract.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Internal => 1,
+            Self::Usage => 2,
+            Self::SourceRejected => 3,
+            Self::VerifierRejected => 4,
+            Self::NotPermitted => 5,
+            Self::Unsupported => 6,
+            Self::Conflict | Self::NotFound => 7,
+            Self::Unreachable => 8,
+            Self::Timeout => 9,
+            Self::Degraded => 10,
+        }
+    }
 }
 
 /// Shorthand for what the arbiter answers.

@@ -7,6 +7,7 @@
 
 mod arbiter;
 mod client;
+mod deployment;
 mod failure;
 pub mod names;
 pub mod reply;
@@ -14,9 +15,10 @@ pub mod request;
 pub mod varlink;
 pub mod wire;
 
-pub use arbiter::{Arbiter, Kind, Registration};
+pub use arbiter::{Arbiter, Registration};
 pub use client::Client;
+pub use deployment::{Deployment, Facts, Health, Input, Kind, Proto};
 pub use failure::{Code, Failure, Result};
-pub use reply::{AppInfo, DeploymentInfo, HookInfo, MapEntry, MapInfo, PolicyInfo};
+pub use reply::{AppInfo, HookInfo, MapEntry, MapInfo, PolicyInfo};
 pub use request::{LoadRequest, PolicySource, ReplaceRequest};
 pub use varlink::DEFAULT_SOCKET;

@@ -36,6 +36,18 @@ pub fn app_name_of(executable: &str) -> String {
     name
 }
 
+/// Names of policy files, which diagnostics and lists show.
+///
+/// # Errors
+/// [`Code::Usage`] for control characters: a terminal would obey them.
+pub fn check_file(name: &str) -> Result<()> {
+    if name.chars().any(char::is_control) {
+        let message = format!("a policy's file name has control characters: {name:?}");
+        return Err(Failure::new(Code::Usage, message).advise("rename the file"));
+    }
+    Ok(())
+}
+
 /// Map names: C identifiers that fit into the kernel's 15 characters, so that
 /// no two Maps of an app can look alike.
 pub fn is_map(name: &str) -> bool {
@@ -82,6 +94,16 @@ mod tests {
             assert_eq!(app_name_of(executable), name, "{executable}");
         }
         assert_eq!(app_name_of(&"a".repeat(100)).len(), MAX_APP_NAME);
+    }
+
+    #[test]
+    fn file_names_say_nothing_to_terminals() {
+        for good in ["p.c", "./a b/\u{e9}.o", ""] {
+            assert!(check_file(good).is_ok(), "{good}");
+        }
+        for bad in ["a\nb.c", "\u{1b}[2J.c", "\u{9b}2J.o", "\0"] {
+            assert_eq!(check_file(bad).unwrap_err().code, Code::Usage, "{bad:?}");
+        }
     }
 
     #[test]

@@ -1,49 +1,8 @@
 //! What the arbiter answers.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
-/// A deployment as `list`, `show` and `status` print it: schema 1.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeploymentInfo {
-    /// App name.
-    pub app: String,
-    /// Owner.
-    pub uid: u32,
-    /// Hook name.
-    pub hook: String,
-    /// Policy name.
-    pub policy: String,
-    /// SHA-256 of the policy's object, hex.
-    pub policy_sha256: String,
-    /// Kernel id of the policy's program.
-    pub program_id: u32,
-    /// Number of replacements.
-    pub generation: u32,
-    /// Seconds since 1970.
-    pub deployed_at: u64,
-    /// "udp" or "tcp".
-    pub proto: Option<String>,
-    /// Port.
-    pub port: Option<u16>,
-    /// Process that owns the executors.
-    pub pid: Option<i32>,
-    /// Executors `schedule()` may name now.
-    pub executors: u32,
-    /// Registered, living threads.
-    pub threads: Option<u32>,
-    /// Cores; empty means all.
-    pub cpus: Vec<u32>,
-    /// "live", "degraded" or "ejected".
-    pub state: String,
-    /// Why, when it is not live; what it waits for, when it is and nothing reaches it yet.
-    pub reason: Option<String>,
-    /// Counter name and sum.
-    pub counters: BTreeMap<String, u64>,
-    /// Choices by executor index.
-    pub verdicts: Vec<u64>,
-}
+use crate::deployment::{Deployment, Input, Kind};
 
 /// A Map of an app.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,7 +25,7 @@ pub struct AppInfo {
     /// Owner.
     pub uid: u32,
     /// Its deployments.
-    pub deployments: Vec<DeploymentInfo>,
+    pub deployments: Vec<Deployment>,
     /// Its Maps.
     pub maps: Vec<MapInfo>,
 }
@@ -76,10 +35,14 @@ pub struct AppInfo {
 pub struct HookInfo {
     /// Hook name.
     pub name: String,
-    /// "packet" or "thread".
-    pub input: String,
+    /// What it schedules.
+    pub input: Input,
+    /// What its apps register.
+    pub registers: Kind,
     /// What a verdict names.
     pub executor: String,
+    /// What a request's target may say: the flags of `load`.
+    pub takes: Vec<String>,
     /// Whether this kernel can host it.
     pub available: bool,
     /// Why not.
@@ -93,8 +56,8 @@ pub struct HookInfo {
 pub struct PolicyInfo {
     /// The name users type.
     pub name: String,
-    /// "packet" or "thread".
-    pub input: String,
+    /// What it schedules.
+    pub input: Input,
     /// Hooks it fits.
     pub hooks: Vec<String>,
     /// What it does.
@@ -116,7 +79,7 @@ pub struct MapEntry {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Deployed {
     /// As it is now.
-    pub deployment: DeploymentInfo,
+    pub deployment: Deployment,
 }
 
 /// One (app, hook) pair.
@@ -139,7 +102,7 @@ pub struct AllUnloaded {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Deployments {
     /// Of all apps.
-    pub deployments: Vec<DeploymentInfo>,
+    pub deployments: Vec<Deployment>,
 }
 
 /// Reply of `Show`.
@@ -177,7 +140,7 @@ pub struct Entries {
     pub entries: Vec<MapEntry>,
 }
 
-/// Reply of `RegisterSocket` and `RegisterThread`.
+/// Reply of `Register`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Registered {
     /// The index it has now.

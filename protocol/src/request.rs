@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::deployment::{Facts, Kind};
+
 /// Longest C source, in bytes.
 pub const MAX_SOURCE_BYTES: usize = 1 << 20;
 
@@ -36,6 +38,7 @@ pub enum PolicySource {
 
 /// Parameters of `Load`: a policy for an app that has none at this hook.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LoadRequest {
     /// Hook name.
     pub hook: String,
@@ -46,25 +49,17 @@ pub struct LoadRequest {
     /// `--set NAME=VALUE`
     #[serde(default)]
     pub params: Vec<(String, String)>,
-    /// Packet hooks: the port.
+    /// What it is for, by flag: see [`HookInfo::takes`](crate::HookInfo::takes).
     #[serde(default)]
-    pub port: Option<u16>,
-    /// Packet hooks: "udp" or "tcp".
+    pub target: Facts,
+    /// Where the app has a policy already: put this one in its place, instead of refusing.
     #[serde(default)]
-    pub proto: Option<String>,
-    /// Adopt this process's executors.
-    #[serde(default)]
-    pub pid: Option<i32>,
-    /// Thread hook: the app's cores.
-    #[serde(default)]
-    pub cpus: Vec<u32>,
-    /// Thread hook: share against other apps, 1..=10000, 100 is normal.
-    #[serde(default)]
-    pub weight: Option<u32>,
+    pub or_replace: bool,
 }
 
 /// Parameters of `Replace`: another policy in the place of the live one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ReplaceRequest {
     /// Hook name.
     pub hook: String,
@@ -79,6 +74,7 @@ pub struct ReplaceRequest {
 
 /// Parameters of `Show`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct AppRef {
     /// App name.
     pub app: String,
@@ -86,6 +82,7 @@ pub struct AppRef {
 
 /// Parameters of `PolicyOpen` and `Unload`: one deployment.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DeploymentRef {
     /// Hook name.
     pub hook: String,
@@ -96,6 +93,7 @@ pub struct DeploymentRef {
 /// Parameters of `MapOpen` and `MapDump`: one Map. The reply of `MapOpen`
 /// carries its descriptor.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MapRef {
     /// App name.
     pub app: String,
@@ -105,6 +103,7 @@ pub struct MapRef {
 
 /// Parameters of `MapGet`.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MapGet {
     /// App name.
     pub app: String,
@@ -116,6 +115,7 @@ pub struct MapGet {
 
 /// Parameters of `MapSet`.
 #[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct MapSet {
     /// App name.
     pub app: String,
@@ -127,24 +127,21 @@ pub struct MapSet {
     pub value: u64,
 }
 
-/// Parameters of `RegisterSocket`; the message carries the socket.
+/// Parameters of `Register`. Of a socket, the message carries the descriptor.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct RegisterSocket {
+#[serde(deny_unknown_fields)]
+pub struct Register {
     /// App name.
     pub app: String,
-    /// The executor index; none: the next free one.
+    /// Hook name; none: the one where the app has a policy that takes such a thing.
     #[serde(default)]
-    pub index: Option<u32>,
-}
-
-/// Parameters of `RegisterThread`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct RegisterThread {
-    /// App name.
-    pub app: String,
-    /// Thread id in the daemon's pid namespace.
-    pub tid: i32,
-    /// The thread index; none: the next free one.
+    pub hook: Option<String>,
+    /// What is registered.
+    pub kind: Kind,
+    /// The thread's id in the daemon's pid namespace.
+    #[serde(default)]
+    pub tid: Option<i32>,
+    /// The index; none: the one it has, else the next free one.
     #[serde(default)]
     pub index: Option<u32>,
 }

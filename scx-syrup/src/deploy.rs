@@ -1,70 +1,86 @@
 //! Deployments: a slot of the root scheduler, a program in it, a record beside it.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use libbpf_rs::MapType;
-use syrup_hook::pin::{self, Staged};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use syrup_hook::record::Record;
 use syrup_hook::sys::{self, Map};
 use syrup_hook::{
-    App, Counters, Deployment, Error, Health, HookId, Linked, LoadedProgram, POLICY_PROGRAM,
-    PolicyObject, Probe, Registration, Result, Target, process, set_constant,
+    App, Counters, Dir, Error, Facts, Health, Linked, LoadedProgram, Observed, POLICY_PROGRAM,
+    PolicyObject, Probe, Registration, Result, pin, process, set_constant,
 };
-use syrup_sdk::abi::{self, syrup_record, syrup_thread_policy};
+use syrup_sdk::abi::{self, syrup_thread_policy};
 
 use crate::health::{Cores, Waits};
 use crate::layout::{SYRUP_SCX_ALL_CPUS, SYRUP_SCX_FOUND_CPUS, SYRUP_SCX_RESCUE_MS, syrup_scx_app};
 use crate::root::{Root, nr_cpus};
 use crate::threads::{self, Owner};
-use crate::{cpus, health, kernel};
+use crate::{SPEC, cpus, health, kernel};
 
-const HOOK: HookId = HookId::ScxSyrup;
 const VERDICTS: &str = "verdicts";
+
+/// What a deployment is told.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Target {
+    /// Adopt the threads of this process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+    /// The cores of the app; empty means all.
+    pub cpus: Vec<u32>,
+    /// Share against other apps; 100 is normal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
+}
+
+/// What is kept of a deployment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct State {
+    /// The app's slot in the root scheduler.
+    slot: u32,
+    /// The process whose threads it was loaded for.
+    #[serde(default)]
+    pid: Option<i32>,
+    /// What its policy asked for.
+    policy: Settings,
+    /// Executors that its policy may name.
+    executors: u32,
+}
 
 /// Shows a policy to the verifier.
 pub(crate) fn verify(policy: &Linked) -> Result<()> {
-    if let Probe::Missing { what, advice } = kernel::probe() {
-        return Err(Error::Unsupported { missing: what, advice });
-    }
-    let settings = settings(&policy.thread)?;
+    available()?;
+    let settings = settings(&policy.settings).map_err(Error::Usage)?;
     open(policy, 1, &settings, &settings.executors(&[])?)?.load(POLICY_PROGRAM).map(drop)
 }
 
-/// Makes a policy live for an app that has none.
-pub(crate) fn deploy(app: &App, policy: &Linked, target: &Target) -> Result<()> {
-    if let Probe::Missing { what, advice } = kernel::probe() {
-        return Err(Error::Unsupported { missing: what, advice });
+fn available() -> Result<()> {
+    match kernel::probe() {
+        Probe::Available => Ok(()),
+        Probe::Missing { what, advice } => Err(Error::Unsupported { missing: what, advice }),
     }
-    let settings = settings(&policy.thread)?;
+}
+
+/// Makes a policy live for an app that has none.
+pub(crate) fn attach(dir: &mut Dir, policy: &Linked, target: &Facts) -> Result<()> {
+    available()?;
+    let settings = settings(&policy.settings).map_err(Error::Usage)?;
+    let target: Target = syrup_hook::target(target)?;
     let cpus = cpus::checked(&target.cpus, nr_cpus()?, &cpus::online()?)?;
-    let weight = weight(target)?;
+    let weight = weight(&target)?;
     if let Some(pid) = target.pid {
         process::threads(pid)?;
     }
 
-    let had_root = Root::open(&app.bpffs)?.is_some();
-    let root = Root::ensure(&app.bpffs)?;
-    let result = deploy_on(&root, app, policy, target, &cpus, &settings, weight);
-    if result.is_err() && !had_root {
-        root.stop()?;
-    }
-    result
-}
-
-#[allow(clippy::too_many_arguments)]
-fn deploy_on(
-    root: &Root,
-    app: &App,
-    policy: &Linked,
-    target: &Target,
-    cpus: &[u32],
-    settings: &Settings,
-    weight: u32,
-) -> Result<()> {
-    sweep(root, &app.bpffs)?;
-    let slot = free_slot(&records(&app.bpffs)?)?;
+    let bpffs = dir.app().bpffs.clone();
+    let root = &Root::ensure(&bpffs)?;
+    sweep(root, &bpffs)?;
+    let slot = free_slot(root)?;
     let generation = root.app(slot)?.generation.wrapping_add(1);
     let owner = Owner { slot, generation };
     let mut conf = syrup_scx_app {
@@ -77,57 +93,35 @@ fn deploy_on(
         generation,
         ..Default::default()
     };
-    cpus::set(&mut conf, cpus);
-    let executors = settings.executors(cpus)?;
-    let verdicts = verdict_map(cpus)?;
+    cpus::set(&mut conf, &cpus);
+    let executors = settings.executors(&cpus)?;
+    let verdicts = verdict_map(&cpus)?;
     settings.keep(&executors, &mut conf);
     let cpus = &cpus::get(&conf)[..];
-
-    let table = root.map("syrup_threads")?;
     if let Some(pid) = target.pid {
-        refuse_taken(root, &app.bpffs, &process::threads(pid)?, owner)?;
+        refuse_taken(root, &bpffs, &process::threads(pid)?, owner)?;
     }
-    let staged = Staged::new(&app.hook_dir(HOOK))?;
-    sys::obj_pin(verdicts.as_fd(), &staged.path().join(VERDICTS))?;
-    let mut record = syrup_record {
-        abi_version: abi::SYRUP_ABI_VERSION,
-        hook: HOOK.number(),
-        uid: app.uid,
-        slot,
-        pid: target.pid.unwrap_or(0),
-        app: pin::name_field(&app.name),
-        ..Default::default()
-    };
-    describe(&mut record, policy, &executors);
-    pin::write_record(staged.path(), &record)?;
 
+    sys::obj_pin(verdicts.as_fd(), &dir.path().join(VERDICTS))?;
+    dir.set_state(&State {
+        slot,
+        pid: target.pid,
+        policy: settings.clone(),
+        executors: executors.len() as u32,
+    })?;
     root.reset_slot(slot, generation)?;
-    let undo = |e: Error| {
-        let clean = clear_slot(root, slot);
-        match clean {
-            Ok(()) => e,
-            Err(also) => {
-                log::warn!("{also}");
-                e
-            }
-        }
-    };
-    let go = || -> Result<()> {
-        if settings.cores {
-            root.make_cores(slot)?;
-        }
-        root.set_app(slot, &conf)?;
-        let program = load(root, policy, slot, settings, &executors, &verdicts)?;
-        program.pin(&staged.path().join(pin::POLICY))?;
-        program.with_fd(|fd| root.set_program(slot, Some(fd)))?;
-        root.serve(slot, true)?;
-        match target.pid {
-            Some(pid) => adopt(root, app, &table, owner, pid, cpus),
-            None => Ok(()),
-        }
-    };
-    go().map_err(undo)?;
-    staged.commit().map_err(undo)
+    if settings.cores {
+        root.make_cores(slot)?;
+    }
+    root.set_app(slot, &conf)?;
+    let program = load(root, policy, slot, &settings, &executors, &verdicts)?;
+    program.pin(&dir.path().join(pin::POLICY))?;
+    program.with_fd(|fd| root.set_program(slot, Some(fd)))?;
+    root.serve(slot, true)?;
+    match target.pid {
+        Some(pid) => adopt(root, dir.app(), &root.map("syrup_threads")?, owner, pid, cpus),
+        None => Ok(()),
+    }
 }
 
 /// Registers the threads of a process, in the order of their ids: also those that they
@@ -175,111 +169,93 @@ fn adopt(root: &Root, app: &App, table: &Map, owner: Owner, pid: i32, cpus: &[u3
     )))
 }
 
-/// Puts a policy in the slot of the live one.
-pub(crate) fn replace(app: &App, policy: &Linked) -> Result<()> {
-    let dir = app.hook_dir(HOOK);
-    let (mut record, root) = deployed(app)?;
-    settle(&root, &dir)?;
-    let settings = settings(&policy.thread)?;
-    let mut conf = root.app(record.slot)?;
+/// The slot of a deployment and the root scheduler it is in; `None` when somebody removed
+/// that one's pins: then its threads run under the kernel's default.
+fn slot_of(dir: &Dir) -> Result<(State, Option<Root>)> {
+    Ok((dir.state()?, Root::open(&dir.app().bpffs)?))
+}
+
+/// The same where there must be one.
+fn running(dir: &Dir) -> Result<(State, Root)> {
+    match slot_of(dir)? {
+        (state, Some(root)) => Ok((state, root)),
+        (_, None) => Err(Error::Conflict {
+            what: NO_ROOT.to_owned(),
+            advice: format!(
+                "'syrupctl unload {} --app {}' and load it again",
+                SPEC.name,
+                dir.app().name
+            ),
+        }),
+    }
+}
+
+const NO_ROOT: &str = "the root scheduler's pins are gone";
+
+/// Kernel id of the program in its slot.
+pub(crate) fn live(dir: &Dir) -> Result<u32> {
+    match slot_of(dir)? {
+        (state, Some(root)) => root.program_id(state.slot),
+        (_, None) => Ok(0),
+    }
+}
+
+/// Loads a policy for the slot of the live one.
+pub(crate) fn prepare(dir: &Dir, policy: &Linked) -> Result<(LoadedProgram, Value)> {
+    let (state, root) = running(dir)?;
+    let settings = settings(&policy.settings).map_err(Error::Usage)?;
+    let mut conf = root.app(state.slot)?;
     let executors = settings.executors(&cpus::get(&conf))?;
-    let verdicts = Map::open(&dir.join(VERDICTS))?;
+    let verdicts = Map::open(&dir.path().join(VERDICTS))?;
     if settings.cores && conf.cores == 0 {
-        root.make_cores(record.slot)?;
+        root.make_cores(state.slot)?;
         conf.cores = 1;
     }
     settings.keep(&executors, &mut conf);
-    let program = load(&root, policy, record.slot, &settings, &executors, &verdicts)?;
+    let program = load(&root, policy, state.slot, &settings, &executors, &verdicts)?;
     // Queues of both policies are served from before the change on, so no
     // thread that the old policy placed is left behind.
     conf.nr_queues = conf.nr_queues.max(settings.queues);
     conf.rescue_ns = settings.rescue_ns;
-    root.set_app(record.slot, &conf)?;
-    record.generation += 1;
-    describe(&mut record, policy, &executors);
-    // For whoever reads it after a death before the count below.
-    record.counted_before = counters(&root, record.slot)?.0;
-    let live = root.program_id(record.slot)?;
-    let replaced = program.with_fd(|fd| {
-        pin::replace(&dir, live, fd, &record, || root.set_program(record.slot, Some(fd)))
-    });
-    if let Err(e) = replaced {
-        // The old policy goes on under its own settings.
-        settle(&root, &dir)?;
-        return Err(e);
+    root.set_app(state.slot, &conf)?;
+    let state = State { policy: settings, executors: executors.len() as u32, ..state };
+    let state = serde_json::to_value(state)
+        .map_err(|e| Error::Defect(format!("a state has no JSON form: {e}")))?;
+    Ok((program, state))
+}
+
+/// Puts a program in the slot.
+pub(crate) fn set_policy(dir: &Dir, program: BorrowedFd<'_>) -> Result<()> {
+    let (state, root) = running(dir)?;
+    root.set_program(state.slot, Some(program))
+}
+
+/// The app's settings are those of the policy that decides.
+pub(crate) fn settle(dir: &Dir) -> Result<()> {
+    let (state, Some(root)) = slot_of(dir)? else { return Ok(()) };
+    let mut conf = root.app(state.slot)?;
+    state.policy.apply(&mut conf);
+    root.set_app(state.slot, &conf)
+}
+
+/// Empties the slot, if the folder tells which; else [`tidy`] finds it.
+pub(crate) fn detach(app: &App, path: &Path) -> Result<()> {
+    let Some(root) = Root::open(&app.bpffs)? else { return Ok(()) };
+    match state_in(path)? {
+        Some(Ok(state)) => clear_slot(&root, state.slot),
+        Some(Err(_)) | None => Ok(()),
     }
-    let mut finish = || -> Result<()> {
-        settings.apply(&mut conf);
-        root.set_app(record.slot, &conf)?;
-        // Only then: what the old policy still decided is not held against the new.
-        sys::wait_for_running_programs();
-        record.counted_before = counters(&root, record.slot)?.0;
-        pin::write_record(&dir, &record)
-    };
-    // The new policy decides already.
-    if let Err(e) = finish() {
-        log::warn!("{e}");
-    }
-    Ok(())
-}
-
-/// Finishes or undoes what a [`replace`] that was interrupted left.
-fn settle(root: &Root, dir: &Path) -> Result<()> {
-    let Some(record) = pin::read_record(dir)? else { return Ok(()) };
-    let live = root.program_id(record.slot)?;
-    let record = pin::live_record(dir, live)?.unwrap_or(record);
-    let settings = settings(&record.thread)?;
-    let mut conf = root.app(record.slot)?;
-    settings.apply(&mut conf);
-    root.set_app(record.slot, &conf)?;
-    pin::settle(dir, live)
-}
-
-/// Opens the program of the live policy.
-pub(crate) fn program(app: &App) -> Result<OwnedFd> {
-    let (record, root) = deployed(app)?;
-    pin::live_program(&app.hook_dir(HOOK), root.program_id(record.slot)?)
-}
-
-/// The live deployment's record and its root.
-fn deployed(app: &App) -> Result<(syrup_record, Root)> {
-    let dir = app.hook_dir(HOOK);
-    let (Some(record), Some(root)) = (pin::read_record(&dir)?, Root::open(&app.bpffs)?) else {
-        return Err(Error::not_deployed(&app.name, HOOK));
-    };
-    let live = root.program_id(record.slot)?;
-    Ok((pin::live_record(&dir, live)?.unwrap_or(record), root))
-}
-
-/// Takes the deployment away.
-pub(crate) fn remove(app: &App) -> Result<()> {
-    let dir = app.hook_dir(HOOK);
-    let slot = pin::read_record(&dir)?.map(|record| record.slot);
-    if let Some(root) = Root::open(&app.bpffs)? {
-        if let Some(slot) = slot {
-            clear_slot(&root, slot)?;
-        }
-        remove_folder(&dir)?;
-        sweep(&root, &app.bpffs)?;
-        if records(&app.bpffs)?.is_empty() {
-            root.stop()?;
-        }
-        return Ok(());
-    }
-    // Somebody removed the root scheduler's pins: its threads cannot be told
-    // apart any more, and run under the kernel's default already.
-    remove_folder(&dir)
 }
 
 /// Gives a thread to a live deployment.
-pub(crate) fn register(app: &App, what: Registration, index: Option<u32>) -> Result<u32> {
+pub(crate) fn add(dir: &Dir, what: Registration, index: Option<u32>) -> Result<u32> {
     let Registration::Thread { tid } = what else {
-        return Err(Error::Usage(format!("{HOOK} takes threads, not sockets")));
+        return Err(Error::Usage(format!("{} takes threads", SPEC.name)));
     };
-    let (record, root) = deployed(app)?;
-    let conf = root.app(record.slot)?;
-    let owner = Owner { slot: record.slot, generation: conf.generation };
-    refuse_taken(&root, &app.bpffs, &[tid], owner)?;
+    let (State { slot, .. }, root) = running(dir)?;
+    let conf = root.app(slot)?;
+    let owner = Owner { slot, generation: conf.generation };
+    refuse_taken(&root, &dir.app().bpffs, &[tid], owner)?;
     if index == Some(abi::SYRUP_INDEX_NONE) {
         return Err(Error::Usage(format!("{} is no index", abi::SYRUP_INDEX_NONE)));
     }
@@ -302,97 +278,84 @@ pub(crate) fn register(app: &App, what: Registration, index: Option<u32>) -> Res
     Ok(index)
 }
 
-/// What was counted for a slot since its app came.
-fn counters(root: &Root, slot: u32) -> Result<Counters> {
-    let map = root.map("syrup_counters")?;
+/// What was counted for a deployment since its app came.
+pub(crate) fn counters(dir: &Dir) -> Result<Counters> {
     let mut counters = Counters::default();
+    let (State { slot, .. }, Some(root)) = slot_of(dir)? else { return Ok(counters) };
+    let map = root.map("syrup_counters")?;
     for (counter, sum) in (0..).zip(counters.0.iter_mut()) {
         *sum = map.sum(slot * abi::SYRUP_NR_COUNTERS + counter)?;
     }
     Ok(counters)
 }
 
-/// Reads a deployment back.
-pub(crate) fn read(app: &App) -> Result<Option<Deployment>> {
-    let dir = app.hook_dir(HOOK);
-    let Some(mut record) = pin::read_record(&dir)? else { return Ok(None) };
-    let root = Root::open(&app.bpffs)?;
-    let mut counted = Counters::default();
-    let (mut program_id, mut nr_threads, mut cores) = (0, 0, Vec::new());
+/// What the kernel says of a deployment now.
+pub(crate) fn observe(dir: &Dir) -> Result<Observed> {
+    let (state, root) = slot_of(dir)?;
+    let counters = counters(dir)?;
+    let (mut has_policy, mut threads, mut cores, mut weight) = (false, 0, Vec::new(), 0);
     let mut waits = Waits::default();
-    let state = match &root {
+    let root_state = match &root {
         Some(root) => {
-            counted = counters(root, record.slot)?;
-            program_id = root.program_id(record.slot)?;
-            record = pin::live_record(&dir, program_id)?.unwrap_or(record);
-            nr_threads = root.members(record.slot)?;
-            let conf = root.app(record.slot)?;
-            cores = cpus::get(&conf);
+            has_policy = root.program_id(state.slot)? != 0;
+            threads = root.members(state.slot)?;
+            let conf = root.app(state.slot)?;
+            (cores, weight) = (cpus::get(&conf), conf.weight);
             waits = Waits {
-                longest: root.longest_wait(record.slot)?,
+                longest: root.longest_wait(state.slot)?,
                 deadline: Duration::from_nanos(conf.rescue_ns),
             };
             root.state()?
         }
-        None => crate::root::State::Ejected("the root scheduler's pins are gone".to_owned()),
+        None => crate::root::State::Ejected(NO_ROOT.to_owned()),
     };
     let health = match health::judge(
-        &state,
-        program_id != 0,
-        &counted.since(&Counters(record.counted_before)),
+        &root_state,
+        has_policy,
+        &dir.recent(&counters),
         waits,
-        &Cores::of(&cores, record.thread.executors == abi::SYRUP_CORES, &cpus::online()?),
+        &Cores::of(&cores, state.policy.cores, &cpus::online()?),
     ) {
-        Health::Live if nr_threads == 0 => Health::Waiting(format!(
+        Health::Live(_) if threads == 0 => Health::waiting(format!(
             "it waits for its first thread; let the application register its threads \
-                 (syr_register_thread), or 'syrupctl unload {HOOK} --app {app}' and load it again \
-                 with --pid",
-            app = app.name
+             (syr_register_thread), or 'syrupctl unload {hook} --app {app}' and load it again \
+             with --pid",
+            hook = SPEC.name,
+            app = dir.app().name
         )),
         health => health,
     };
-    let verdicts = Map::open(&dir.join(VERDICTS))?;
-    let nr_verdicts = record.nr_executors.min(verdicts.max_entries());
-    Ok(Some(Deployment {
-        app: pin::field_name(&record.app),
-        uid: record.uid,
-        hook: HOOK,
-        policy: pin::field_name(&record.policy),
-        sha256: record.policy_sha256,
-        program_id,
-        generation: record.generation,
-        deployed_at: UNIX_EPOCH + Duration::from_nanos(record.deployed_at_ns),
-        port: None,
-        pid: Some(record.pid).filter(|&pid| pid > 0 && process::is_running(pid)),
-        nr_executors: record.nr_executors,
-        nr_threads: Some(nr_threads),
-        cpus: cores,
+    let verdicts = Map::open(&dir.path().join(VERDICTS))?;
+    let executors = state.executors.min(verdicts.max_entries());
+    let mut target = Facts::from([
+        ("threads".to_owned(), threads.into()),
+        ("cpus".to_owned(), cores.into()),
+        ("weight".to_owned(), weight.into()),
+    ]);
+    if let Some(pid) = state.pid.filter(|&pid| process::is_running(pid)) {
+        target.insert("pid".to_owned(), pid.into());
+    }
+    Ok(Observed {
+        inputs: format!("{threads} thread{}", if threads == 1 { "" } else { "s" }),
+        executors: state.executors,
+        target,
+        counters,
+        verdicts: (0..executors).map(|key| verdicts.sum(key)).collect::<Result<_>>()?,
         health,
-        counters: counted,
-        verdicts: (0..nr_verdicts).map(|key| verdicts.sum(key)).collect::<Result<_>>()?,
-    }))
+    })
 }
 
-/// Removes what interrupted calls left behind.
-pub(crate) fn collect_garbage(bpffs: &Path) -> Result<Vec<PathBuf>> {
+/// Gives back what no app uses any more: slots, threads, and the root scheduler when it was
+/// the last.
+pub(crate) fn tidy(bpffs: &Path) -> Result<Vec<PathBuf>> {
     let mut removed = Vec::new();
     if let Some(interrupted) = Root::interrupted(bpffs) {
         removed.push(interrupted.dir().to_owned());
         interrupted.stop()?;
     }
-    for app in pin::app_folders(bpffs)? {
-        let folder = pin::aside(&app.join(HOOK.name()));
-        if folder.exists() {
-            pin::remove_tree(&folder)?;
-            removed.push(folder);
-        }
-    }
     if let Some(root) = Root::open(bpffs)? {
         sweep(&root, bpffs)?;
-        for app in pin::app_folders(bpffs)? {
-            settle(&root, &app.join(HOOK.name()))?;
-        }
-        if records(bpffs)?.is_empty() {
+        if Deployments::find(bpffs)?.are_none() {
             removed.push(root.dir().to_owned());
             root.stop()?;
         }
@@ -404,7 +367,12 @@ pub(crate) fn collect_garbage(bpffs: &Path) -> Result<Vec<PathBuf>> {
 /// in place left it, or one that died after it had taken the record away. Also gives
 /// back threads of apps that are gone.
 fn sweep(root: &Root, bpffs: &Path) -> Result<()> {
-    let known: Vec<u32> = records(bpffs)?.iter().map(|record| record.slot).collect();
+    let deployments = Deployments::find(bpffs)?;
+    if deployments.unreadable > 0 {
+        // Theirs might be any slot.
+        return Ok(());
+    }
+    let known: Vec<u32> = deployments.readable.iter().map(|(_, state)| state.slot).collect();
     let served = root.info()?.slots_in_use;
     for slot in (1..abi::SYRUP_MAX_APPS).filter(|slot| !known.contains(slot)) {
         if served >> slot & 1 == 1 || root.app(slot)?.in_use != 0 || root.program_id(slot)? != 0 {
@@ -428,15 +396,9 @@ fn clear_slot(root: &Root, slot: u32) -> Result<()> {
     root.serve(slot, false)
 }
 
-/// Takes a deployment's folder away in one step.
-fn remove_folder(dir: &Path) -> Result<()> {
-    pin::remove_tree(&pin::aside(dir))?;
-    pin::remove_tree(&pin::put_aside(dir)?)
-}
-
 /// What a policy asked for, checked and with defaults filled in.
-#[derive(Debug, PartialEq, Eq)]
-struct Settings {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Settings {
     queues: u32,
     preempt: bool,
     cores: bool,
@@ -451,29 +413,43 @@ fn weight(target: &Target) -> Result<u32> {
     }
 }
 
-fn settings(policy: &syrup_thread_policy) -> Result<Settings> {
+/// Reads a `SYRUP_THREAD_POLICY`; nothing of it means the defaults.
+///
+/// # Errors
+/// What is wrong with it.
+pub(crate) fn settings(bytes: &[u8]) -> std::result::Result<Settings, String> {
+    let (words, rest) = bytes.as_chunks::<4>();
+    let words: Vec<u32> = words.iter().map(|&word| u32::from_ne_bytes(word)).collect();
+    let policy = match (words.as_slice(), rest) {
+        ([], []) => syrup_thread_policy::default(),
+        (&[queues, preempt, executors, rescue_ms], []) => {
+            syrup_thread_policy { queues, preempt, executors, rescue_ms }
+        }
+        _ => return Err("SYRUP_THREAD_POLICY has the wrong size".to_owned()),
+    };
+    if policy.preempt > 1 || policy.executors > abi::SYRUP_CORES {
+        return Err("SYRUP_THREAD_POLICY: .preempt is true or false, .executors is SYRUP_QUEUES \
+                    or SYRUP_CORES"
+            .to_owned());
+    }
     let cores = policy.executors == abi::SYRUP_CORES;
     if policy.queues > abi::SYRUP_MAX_QUEUES {
-        return Err(Error::Usage(format!(
+        return Err(format!(
             "SYRUP_THREAD_POLICY(.queues = {}): an app has at most {} queues",
             policy.queues,
             abi::SYRUP_MAX_QUEUES
-        )));
+        ));
     }
     if cores && policy.preempt != 0 {
-        return Err(Error::Usage(
-            "SYRUP_THREAD_POLICY(.executors = SYRUP_CORES, .preempt = true): preemption is \
-             between queues, and this policy chooses cores"
-                .to_owned(),
-        ));
+        return Err("SYRUP_THREAD_POLICY(.executors = SYRUP_CORES, .preempt = true): preemption \
+                    is between queues, and this policy chooses cores"
+            .to_owned());
     }
     let rescue_ms = if policy.rescue_ms == 0 { SYRUP_SCX_RESCUE_MS } else { policy.rescue_ms };
     // Below, the rescue would be the scheduler; above, the kernel's watchdog
     // (10 s) would come first.
     if !(20..=2000).contains(&rescue_ms) {
-        return Err(Error::Usage(format!(
-            "SYRUP_THREAD_POLICY(.rescue_ms = {rescue_ms}): 20 to 2000"
-        )));
+        return Err(format!("SYRUP_THREAD_POLICY(.rescue_ms = {rescue_ms}): 20 to 2000"));
     }
     Ok(Settings {
         // One queue beside the cores takes what the policy does not place.
@@ -568,27 +544,62 @@ fn verdict_map(cpus: &[u32]) -> Result<Map> {
     pin::create_map(MapType::PercpuArray, "syrup_verdicts", 8, entries)
 }
 
-fn describe(record: &mut syrup_record, policy: &Linked, executors: &[u32]) {
-    pin::describe_policy(record, policy);
-    record.thread = policy.thread;
-    record.nr_executors = executors.len() as u32;
+/// All thread deployments.
+#[derive(Debug, Default)]
+struct Deployments {
+    /// App name and state.
+    readable: Vec<(String, State)>,
+    /// How many there are besides: another version's, or broken.
+    unreadable: usize,
 }
 
-/// The records of all apps with a thread deployment.
-fn records(bpffs: &Path) -> Result<Vec<syrup_record>> {
-    pin::app_folders(bpffs)?
-        .iter()
-        .filter_map(|app| pin::read_record(&app.join(HOOK.name())).transpose())
-        .collect()
+impl Deployments {
+    fn find(bpffs: &Path) -> Result<Self> {
+        let mut found = Self::default();
+        for folder in pin::app_folders(bpffs)? {
+            match state_in(&folder.join(SPEC.name))? {
+                Some(Ok(state)) => {
+                    let app = folder.file_name().unwrap_or_default().to_string_lossy();
+                    found.readable.push((app.into_owned(), state));
+                }
+                Some(Err(_)) => found.unreadable += 1,
+                None => {}
+            }
+        }
+        Ok(found)
+    }
+
+    fn are_none(&self) -> bool {
+        self.readable.is_empty() && self.unreadable == 0
+    }
 }
 
-fn free_slot(records: &[syrup_record]) -> Result<u32> {
-    (1..abi::SYRUP_MAX_APPS)
-        .find(|slot| records.iter().all(|record| record.slot != *slot))
-        .ok_or_else(|| Error::Conflict {
-            what: format!("all {} app slots are taken", abi::SYRUP_MAX_APPS - 1),
-            advice: "unload a thread policy first".to_owned(),
-        })
+/// The state that the record in a folder tells: `None` without a folder, an error inside
+/// when it cannot be understood, outside when it cannot be looked at.
+fn state_in(path: &Path) -> Result<Option<Result<State>>> {
+    if !path.is_dir() {
+        return Ok(None);
+    }
+    let state = match Record::read(path) {
+        Ok(record) => record.unwrap_or_default().state(path),
+        Err(e) => Err(e),
+    };
+    match state {
+        Err(e @ Error::Kernel { .. }) => Err(e),
+        other => Ok(Some(other)),
+    }
+}
+
+fn free_slot(root: &Root) -> Result<u32> {
+    for slot in 1..abi::SYRUP_MAX_APPS {
+        if root.app(slot)?.in_use == 0 && root.program_id(slot)? == 0 {
+            return Ok(slot);
+        }
+    }
+    Err(Error::Conflict {
+        what: format!("all {} app slots are taken", abi::SYRUP_MAX_APPS - 1),
+        advice: "unload a thread policy first".to_owned(),
+    })
 }
 
 /// A thread is one app's: two policies cannot both decide about it, and its app would
@@ -602,12 +613,13 @@ fn refuse_taken(root: &Root, bpffs: &Path, tids: &[i32], by: Owner) -> Result<()
         if root.app(owner.slot)?.generation != owner.generation {
             continue;
         }
-        if let Some(record) = records(bpffs)?.iter().find(|record| record.slot == owner.slot) {
-            let app = pin::field_name(&record.app);
+        let deployments = Deployments::find(bpffs)?.readable;
+        if let Some((app, _)) = deployments.iter().find(|(_, state)| state.slot == owner.slot) {
+            let hook = SPEC.name;
             return Err(Error::Conflict {
                 what: format!("thread {tid} is scheduled for app '{app}'"),
                 advice: format!(
-                    "'syrupctl unload {HOOK} --app {app}' gives its threads back, \
+                    "'syrupctl unload {hook} --app {app}' gives its threads back, \
                      'chrt --other --pid 0 {tid}' takes this one from it"
                 ),
             });
@@ -638,14 +650,15 @@ fn check_affinity(tid: i32, cpus: &[u32]) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn policy(queues: u32, preempt: u32, executors: u32, rescue_ms: u32) -> syrup_thread_policy {
-        syrup_thread_policy { queues, preempt, executors, rescue_ms }
+    fn policy(queues: u32, preempt: u32, executors: u32, rescue_ms: u32) -> Vec<u8> {
+        [queues, preempt, executors, rescue_ms].map(u32::to_ne_bytes).concat()
     }
 
     #[test]
     fn defaults_are_one_queue_and_200_ms() {
         let expected = Settings { queues: 1, preempt: false, cores: false, rescue_ns: 200_000_000 };
-        assert_eq!(settings(&syrup_thread_policy::default()).unwrap(), expected);
+        assert_eq!(settings(&[]).unwrap(), expected);
+        assert_eq!(settings(&policy(0, 0, 0, 0)).unwrap(), expected);
     }
 
     #[test]
@@ -655,9 +668,13 @@ mod tests {
             (policy(0, 1, abi::SYRUP_CORES, 0), ".preempt"),
             (policy(1, 0, 0, 19), ".rescue_ms = 19"),
             (policy(1, 0, 0, 2001), ".rescue_ms = 2001"),
+            (policy(1, 2, 0, 0), ".preempt is true or false"),
+            (policy(1, 0, 2, 0), "SYRUP_QUEUES or SYRUP_CORES"),
+            (vec![0; 15], "size"),
+            (vec![0; 20], "size"),
         ] {
             let error = settings(&bad).unwrap_err();
-            assert!(error.to_string().contains(word), "{error}");
+            assert!(error.contains(word), "{error}");
         }
     }
 
@@ -689,16 +706,5 @@ mod tests {
         let cores = settings(&policy(4, 0, abi::SYRUP_CORES, 0)).unwrap();
         assert_eq!((cores.queues, cores.executors(&[2, 5, 7]).unwrap()), (1, vec![2, 5, 7]));
         assert_eq!(cores.executors(&[]).unwrap(), cpus::online().unwrap());
-    }
-
-    #[test]
-    fn slots_start_at_one_and_fill_gaps() {
-        let taken = |slots: &[u32]| -> Vec<syrup_record> {
-            slots.iter().map(|&slot| syrup_record { slot, ..Default::default() }).collect()
-        };
-        assert_eq!(free_slot(&[]).unwrap(), 1);
-        assert_eq!(free_slot(&taken(&[1, 3])).unwrap(), 2);
-        let all: Vec<u32> = (1..abi::SYRUP_MAX_APPS).collect();
-        assert!(matches!(free_slot(&taken(&all)), Err(Error::Conflict { .. })));
     }
 }

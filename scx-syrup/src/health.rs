@@ -119,7 +119,7 @@ pub(crate) fn judge(
              they are too many for the app's share of its cores, or other classes keep these busy"
         ));
     }
-    Health::Live
+    Health::LIVE
 }
 
 #[cfg(test)]
@@ -144,7 +144,7 @@ mod tests {
     fn a_deployment_without_threads_yet_is_live() {
         let none = Counters::default();
         let health = judge(&State::Live, true, &none, Waits::default(), &Cores::default());
-        assert_eq!(health, Health::Live);
+        assert_eq!(health, Health::LIVE);
     }
 
     #[test]
@@ -181,11 +181,11 @@ mod tests {
             let values = counters(&[(SYRUP_INPUTS, 9), (SYRUP_CHOSEN, 9)]);
             judge(&State::Live, true, &values, waits, &Cores::default())
         };
-        assert_eq!(waiting(1999, 200), Health::Live);
+        assert_eq!(waiting(1999, 200), Health::LIVE);
         assert!(
             matches!(waiting(2000, 200), Health::Degraded(why) if why.contains("waited for 2.0 s"))
         );
-        assert_eq!(waiting(4999, 2000), Health::Live);
+        assert_eq!(waiting(4999, 2000), Health::LIVE);
         assert!(matches!(waiting(5000, 2000), Health::Degraded(_)));
     }
 
@@ -196,16 +196,16 @@ mod tests {
             let cores = Cores::of(cpus, are_executors, &[0, 1, 3]);
             match judge(&State::Live, true, &counters(&values), Waits::default(), &cores) {
                 Health::Degraded(why) => why,
-                health => format!("{health:?}"),
+                health => health.state().to_owned(),
             }
         };
         assert!(
             of(&[2, 3], true, 2).starts_with("2 of 9 inputs were for cores that are offline ([2])")
         );
-        assert_eq!(of(&[2, 3], true, 0), "Live");
-        assert_eq!(of(&[2, 3], false, 0), "Live");
-        assert_eq!(of(&[1, 3], true, 2), "Live");
-        assert_eq!(of(&[], true, 2), "Live");
+        assert_eq!(of(&[2, 3], true, 0), "live");
+        assert_eq!(of(&[2, 3], false, 0), "live");
+        assert_eq!(of(&[1, 3], true, 2), "live");
+        assert_eq!(of(&[], true, 2), "live");
         assert!(of(&[2], false, 0).starts_with("no core of the app is online"));
     }
 

@@ -20,76 +20,101 @@ mod layout;
 mod root;
 mod threads;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
+use syrup_hook::spec::PID;
 use syrup_hook::{
-    App, Builtin, Deployment, Hook, HookId, Input, Kind, Linked, Probe, Registration, Result,
-    Target,
+    App, Builtin, Constant, Counters, Dir, Facts, Flag, Hook, Input, Kind, Linked, LoadedProgram,
+    Observed, Probe, Registration, Result, Spec, Syntax, Who,
 };
+
+pub use deploy::Target;
 
 /// The thread hook.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ScxSyrup;
 
+/// What it is.
+pub static SPEC: Spec = Spec {
+    name: "scx-syrup",
+    input: Input::Thread,
+    executor: "executor",
+    executors: "a run queue of the app (0 is served first), or a core of the app",
+    registers: Kind::Thread,
+    takes: &[PID, CPUS, WEIGHT],
+    settings: Some(Constant {
+        name: "syrup_thread_policy",
+        check: |bytes| deploy::settings(bytes).map(drop),
+    }),
+    trusted_half: include_bytes!(concat!(env!("OUT_DIR"), "/policy.o")),
+    policies: include!(concat!(env!("OUT_DIR"), "/policies.rs")),
+};
+
+const CPUS: Flag = Flag {
+    name: "cpus",
+    syntax: Syntax::Cpus,
+    who: Who::Owner,
+    help: "The cores of the app, like 0-3,8 [default: all]",
+};
+
+const WEIGHT: Flag = Flag {
+    name: "weight",
+    syntax: Syntax::Number { least: 1, most: 10_000 },
+    who: Who::Owner,
+    help: "Share of the cores against other apps, 1 to 10000 [default: 100]",
+};
+
 impl Hook for ScxSyrup {
-    fn id(&self) -> HookId {
-        HookId::ScxSyrup
-    }
-
-    fn input(&self) -> Input {
-        Input::Thread
-    }
-
-    fn executor(&self) -> &'static str {
-        "a run queue of the app (0 is served first), or a core of the app"
-    }
-
-    fn registers(&self) -> Kind {
-        Kind::Thread
+    fn spec(&self) -> &'static Spec {
+        &SPEC
     }
 
     fn probe(&self) -> Probe {
         kernel::probe()
     }
 
-    fn trusted_half(&self) -> &'static [u8] {
-        include_bytes!(concat!(env!("OUT_DIR"), "/policy.o"))
-    }
-
-    fn policies(&self) -> &'static [Builtin] {
-        include!(concat!(env!("OUT_DIR"), "/policies.rs"))
-    }
-
     fn verify(&self, policy: &Linked) -> Result<()> {
         deploy::verify(policy)
     }
 
-    fn deploy(&self, app: &App, policy: &Linked, target: &Target) -> Result<()> {
-        deploy::deploy(app, policy, target)
+    fn attach(&self, dir: &mut Dir, policy: &Linked, target: &Facts) -> Result<()> {
+        deploy::attach(dir, policy, target)
     }
 
-    fn replace(&self, app: &App, policy: &Linked) -> Result<()> {
-        deploy::replace(app, policy)
+    fn live(&self, dir: &Dir) -> Result<u32> {
+        deploy::live(dir)
     }
 
-    fn remove(&self, app: &App) -> Result<()> {
-        deploy::remove(app)
+    fn prepare(&self, dir: &Dir, policy: &Linked) -> Result<(LoadedProgram, serde_json::Value)> {
+        deploy::prepare(dir, policy)
     }
 
-    fn register(&self, app: &App, what: Registration, index: Option<u32>) -> Result<u32> {
-        deploy::register(app, what, index)
+    fn set_policy(&self, dir: &Dir, program: BorrowedFd<'_>) -> Result<()> {
+        deploy::set_policy(dir, program)
     }
 
-    fn program(&self, app: &App) -> Result<OwnedFd> {
-        deploy::program(app)
+    fn settle(&self, dir: &Dir) -> Result<()> {
+        deploy::settle(dir)
     }
 
-    fn read(&self, app: &App) -> Result<Option<Deployment>> {
-        deploy::read(app)
+    fn detach(&self, app: &App, path: &Path) -> Result<()> {
+        deploy::detach(app, path)
     }
 
-    fn collect_garbage(&self, bpffs: &Path) -> Result<Vec<PathBuf>> {
-        deploy::collect_garbage(bpffs)
+    fn add(&self, dir: &mut Dir, what: Registration, index: Option<u32>) -> Result<u32> {
+        deploy::add(dir, what, index)
+    }
+
+    fn counters(&self, dir: &Dir) -> Result<Counters> {
+        deploy::counters(dir)
+    }
+
+    fn observe(&self, dir: &Dir) -> Result<Observed> {
+        deploy::observe(dir)
+    }
+
+    fn tidy(&self, bpffs: &Path) -> Result<Vec<PathBuf>> {
+        deploy::tidy(bpffs)
     }
 }

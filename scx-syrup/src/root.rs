@@ -111,7 +111,7 @@ impl Root {
         if let Some(interrupted) = Self::interrupted(bpffs) {
             interrupted.stop()?;
         }
-        let staged = Staged::new(&dir)?;
+        let mut staged = Staged::new(&dir)?;
         let before = Scheduler::settled();
         if before.state != "disabled" {
             return Err(Error::Conflict {

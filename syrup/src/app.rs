@@ -7,17 +7,14 @@ use std::path::{Path, PathBuf};
 
 use syrup_protocol::names::app_name_of;
 use syrup_protocol::{
-    Arbiter as _, Client, Code, DEFAULT_SOCKET, Kind, LoadRequest, PolicySource, Registration,
-    ReplaceRequest,
+    Arbiter as _, Client, Code, DEFAULT_SOCKET, Facts, Kind, LoadRequest, PolicySource,
+    Registration,
 };
 use syrup_sdk::Compiler;
 
 use crate::error::{Error, Result};
 
 const DEFAULT_BPFFS: &str = "/sys/fs/bpf/syrup";
-
-/// The hook whose input is threads; those of all others are packets.
-const THREAD_HOOK: &str = "scx-syrup";
 
 /// A tenant, as one of its processes sees it: its name, and where its daemon is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,23 +112,10 @@ impl App {
             app: self.name.clone(),
             policy,
             params: Vec::new(),
-            port: None,
-            proto: None,
-            pid: None,
-            cpus: Vec::new(),
-            weight: None,
+            target: Facts::new(),
+            or_replace: true,
         };
-        match self.daemon.load(&request) {
-            Ok(_) => {}
-            Err(refusal) if refusal.code == Code::Conflict => {
-                if !self.hooks_in_use()?.iter().any(|used| used == hook) {
-                    return Err(refusal.into());
-                }
-                let LoadRequest { hook, app, policy, params, .. } = request;
-                self.daemon.replace(&ReplaceRequest { hook, app, policy, params })?;
-            }
-            Err(failure) => return Err(failure.into()),
-        }
+        self.daemon.load(&request)?;
         let program =
             self.daemon.policy_open(&self.name, hook).map_err(|failure| Error::NoDescriptor {
                 app: self.name.clone(),
@@ -169,19 +153,22 @@ impl App {
 
     fn register(&self, what: Registration, index: Option<u32>) -> Result<u32> {
         let kind = what.kind();
-        self.daemon.register(&self.name, what, index).map_err(|failure| {
-            let hooks = match failure.code {
-                Code::Conflict => self.hooks_in_use(),
-                _ => return failure.into(),
-            };
-            // Tells "nothing is deployed for it" from all other conflicts.
-            match hooks {
-                Ok(hooks) if !hooks.iter().any(|hook| registers(hook) == kind) => {
-                    Error::NotDeployed { app: self.name.clone(), what: noun(kind) }
+        self.daemon.register(&self.name, None, what, index).map_err(|failure| {
+            match (failure.code, self.registers(kind)) {
+                (Code::NotFound, Ok(false)) => {
+                    Error::NotDeployed { app: self.name.clone(), what: kind }
                 }
+                (Code::NotFound, Ok(true)) if kind == Kind::Thread => Error::NoThread(failure),
                 _ => failure.into(),
             }
         })
+    }
+
+    /// Whether the app has a policy that takes such a thing.
+    fn registers(&self, kind: Kind) -> Result<bool> {
+        let used = self.hooks_in_use()?;
+        let hooks = self.daemon.hooks()?;
+        Ok(hooks.iter().any(|hook| hook.registers == kind && used.contains(&hook.name)))
     }
 
     /// A Map's descriptor from the daemon.
@@ -194,21 +181,9 @@ impl App {
         match self.daemon.show(&self.name) {
             Ok(app) => Ok(app.deployments.into_iter().map(|one| one.hook).collect()),
             // There is no such app: it is there while it has a deployment.
-            Err(failure) if failure.code == Code::Conflict => Ok(Vec::new()),
+            Err(failure) if failure.code == Code::NotFound => Ok(Vec::new()),
             Err(failure) => Err(failure.into()),
         }
-    }
-}
-
-/// What is registered at a hook.
-fn registers(hook: &str) -> Kind {
-    if hook == THREAD_HOOK { Kind::Thread } else { Kind::Socket }
-}
-
-fn noun(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Socket => "socket",
-        Kind::Thread => "thread",
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use rustix::io::Errno;
-use syrup_protocol::{Code, Failure};
+use syrup_protocol::{Code, Failure, Kind};
 use syrup_sdk::CompileError;
 
 /// Shorthand for results of this library.
@@ -21,8 +21,8 @@ pub enum Error {
     NotDeployed {
         /// The app.
         app: String,
-        /// "socket" or "thread".
-        what: &'static str,
+        /// What was to be registered.
+        what: Kind,
     },
     /// The policy is live, but its program's descriptor could not be had.
     NoDescriptor {
@@ -33,6 +33,8 @@ pub enum Error {
         /// Why.
         source: Box<Failure>,
     },
+    /// What was to be registered is no thread, or none any more.
+    NoThread(Failure),
     /// The daemon refused, or did not answer ([`Code::Unreachable`], [`Code::Timeout`]).
     Daemon(Failure),
     /// The policy's C file did not compile.
@@ -62,7 +64,7 @@ impl Error {
     #[must_use]
     pub fn code(&self) -> Code {
         match self {
-            Self::NotDeployed { .. } => Code::Conflict,
+            Self::NotDeployed { .. } | Self::NoThread(_) => Code::NotFound,
             Self::NoDescriptor { source, .. } => source.code,
             Self::Daemon(failure) => failure.code,
             Self::Compile(CompileError::NoCompiler { .. }) => Code::Unsupported,
@@ -71,7 +73,7 @@ impl Error {
             Self::File { .. } | Self::Socket(_) | Self::Usage(_) => Code::Usage,
             Self::Map { source, .. } => match source.kind() {
                 io::ErrorKind::PermissionDenied => Code::NotPermitted,
-                io::ErrorKind::NotFound => Code::Conflict,
+                io::ErrorKind::NotFound => Code::NotFound,
                 _ => Code::Internal,
             },
         }
@@ -82,7 +84,7 @@ impl Error {
     pub fn detail(&self) -> Option<&str> {
         match self {
             Self::NoDescriptor { source, .. } => source.detail.as_deref(),
-            Self::Daemon(failure) => failure.detail.as_deref(),
+            Self::Daemon(failure) | Self::NoThread(failure) => failure.detail.as_deref(),
             _ => None,
         }
     }
@@ -91,7 +93,7 @@ impl Error {
     #[must_use]
     pub fn advice(&self) -> Option<&str> {
         match self {
-            Self::Daemon(failure) => failure.advice.as_deref(),
+            Self::Daemon(failure) | Self::NoThread(failure) => failure.advice.as_deref(),
             Self::NotDeployed { .. } => {
                 Some("deploy a policy first: syr_deploy_policy(), or 'syrupctl load'")
             }
@@ -107,6 +109,7 @@ impl Error {
     pub fn errno(&self) -> i32 {
         let errno = match self {
             Self::NotDeployed { .. } => Errno::NOENT,
+            Self::NoThread(_) => Errno::SRCH,
             // Whatever the reason: that the policy is live is what matters.
             Self::NoDescriptor { .. } => Errno::ALREADY,
             Self::File { source, .. } | Self::Socket(source) | Self::Map { source, .. } => {
@@ -119,6 +122,7 @@ impl Error {
                 Code::NotPermitted => Errno::PERM,
                 Code::Unsupported => Errno::OPNOTSUPP,
                 Code::Conflict => Errno::BUSY,
+                Code::NotFound => Errno::NOENT,
                 Code::Unreachable => Errno::CONNREFUSED,
                 Code::Timeout => Errno::TIMEDOUT,
                 _ => Errno::IO,
@@ -138,7 +142,9 @@ impl fmt::Display for Error {
                 f,
                 "the policy of app '{app}' is live at {hook}, but its program cannot be opened: {source}"
             )?,
-            Self::Daemon(Failure { message, .. }) | Self::Usage(message) => f.write_str(message)?,
+            Self::Daemon(Failure { message, .. })
+            | Self::NoThread(Failure { message, .. })
+            | Self::Usage(message) => f.write_str(message)?,
             Self::Compile(error) => write!(f, "the policy does not compile: {error}")?,
             Self::File { path, source } => write!(f, "cannot read {}: {source}", path.display())?,
             Self::Socket(source) => write!(f, "cannot register the socket: {source}")?,
@@ -186,7 +192,7 @@ mod tests {
 
     #[test]
     fn each_kind_of_failure_has_an_errno_of_its_own() {
-        let not_deployed = Error::NotDeployed { app: "a".to_owned(), what: "thread" };
+        let not_deployed = Error::NotDeployed { app: "a".to_owned(), what: Kind::Thread };
         let kinds = [Code::Usage, Code::NotPermitted, Code::Conflict, Code::Unreachable];
         let mut errnos: Vec<i32> = kinds
             .map(|code| Error::Daemon(Failure::new(code, "")))

@@ -171,7 +171,7 @@ static void maps(int program)
 	IS(syr_map_open(NULL), -EINVAL, "path is NULL");
 	IS(syr_map_open(""), -EINVAL, "no Map name");
 	IS(syr_map_open("no-name"), -EINVAL, "no Map name");
-	IS(syr_map_open("other"), -EBUSY, "no Map 'other'");
+	IS(syr_map_open("other"), -ENOENT, "no Map 'other'");
 	IS(syr_map_open("/nowhere/maps/calls"), -ENOENT, "/nowhere/maps/calls");
 
 	GIVES_FD(map, syr_map_open("calls"));
@@ -460,7 +460,7 @@ static void packet(void)
 	IS(syr_deploy_policy("get-priority", "socket-select"), -EINVAL, "get-priority");
 	IS(syr_register_socket(fd, -1), -ENOENT, "no policy");
 	IS(syr_register_thread(0, -1), -ENOENT, "no policy");
-	IS(syr_map_open("calls"), -EBUSY, "no app 'capp'");
+	IS(syr_map_open("calls"), -ENOENT, "no app 'capp'");
 	bad_app_name("socket-select");
 	no_daemon("socket-select");
 
@@ -553,9 +553,9 @@ static void threads(void)
 
 	/* An index is free again when its thread has ended. */
 	end(&workers[0]);
-	IS(syr_register_thread(workers[0].tid, -1), -EBUSY, "no thread");
-	IS(syr_register_thread(-5, -1), -EBUSY, "no thread -5");
-	IS(syr_register_thread(INT_MAX, -1), -EBUSY, "no thread");
+	IS(syr_register_thread(workers[0].tid, -1), -ESRCH, "no thread");
+	IS(syr_register_thread(-5, -1), -ESRCH, "no thread -5");
+	IS(syr_register_thread(INT_MAX, -1), -ESRCH, "no thread");
 	start(&workers[0], -1);
 	IS(workers[0].registered, 0, NULL);
 
@@ -569,7 +569,7 @@ static void threads(void)
 	IS(sched_getscheduler(child), SCHED_CLASS_EXT, NULL);
 	kill(child, SIGKILL);
 	SO(waitpid(child, NULL, 0) == child);
-	IS(syr_register_thread(child, 9), -EBUSY, "no thread");
+	IS(syr_register_thread(child, 9), -ESRCH, "no thread");
 	if (geteuid())
 		IS(syr_register_thread(1, -1), -EPERM, "belongs to user 0");
 
@@ -584,7 +584,7 @@ static void thread(void)
 	bad_policies("scx-syrup");
 	IS(syr_deploy_policy("round-robin", "scx-syrup"), -EINVAL, "round-robin");
 	IS(syr_register_thread(0, -1), -ENOENT, "no policy");
-	IS(syr_map_open("calls"), -EBUSY, "no app 'capp'");
+	IS(syr_map_open("calls"), -ENOENT, "no app 'capp'");
 	bad_app_name("scx-syrup");
 	no_daemon("scx-syrup");
 

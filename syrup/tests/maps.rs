@@ -166,14 +166,20 @@ fn what_is_not_there_is_told_apart_from_what_failed() {
     let app = deployed(&ctl);
 
     let error = app.register_thread(0, None).unwrap_err();
-    assert!(matches!(error, Error::NotDeployed { what: "thread", .. }), "{error:?}");
+    assert!(
+        matches!(error, Error::NotDeployed { what: syrup_protocol::Kind::Thread, .. }),
+        "{error:?}"
+    );
     let error = App::named("nobody")
         .at_socket(ctl.socket())
         .register_socket(std::net::UdpSocket::bind("127.0.0.1:0").unwrap(), None)
         .unwrap_err();
-    assert!(matches!(error, Error::NotDeployed { what: "socket", .. }), "{error:?}");
+    assert!(
+        matches!(error, Error::NotDeployed { what: syrup_protocol::Kind::Socket, .. }),
+        "{error:?}"
+    );
     let error = app.open_map("sentences").unwrap_err();
-    assert_eq!(error.code(), Code::Conflict);
+    assert_eq!(error.code(), Code::NotFound);
     assert!(error.advice().unwrap().contains("words"), "{error:#}");
     // A socket without SO_REUSEPORT is refused for what it is.
     let error =

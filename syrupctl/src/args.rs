@@ -1,18 +1,97 @@
 //! How arguments that several commands take are read.
 
-use std::str::FromStr;
-
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use syrup_hook::HookId;
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
+use serde_json::Value;
+use syrup_hook::{Facts, Proto, Spec};
 use syrup_protocol::names;
 
 /// The app of commands that name none.
 pub const DEFAULT_APP: &str = "default";
 
-/// Hook names, from the one registry.
-pub fn hook_parser() -> impl TypedValueParser<Value = HookId> {
-    PossibleValuesParser::new(HookId::ALL.iter().map(|hook| hook.name()))
-        .try_map(|name| HookId::from_str(&name))
+/// A hook, from the one registry.
+pub type HookArg = &'static Spec;
+
+/// Hook names.
+pub fn hook_parser() -> impl TypedValueParser<Value = HookArg> {
+    PossibleValuesParser::new(syrup_engine::specs().map(|spec| spec.name))
+        .try_map(|name| hook(&name))
+}
+
+/// The hook of that name.
+pub fn hook(name: &str) -> Result<HookArg, String> {
+    syrup_engine::specs().find(|spec| spec.name == name).ok_or_else(|| {
+        let known: Vec<&str> = syrup_engine::specs().map(|spec| spec.name).collect();
+        format!("unknown hook '{name}': one of {}", known.join(", "))
+    })
+}
+
+/// What a deployment is told: a flag for each that some hook takes. Without `PID`, all but
+/// the process, for a command that knows it.
+#[derive(Debug, Clone, Default)]
+pub struct Target<const PID: bool>(pub Facts);
+
+impl<const PID: bool> Target<PID> {
+    /// What of it is for this hook.
+    pub fn of(&self, hook: HookArg) -> Facts {
+        let taken = |name: &String| hook.takes.iter().any(|flag| flag.name == name);
+        self.0.clone().into_iter().filter(|(name, _)| taken(name)).collect()
+    }
+
+    /// `--port`
+    pub fn port(&self) -> Option<u16> {
+        self.0.get("port").and_then(Value::as_u64).and_then(|port| port.try_into().ok())
+    }
+
+    /// `--proto`, or what a port has without it.
+    pub fn proto(&self) -> Proto {
+        let named = self.0.get("proto").and_then(Value::as_str);
+        named.and_then(|name| name.parse().ok()).unwrap_or(Proto::Udp)
+    }
+}
+
+impl<const PID: bool> Args for Target<PID> {
+    fn augment_args(mut command: Command) -> Command {
+        let nr_hooks = syrup_engine::specs().count();
+        for (flag, hooks) in syrup_engine::flags() {
+            if flag.name == "pid" && !PID {
+                continue;
+            }
+            let help = match hooks.len() {
+                n if n == nr_hooks => flag.help.to_owned(),
+                _ => format!("{}: {}", hooks.join(", "), flag.help),
+            };
+            command = command.arg(
+                Arg::new(flag.name)
+                    .long(flag.name)
+                    .value_name(flag.placeholder())
+                    .value_parser(|text: &str| flag.parse(text))
+                    .help(help),
+            );
+        }
+        command
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl<const PID: bool> FromArgMatches for Target<PID> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut target = Self::default();
+        target.update_from_arg_matches(matches)?;
+        Ok(target)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        for (flag, _) in syrup_engine::flags() {
+            if let Ok(Some(value)) = matches.try_get_one::<Value>(flag.name) {
+                self.0.insert(flag.name.to_owned(), value.clone());
+            }
+        }
+        Ok(())
+    }
 }
 
 /// App names are folder names in bpffs and appear in messages.
@@ -28,36 +107,6 @@ pub fn assignment(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err("write NAME=VALUE".to_owned()),
-    }
-}
-
-/// Cores as the kernel writes them: `0-3,8`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Cpus(pub Vec<u32>);
-
-impl FromStr for Cpus {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        const MOST: u32 = 8192;
-        let number = |part: &str| match part.trim().parse::<u32>() {
-            Ok(cpu) if cpu < MOST => Ok(cpu),
-            _ => Err(format!("'{part}' is no core: write a list like 0-3,8")),
-        };
-        let mut cpus = Vec::new();
-        for part in text.split(',') {
-            let (first, last) = match part.split_once('-') {
-                Some((first, last)) => (number(first)?, number(last)?),
-                None => (number(part)?, number(part)?),
-            };
-            if first > last {
-                return Err(format!("'{part}' ends before it starts"));
-            }
-            cpus.extend(first..=last);
-        }
-        cpus.sort_unstable();
-        cpus.dedup();
-        Ok(Self(cpus))
     }
 }
 
@@ -82,15 +131,6 @@ pub fn integer_u32(text: &str) -> Result<u32, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn core_lists_are_read_like_the_kernels() {
-        assert_eq!("0-2,5,1".parse::<Cpus>().unwrap().0, [0, 1, 2, 5]);
-        assert_eq!("7".parse::<Cpus>().unwrap().0, [7]);
-        for bad in ["", "a", "3-1", "1,", "0-99999999", "-1"] {
-            assert!(bad.parse::<Cpus>().is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn integers_are_decimal_or_hexadecimal() {

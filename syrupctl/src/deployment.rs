@@ -3,66 +3,66 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use syrup_hook::HookId;
-use syrup_protocol::{Code, DeploymentInfo, Failure};
+use serde_json::Value;
+use syrup_protocol::{Code, Deployment, Facts, Failure, Health};
 use syrup_sdk::abi::COUNTER_NAMES;
 
-use crate::output::{facts, table};
+use crate::output::{self, table};
 
 /// Counters that everybody reads; the others mean that something went wrong.
 const ORDINARY: [&str; 4] = ["inputs", "chosen", "passed", "dropped"];
 
 /// "scan-avoid is live at socket-select for app rocksdb (udp/7000, 6 sockets, program 123)"
-pub fn sentence(deployment: &DeploymentInfo) -> String {
-    let DeploymentInfo { app, hook, policy, state, .. } = deployment;
-    let mut details = vec![];
-    details.extend(port(deployment));
-    details.extend(deployment.threads.map(|n| counted(n, "thread")));
-    details.push(executors(deployment));
-    if !deployment.cpus.is_empty() {
-        details.push(format!("cores {}", ranges(&deployment.cpus)));
+pub fn sentence(deployment: &Deployment) -> String {
+    let Deployment { app, hook, policy, health, inputs, program_id, .. } = deployment;
+    let mut details = vec![inputs.clone(), executors(deployment)];
+    if let Some(cpus) = deployment.target.get("cpus").map(text).filter(|cpus| cpus != ALL) {
+        details.push(format!("cores {cpus}"));
     }
-    details.push(format!("program {}", deployment.program_id));
-    format!("{policy} is {state} at {hook} for app {app} ({})", details.join(", "))
+    details.push(format!("program {program_id}"));
+    format!("{policy} is {} at {hook} for app {app} ({})", health.state(), details.join(", "))
 }
 
 /// What is wrong with it, as an error with code 10; `None` when it is live.
-pub fn trouble(deployment: &DeploymentInfo) -> Option<Failure> {
-    let DeploymentInfo { app, hook, policy, state, .. } = deployment;
-    if state == "live" {
+pub fn trouble(deployment: &Deployment) -> Option<Failure> {
+    let Deployment { app, hook, policy, health, .. } = deployment;
+    if health.is_live() {
         return None;
     }
-    let reason = deployment.reason.as_deref().unwrap_or("no reason is known");
-    let message = format!("{policy} of app {app} is {state} at {hook}: {reason}");
-    let advice = if state == "ejected" {
-        format!(
+    let (state, reason) = (health.state(), health.reason().unwrap_or("no reason is known"));
+    let what = if policy.is_empty() { "the deployment" } else { policy };
+    let message = format!("{what} of app {app} is {state} at {hook}: {reason}");
+    let advice = match health {
+        Health::Ejected(_) => format!(
             "its inputs get the kernel's default; correct the policy, then \
              'syrupctl unload {hook} --app {app}' and load it again"
-        )
-    } else {
-        format!(
+        ),
+        Health::Broken(_) => {
+            format!("'syrupctl unload {hook} --app {app}' takes away what is left of it")
+        }
+        _ => format!(
             "the kernel's default decides some or all inputs; \
              'syrupctl show {app}' has the counters"
-        )
+        ),
     };
     Some(Failure::new(Code::Degraded, message).advise(advice))
 }
 
 /// What a live deployment waits for before it can decide anything.
-pub fn waits_for(deployment: &DeploymentInfo) -> Option<String> {
-    deployment.reason.clone().filter(|_| deployment.state == "live")
+pub fn waits_for(deployment: &Deployment) -> Option<&str> {
+    deployment.health.reason().filter(|_| deployment.health.is_live())
 }
 
 /// Exit code of a command that shows these.
-pub fn exit_code(deployments: &[DeploymentInfo]) -> u8 {
-    let all_live = deployments.iter().all(|deployment| deployment.state == "live");
-    if all_live { 0 } else { Code::Degraded as u8 }
+pub fn exit_code(deployments: &[Deployment]) -> u8 {
+    let all_live = deployments.iter().all(|deployment| deployment.health.is_live());
+    if all_live { 0 } else { Code::Degraded.exit_code() }
 }
 
 /// `list`
-pub fn list(deployments: &[DeploymentInfo]) -> String {
+pub fn list(deployments: &[Deployment]) -> String {
     table(
-        ["APP", "HOOK", "POLICY", "INPUTS", "EXECUTORS", "PROGRAM", "STATE"],
+        ["APP", "HOOK", "POLICY", "TARGET", "EXECUTORS", "PROGRAM", "STATE"],
         deployments
             .iter()
             .map(|deployment| {
@@ -70,10 +70,10 @@ pub fn list(deployments: &[DeploymentInfo]) -> String {
                     deployment.app.clone(),
                     deployment.hook.clone(),
                     deployment.policy.clone(),
-                    inputs(deployment),
+                    deployment.inputs.clone(),
                     executors(deployment),
                     deployment.program_id.to_string(),
-                    deployment.state.clone(),
+                    deployment.health.state().to_owned(),
                 ]
             })
             .collect(),
@@ -81,7 +81,7 @@ pub fn list(deployments: &[DeploymentInfo]) -> String {
 }
 
 /// `status`: a row of counters each, then what is wrong or not there yet.
-pub fn status(deployments: &[DeploymentInfo]) -> String {
+pub fn status(deployments: &[Deployment]) -> String {
     let mut text = table(
         ["APP", "HOOK", "POLICY", "STATE", "INPUTS", "CHOSEN", "PASSED", "DROPPED", "FAULTS"],
         deployments
@@ -93,7 +93,7 @@ pub fn status(deployments: &[DeploymentInfo]) -> String {
                     deployment.app.clone(),
                     deployment.hook.clone(),
                     deployment.policy.clone(),
-                    deployment.state.clone(),
+                    deployment.health.state().to_owned(),
                     inputs,
                     chosen,
                     passed,
@@ -114,8 +114,8 @@ pub fn status(deployments: &[DeploymentInfo]) -> String {
 }
 
 /// Why it does not decide its inputs.
-fn remark(deployment: &DeploymentInfo) -> Option<String> {
-    let DeploymentInfo { app, hook, policy, .. } = deployment;
+fn remark(deployment: &Deployment) -> Option<String> {
+    let Deployment { app, hook, policy, .. } = deployment;
     trouble(deployment).map(|error| error.message).or_else(|| {
         let waits = waits_for(deployment)?;
         Some(format!("{policy} of app {app} is live at {hook}: {waits}"))
@@ -123,7 +123,7 @@ fn remark(deployment: &DeploymentInfo) -> Option<String> {
 }
 
 /// `show`: everything about one.
-pub fn block(deployment: &DeploymentInfo, now: SystemTime) -> String {
+pub fn block(deployment: &Deployment, now: SystemTime) -> String {
     let sha256 = deployment.policy_sha256.get(..12).unwrap_or(&deployment.policy_sha256);
     let replaced = match deployment.generation {
         0 => "never replaced".to_owned(),
@@ -131,32 +131,25 @@ pub fn block(deployment: &DeploymentInfo, now: SystemTime) -> String {
         n => format!("replaced {n} times"),
     };
     let mut rows = vec![
-        ("state", deployment.state.clone()),
+        ("state", deployment.health.state().to_owned()),
         ("policy", format!("{} (object {sha256})", deployment.policy)),
         ("program", format!("{}, {replaced}", deployment.program_id)),
         ("live for", age(deployment.deployed_at, now)),
-        ("inputs", inputs(deployment)),
+        ("inputs", deployment.inputs.clone()),
         ("executors", executors(deployment)),
     ];
-    if let Some(reason) = &deployment.reason {
-        rows.insert(1, ("reason", reason.clone()));
+    if let Some(reason) = deployment.health.reason() {
+        rows.insert(1, ("reason", reason.to_owned()));
     }
-    if let Some(pid) = deployment.pid {
-        rows.push(("process", pid.to_string()));
-    }
-    if deployment.threads.is_some() {
-        let cores = match deployment.cpus.as_slice() {
-            [] => "all".to_owned(),
-            cpus => ranges(cpus),
-        };
-        rows.push(("cores", cores));
+    if !deployment.target.is_empty() {
+        rows.push(("target", target(&deployment.target)));
     }
     let counters: Vec<String> = counter_names(deployment)
         .map(|name| format!("{name} {}", counter(deployment, name)))
         .collect();
     rows.push(("counters", counters.join(", ")));
     rows.push(("chosen", chosen(&deployment.verdicts)));
-    format!("{}\n{}", deployment.hook, facts(&rows))
+    format!("{}\n{}", deployment.hook, output::facts(&rows))
 }
 
 /// How often each executor was chosen.
@@ -171,17 +164,17 @@ fn chosen(verdicts: &[u64]) -> String {
 }
 
 /// Counter names in the kernel side's order, then any this version does not know.
-fn counter_names(deployment: &DeploymentInfo) -> impl Iterator<Item = &str> {
+fn counter_names(deployment: &Deployment) -> impl Iterator<Item = &str> {
     let unknown =
         deployment.counters.keys().map(String::as_str).filter(|name| !COUNTER_NAMES.contains(name));
     COUNTER_NAMES.into_iter().filter(|name| deployment.counters.contains_key(*name)).chain(unknown)
 }
 
-fn counter(deployment: &DeploymentInfo, name: &str) -> u64 {
+fn counter(deployment: &Deployment, name: &str) -> u64 {
     deployment.counters.get(name).copied().unwrap_or(0)
 }
 
-fn faults(deployment: &DeploymentInfo) -> String {
+fn faults(deployment: &Deployment) -> String {
     let faults: Vec<String> = counter_names(deployment)
         .filter(|name| !ORDINARY.contains(name))
         .map(|name| (name, counter(deployment, name)))
@@ -191,40 +184,45 @@ fn faults(deployment: &DeploymentInfo) -> String {
     if faults.is_empty() { "none".to_owned() } else { faults.join(", ") }
 }
 
-fn port(deployment: &DeploymentInfo) -> Option<String> {
-    let proto = deployment.proto.as_deref().unwrap_or("udp");
-    deployment.port.map(|port| format!("{proto}/{port}"))
+/// `port 7000, proto udp`
+fn target(facts: &Facts) -> String {
+    let facts: Vec<String> =
+        facts.iter().map(|(name, value)| format!("{name} {}", text(value))).collect();
+    facts.join(", ")
 }
 
-fn inputs(deployment: &DeploymentInfo) -> String {
-    port(deployment)
-        .or_else(|| deployment.threads.map(|n| counted(n, "thread")))
-        .unwrap_or_else(|| "none".to_owned())
+const ALL: &str = "all";
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(list) => {
+            let cpus: Option<Vec<u64>> = list.iter().map(Value::as_u64).collect();
+            match cpus.as_deref() {
+                Some([]) => ALL.to_owned(),
+                Some(cpus) => ranges(cpus),
+                None => value.to_string(),
+            }
+        }
+        other => other.to_string(),
+    }
 }
 
-fn executors(deployment: &DeploymentInfo) -> String {
-    let noun = match deployment.hook.parse() {
-        Ok(HookId::SocketSelect) => "socket",
-        // Queues or cores: the policy says which.
-        _ => "executor",
-    };
-    counted(deployment.executors, noun)
-}
-
-fn counted(n: u32, noun: &str) -> String {
-    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+fn executors(deployment: &Deployment) -> String {
+    let Deployment { executors: n, executor, .. } = deployment;
+    format!("{n} {executor}{}", if *n == 1 { "" } else { "s" })
 }
 
 /// `0-3,8`
-fn ranges(cpus: &[u32]) -> String {
-    let mut parts: Vec<(u32, u32)> = vec![];
+fn ranges(cpus: &[u64]) -> String {
+    let mut parts: Vec<(u64, u64)> = vec![];
     for &cpu in cpus {
         match parts.last_mut() {
             Some((_, last)) if last.checked_add(1) == Some(cpu) => *last = cpu,
             _ => parts.push((cpu, cpu)),
         }
     }
-    let text = |(first, last): &(u32, u32)| {
+    let text = |(first, last): &(u64, u64)| {
         if first == last { first.to_string() } else { format!("{first}-{last}") }
     };
     parts.iter().map(text).collect::<Vec<_>>().join(",")
@@ -247,8 +245,12 @@ pub mod tests {
 
     use super::*;
 
-    pub fn example() -> DeploymentInfo {
-        DeploymentInfo {
+    fn facts(facts: &[(&str, Value)]) -> Facts {
+        facts.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect()
+    }
+
+    pub fn example() -> Deployment {
+        Deployment {
             app: "rocksdb".to_owned(),
             uid: 0,
             hook: "socket-select".to_owned(),
@@ -257,14 +259,11 @@ pub mod tests {
             program_id: 123,
             generation: 0,
             deployed_at: 1000,
-            proto: Some("udp".to_owned()),
-            port: Some(7000),
-            pid: Some(42),
+            inputs: "udp/7000".to_owned(),
+            executor: "socket".to_owned(),
             executors: 6,
-            threads: None,
-            cpus: vec![],
-            state: "live".to_owned(),
-            reason: None,
+            target: facts(&[("port", 7000.into()), ("pid", 42.into()), ("proto", "udp".into())]),
+            health: Health::LIVE,
             counters: [("inputs", 10), ("chosen", 8), ("passed", 1), ("out_of_range", 1)]
                 .map(|(name, n)| (name.to_owned(), n))
                 .into(),
@@ -272,17 +271,15 @@ pub mod tests {
         }
     }
 
-    fn thread_example() -> DeploymentInfo {
-        DeploymentInfo {
+    fn thread_example() -> Deployment {
+        Deployment {
             hook: "scx-syrup".to_owned(),
             policy: "get-priority".to_owned(),
-            proto: None,
-            port: None,
-            threads: Some(1),
+            inputs: "1 thread".to_owned(),
+            executor: "executor".to_owned(),
             executors: 2,
-            cpus: vec![0, 1, 3],
-            state: "ejected".to_owned(),
-            reason: Some("runnable task stall".to_owned()),
+            target: facts(&[("threads", 1.into()), ("cpus", vec![0, 1, 3].into())]),
+            health: Health::Ejected("runnable task stall".to_owned()),
             ..example()
         }
     }
@@ -316,9 +313,8 @@ pub mod tests {
     fn a_deployment_without_threads_or_sockets_waits_for_them() {
         assert_eq!(waits_for(&example()), None);
         assert_eq!(waits_for(&thread_example()), None);
-        let waits = DeploymentInfo {
-            state: "live".to_owned(),
-            reason: Some("it waits for its first socket".to_owned()),
+        let waits = Deployment {
+            health: Health::waiting("it waits for its first socket"),
             ..thread_example()
         };
         assert_eq!(waits_for(&waits).unwrap(), "it waits for its first socket");
@@ -332,7 +328,7 @@ pub mod tests {
     fn the_list_has_a_row_for_each() {
         assert_eq!(
             list(&[example(), thread_example()]),
-            "APP      HOOK           POLICY        INPUTS    EXECUTORS    PROGRAM  STATE\n\
+            "APP      HOOK           POLICY        TARGET    EXECUTORS    PROGRAM  STATE\n\
              rocksdb  socket-select  scan-avoid    udp/7000  6 sockets    123      live\n\
              rocksdb  scx-syrup      get-priority  1 thread  2 executors  123      ejected\n"
         );
@@ -363,7 +359,7 @@ pub mod tests {
              \x20 live for   3 min 20 s\n\
              \x20 inputs     udp/7000\n\
              \x20 executors  6 sockets\n\
-             \x20 process    42\n\
+             \x20 target     pid 42, port 7000, proto udp\n\
              \x20 counters   inputs 10, chosen 8, passed 1, out_of_range 1\n\
              \x20 chosen     0: 3, 2: 5\n"
         );

@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use syrup_hook::HookId;
+use syrup_protocol::request::MAX_OBJECT_BYTES;
 use syrup_protocol::{Code, Failure, PolicyInfo, PolicySource, Result};
 
+use crate::args::HookArg;
 use crate::backend::{Backend, Place, is_root};
 
 /// `NAME|FILE.c|FILE.o`
@@ -40,6 +41,16 @@ impl PolicyArg {
 }
 
 fn read_file(path: &Path) -> Result<PolicySource> {
+    // One that never ends, or waits for a writer, is told before it is opened.
+    if fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        let message = format!("{} is no regular file", path.display());
+        return Err(Failure::new(Code::Usage, message).advise("give a policy's C file or object"));
+    }
+    let size = fs::metadata(path).map_or(0, |there| there.len());
+    if size > MAX_OBJECT_BYTES as u64 {
+        let message = format!("{}: {size} bytes, the limit is {MAX_OBJECT_BYTES}", path.display());
+        return Err(Failure::new(Code::SourceRejected, message));
+    }
     let image = fs::read(path).map_err(|e| {
         Failure::new(Code::Usage, format!("cannot read the policy {}: {e}", path.display())).advise(
             "give a policy's C file, its compiled object, or a name that 'syrupctl policies' lists",
@@ -61,7 +72,7 @@ fn read_file(path: &Path) -> Result<PolicySource> {
 
 /// The policy as this arbiter takes it. Refuses a name that is no policy of
 /// this hook, with the names that are.
-pub fn resolve(arbiter: &Backend, policy: PolicySource, hook: HookId) -> Result<PolicySource> {
+pub fn resolve(arbiter: &Backend, policy: PolicySource, hook: HookArg) -> Result<PolicySource> {
     match &policy {
         PolicySource::Builtin { name } => find(name, hook, &arbiter.policies()?)?,
         // The daemon compiles for root only.
@@ -76,8 +87,8 @@ pub fn resolve(arbiter: &Backend, policy: PolicySource, hook: HookId) -> Result<
     Ok(policy)
 }
 
-fn find(name: &str, hook: HookId, policies: &[PolicyInfo]) -> Result<()> {
-    let fits = |policy: &PolicyInfo| policy.hooks.iter().any(|known| known == hook.name());
+fn find(name: &str, hook: HookArg, policies: &[PolicyInfo]) -> Result<()> {
+    let fits = |policy: &PolicyInfo| policy.hooks.iter().any(|known| known == hook.name);
     if policies.iter().any(|policy| policy.name == name && fits(policy)) {
         return Ok(());
     }
@@ -114,11 +125,15 @@ pub fn closest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
 mod tests {
     use super::*;
 
-    fn policy(name: &str, hook: HookId) -> PolicyInfo {
+    fn hook(name: &str) -> HookArg {
+        crate::args::hook(name).unwrap()
+    }
+
+    fn policy(name: &str, hook: HookArg) -> PolicyInfo {
         PolicyInfo {
             name: name.to_owned(),
-            input: "packet".to_owned(),
-            hooks: vec![hook.name().to_owned()],
+            input: syrup_hook::Input::Packet,
+            hooks: vec![hook.name.to_owned()],
             summary: String::new(),
         }
     }
@@ -134,21 +149,21 @@ mod tests {
     #[test]
     fn an_unknown_name_is_answered_with_the_likely_one_and_the_list() {
         let policies =
-            [policy("scan-avoid", HookId::SocketSelect), policy("hash", HookId::SocketSelect)];
-        assert_eq!(find("hash", HookId::SocketSelect, &policies), Ok(()));
-        let error = find("scan-avod", HookId::SocketSelect, &policies).unwrap_err();
+            [policy("scan-avoid", hook("socket-select")), policy("hash", hook("socket-select"))];
+        assert_eq!(find("hash", hook("socket-select"), &policies), Ok(()));
+        let error = find("scan-avod", hook("socket-select"), &policies).unwrap_err();
         assert_eq!(error.code, Code::Usage);
         let advice = error.advice.unwrap();
         assert!(advice.contains("did you mean 'scan-avoid'?"), "{advice}");
         assert!(advice.contains("scan-avoid, hash"), "{advice}");
-        let advice = find("zzz", HookId::SocketSelect, &policies).unwrap_err().advice.unwrap();
+        let advice = find("zzz", hook("socket-select"), &policies).unwrap_err().advice.unwrap();
         assert!(!advice.contains("did you mean"), "{advice}");
     }
 
     #[test]
     fn a_policy_of_another_hook_is_told_apart_from_an_unknown_one() {
-        let policies = [policy("fifo", HookId::ScxSyrup), policy("hash", HookId::SocketSelect)];
-        let error = find("fifo", HookId::SocketSelect, &policies).unwrap_err();
+        let policies = [policy("fifo", hook("scx-syrup")), policy("hash", hook("socket-select"))];
+        let error = find("fifo", hook("socket-select"), &policies).unwrap_err();
         assert_eq!(error.message, "policy 'fifo' is for scx-syrup, not for socket-select");
     }
 

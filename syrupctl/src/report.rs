@@ -17,7 +17,7 @@ pub fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() || error.kind() == DisplayHelpOnMissingArgumentOrSubcommand {
         // A reader that went away has seen enough.
         let _ = error.print();
-        return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Code::Usage as u8));
+        return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Code::Usage.exit_code()));
     }
     let text = error.render();
     let text = if io::stderr().is_terminal() { text.ansi().to_string() } else { text.to_string() };
@@ -31,7 +31,7 @@ pub fn usage(error: &clap::Error) -> ExitCode {
         })
         .collect();
     write(&(text.join("\n") + "\n"));
-    ExitCode::from(Code::Usage as u8)
+    ExitCode::from(Code::Usage.exit_code())
 }
 
 /// A line that is no error and no data.

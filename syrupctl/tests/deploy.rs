@@ -68,7 +68,7 @@ fn a_loaded_policy_is_shown_until_it_is_unloaded() {
     let list = ctl.run(&["list"]).ok();
     let (header, row) = list.trim_end().split_once('\n').unwrap();
     let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-    assert_eq!(words(header), ["APP", "HOOK", "POLICY", "INPUTS", "EXECUTORS", "PROGRAM", "STATE"]);
+    assert_eq!(words(header), ["APP", "HOOK", "POLICY", "TARGET", "EXECUTORS", "PROGRAM", "STATE"]);
     let udp = format!("udp/{PORT}");
     assert_eq!(
         words(row),

@@ -1,8 +1,8 @@
 //! The daemon: a socket in front of the engine.
 //!
 //! One task per connection, so that a peer that is slow, gone or hostile waits
-//! alone. The engine blocks, and works for one caller at a time; its turn is a
-//! fair queue. Stopping the daemon, in whatever way, leaves what is deployed.
+//! alone. The engine blocks, and changes things for one caller at a time; users take
+//! turns, whatever number of calls each has waiting. What only reads waits for nobody. Stopping the daemon, in whatever way, leaves what is deployed.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -49,13 +49,22 @@ pub struct Daemon {
 struct Shared {
     arbiters: Arc<dyn Arbiters>,
     turn: Mutex<()>,
-    connections: StdMutex<HashMap<u32, usize>>,
+    users: StdMutex<HashMap<u32, User>>,
+}
+
+/// What a user's connections share.
+#[derive(Default)]
+struct User {
+    connections: usize,
+    /// Held by the one of its calls that queues for the turn of all.
+    turn: Arc<Mutex<()>>,
 }
 
 /// A place among a user's connections, given back when dropped.
 struct Place {
     shared: Arc<Shared>,
     uid: u32,
+    turn: Arc<Mutex<()>>,
 }
 
 impl Daemon {
@@ -82,7 +91,7 @@ impl Daemon {
         let shared = Arc::new(Shared {
             arbiters,
             turn: Mutex::new(()),
-            connections: StdMutex::new(HashMap::new()),
+            users: StdMutex::new(HashMap::new()),
         });
         tokio::pin!(stop);
         loop {
@@ -178,24 +187,23 @@ fn remove_stale(path: &Path) -> Result<()> {
 impl Shared {
     /// Counts a connection in, if its user has not too many.
     fn admit(self: &Arc<Self>, uid: u32) -> Option<Place> {
-        let mut connections = self.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = connections.entry(uid).or_default();
-        if uid != 0 && *count >= MAX_CONNECTIONS_PER_USER {
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let user = users.entry(uid).or_default();
+        if uid != 0 && user.connections >= MAX_CONNECTIONS_PER_USER {
             return None;
         }
-        *count += 1;
-        Some(Place { shared: Arc::clone(self), uid })
+        user.connections += 1;
+        Some(Place { shared: Arc::clone(self), uid, turn: Arc::clone(&user.turn) })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut connections =
-            self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = connections.get_mut(&self.uid) {
-            *count -= 1;
-            if *count == 0 {
-                connections.remove(&self.uid);
+        let mut users = self.shared.users.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(user) = users.get_mut(&self.uid) {
+            user.connections -= 1;
+            if user.connections == 0 {
+                users.remove(&self.uid);
             }
         }
     }
@@ -209,7 +217,7 @@ async fn connection(stream: UnixStream, shared: Arc<Shared>) {
             return;
         }
     };
-    let Some(_place) = shared.admit(caller.uid) else {
+    let Some(place) = shared.admit(caller.uid) else {
         let error = Failure::new(
             Code::Conflict,
             format!("user {} has {MAX_CONNECTIONS_PER_USER} connections", caller.uid),
@@ -230,7 +238,7 @@ async fn connection(stream: UnixStream, shared: Arc<Shared>) {
                 return;
             }
         };
-        let answer = match answer(message, caller, &stream, &shared).await {
+        let answer = match answer(message, caller, &stream, &place).await {
             Ok(Some(answer)) => answer,
             Ok(None) => {
                 log::info!("process {} of user {} left the queue", caller.pid, caller.uid);
@@ -277,10 +285,11 @@ async fn answer(
     message: Message,
     caller: Caller,
     stream: &UnixStream,
-    shared: &Arc<Shared>,
+    place: &Place,
 ) -> Result<Option<Answer>, tokio::task::JoinError> {
-    let _turn = match service::needs_arbiter(&message) {
-        true => Some(shared.turn.lock().await),
+    let shared = &place.shared;
+    let _turn = match service::changes(&message) {
+        true => Some((place.turn.lock().await, shared.turn.lock().await)),
         false => None,
     };
     if is_gone(stream) {

@@ -53,7 +53,7 @@ fn main() -> ExitCode {
             if let Some(advice) = &error.advice {
                 eprintln!("help: {advice}");
             }
-            ExitCode::from(error.code as u8)
+            ExitCode::from(error.code.exit_code())
         }
     }
 }
@@ -93,7 +93,7 @@ async fn serve(socket: PathBuf, bpffs: PathBuf) -> syrup_protocol::Result<()> {
             deployment.policy,
             deployment.app,
             deployment.hook,
-            deployment.reason.as_deref().unwrap_or(&deployment.state),
+            deployment.health.reason().unwrap_or(deployment.health.state()),
         );
     }
     for path in &found.removed {

@@ -9,15 +9,13 @@ use syrup_protocol::reply::{
     AllUnloaded, Deployed, Deployments, Entries, Entry, Hooks, Policies, Registered, Shown,
     Unloaded,
 };
-use syrup_protocol::request::{
-    AppRef, DeploymentRef, MapGet, MapRef, MapSet, RegisterSocket, RegisterThread,
-};
+use syrup_protocol::request::{AppRef, DeploymentRef, MapGet, MapRef, MapSet, Register};
 use syrup_protocol::varlink::{
     DESCRIPTION, FAILED, INTERFACE, InterfaceRef, InterfaceText, Nothing, ReceivedCall, Reply,
     SERVICE, ServiceInfo,
 };
 use syrup_protocol::wire::{Message, encode};
-use syrup_protocol::{Arbiter, Code, Failure, LoadRequest, Registration, ReplaceRequest};
+use syrup_protocol::{Arbiter, Code, Failure, Kind, LoadRequest, Registration, ReplaceRequest};
 
 /// What goes back: the reply's bytes (none for a one-way call) and descriptors.
 #[derive(Debug, Default)]
@@ -41,11 +39,17 @@ impl From<Failure> for Refusal {
 /// A result's JSON and descriptors.
 type Answered = std::result::Result<(serde_json::Value, Vec<OwnedFd>), Refusal>;
 
-/// Whether a message needs the arbiter. What every varlink service must tell of
-/// itself, and garbage, is answered beside a load that takes its time.
-pub(crate) fn needs_arbiter(message: &Message) -> bool {
-    serde_json::from_slice(&message.json)
-        .is_ok_and(|call: ReceivedCall<'_>| interface_of(&call.method) == INTERFACE)
+/// Methods that change something, or take their time.
+const CHANGES: &[&str] = &["Load", "Replace", "Unload", "UnloadAll", "Register"];
+
+/// Whether a message must wait for its turn. What only reads, what every varlink service
+/// must tell of itself, and garbage, is answered beside a load that takes its time.
+pub(crate) fn changes(message: &Message) -> bool {
+    serde_json::from_slice(&message.json).is_ok_and(|call: ReceivedCall<'_>| {
+        let interface = interface_of(&call.method);
+        let method = call.method.get(interface.len() + 1..).unwrap_or_default();
+        interface == INTERFACE && CHANGES.contains(&method)
+    })
 }
 
 /// Answers `message`. `arbiter` is made only if it is needed; if it panics, the
@@ -145,20 +149,23 @@ fn arbitrate(
             let MapRef { app, map } = parameters(call)?;
             descriptor(arbiter().map_open(&app, &map)?)
         }
-        "RegisterSocket" => {
-            let RegisterSocket { app, index } = parameters(call)?;
-            let (Some(socket), true) = (fds.pop(), fds.is_empty()) else {
-                return Err(
-                    Failure::new(Code::Usage, "RegisterSocket carries one descriptor").into()
-                );
+        "Register" => {
+            let Register { app, hook, kind, tid, index } = parameters(call)?;
+            let what = match (kind, tid, fds.pop()) {
+                (Kind::Socket, None, Some(socket)) if fds.is_empty() => {
+                    Registration::Socket(socket)
+                }
+                (Kind::Thread, Some(tid), None) => Registration::Thread { tid },
+                (Kind::Socket, ..) => {
+                    let wrong = "a socket is registered by one descriptor beside the call";
+                    return Err(Failure::new(Code::Usage, wrong).into());
+                }
+                (Kind::Thread, ..) => {
+                    let wrong = "a thread is registered by its tid, without descriptors";
+                    return Err(Failure::new(Code::Usage, wrong).into());
+                }
             };
-            let index = arbiter().register(&app, Registration::Socket(socket), index)?;
-            json(Registered { index })
-        }
-        "RegisterThread" => {
-            let RegisterThread { app, tid, index } = parameters(call)?;
-            let index = arbiter().register(&app, Registration::Thread { tid }, index)?;
-            json(Registered { index })
+            json(Registered { index: arbiter().register(&app, hook.as_deref(), what, index)? })
         }
         _ => Err(unknown(call)),
     }
@@ -283,7 +290,7 @@ mod tests {
         let interface: zlink::idl::Interface<'_> = DESCRIPTION.try_into().unwrap();
         assert_eq!(interface.name(), INTERFACE);
         let methods: BTreeSet<_> = interface.methods().map(|m| m.name().to_owned()).collect();
-        assert_eq!(methods.len(), 15);
+        assert_eq!(methods.len(), 14);
         for method in methods {
             let reply = ask(&format!(r#"{{"method":"{INTERFACE}.{method}"}}"#));
             assert!(!reply.contains("MethodNotFound"), "{method}: {reply}");

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use syrup_engine::Caller;
 use syrup_protocol::{
-    AppInfo, Arbiter, Client, Code, DeploymentInfo, Failure, HookInfo, LoadRequest, MapEntry,
+    AppInfo, Arbiter, Client, Code, Deployment, Failure, HookInfo, LoadRequest, MapEntry,
     PolicyInfo, PolicySource, Registration, ReplaceRequest, Result,
 };
 use syrupd::{Arbiters, Daemon};
@@ -47,14 +47,14 @@ fn nothing<T>() -> Result<T> {
 }
 
 impl Arbiter for Odd {
-    fn load(&self, request: &LoadRequest) -> Result<DeploymentInfo> {
+    fn load(&self, request: &LoadRequest) -> Result<Deployment> {
         let PolicySource::Object { image, .. } = &request.policy else { return nothing() };
         let sum: u64 = image.iter().map(|&byte| u64::from(byte)).sum();
         Err(Failure::new(Code::VerifierRejected, format!("{} bytes, sum {sum}", image.len()))
             .detail("r0 !read_ok")
             .advise("return something"))
     }
-    fn replace(&self, _: &ReplaceRequest) -> Result<DeploymentInfo> {
+    fn replace(&self, _: &ReplaceRequest) -> Result<Deployment> {
         panic!("on purpose")
     }
     fn unload(&self, _: &str, _: &str) -> Result<()> {
@@ -68,7 +68,7 @@ impl Arbiter for Odd {
     fn unload_all(&self) -> Result<Vec<(String, String)>> {
         nothing()
     }
-    fn list(&self) -> Result<Vec<DeploymentInfo>> {
+    fn list(&self) -> Result<Vec<Deployment>> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         Ok(Vec::new())
     }
@@ -100,7 +100,13 @@ impl Arbiter for Odd {
         file.write_all(b"from the daemon").unwrap();
         Ok(file.into())
     }
-    fn register(&self, app: &str, what: Registration, index: Option<u32>) -> Result<u32> {
+    fn register(
+        &self,
+        app: &str,
+        _hook: Option<&str>,
+        what: Registration,
+        index: Option<u32>,
+    ) -> Result<u32> {
         match what {
             Registration::Socket(fd) => {
                 let mut file = File::from(fd);
@@ -191,11 +197,8 @@ fn load(image: Vec<u8>) -> LoadRequest {
         app: "a".to_owned(),
         policy: PolicySource::Object { file_name: "p.o".to_owned(), image },
         params: vec![("N".to_owned(), "1".to_owned())],
-        port: None,
-        proto: None,
-        pid: None,
-        cpus: Vec::new(),
-        weight: None,
+        target: Default::default(),
+        or_replace: false,
     }
 }
 
@@ -241,9 +244,9 @@ fn descriptors_pass_both_ways() {
 
     let ours = tempfile::tempfile().unwrap();
     let sent = ours.as_fd().try_clone_to_owned().unwrap();
-    assert_eq!(client.register("app", Registration::Socket(sent), None).unwrap(), 77);
+    assert_eq!(client.register("app", None, Registration::Socket(sent), None).unwrap(), 77);
     assert_eq!(content(&ours), "app");
-    assert_eq!(client.register("app", Registration::Thread { tid: 5 }, Some(1)).unwrap(), 5);
+    assert_eq!(client.register("app", None, Registration::Thread { tid: 5 }, Some(1)).unwrap(), 5);
 }
 
 #[test]
@@ -252,7 +255,7 @@ fn a_registration_without_its_descriptor_is_refused() {
     let mut stream = served.raw();
     stream
         .write_all(
-            b"{\"method\":\"org.syrup.Arbiter1.RegisterSocket\",\"parameters\":{\"app\":\"a\"}}\0",
+            b"{\"method\":\"org.syrup.Arbiter1.Register\",\"parameters\":{\"app\":\"a\",\"kind\":\"socket\"}}\0",
         )
         .unwrap();
     let reply = reply(&mut stream);
@@ -344,23 +347,24 @@ fn peers_that_do_nothing_read_nothing_or_leave_hinder_nobody() {
 }
 
 #[test]
-fn others_wait_for_a_long_call_and_may_give_up() {
+fn other_changes_wait_for_a_long_call_and_may_give_up() {
     let served = Served::new();
     let (path, odd) = (served.path(), served.odd.clone());
     let long = std::thread::spawn(move || Client::connect(&path).unwrap().unload("h", "a"));
     wait_until("the long call", || odd.calls.load(Ordering::SeqCst) == 1);
 
-    // What the daemon is needs no turn; the engine does.
+    // What only reads needs no turn; what changes something does.
+    assert!(served.client().list().is_ok());
     let client = served.client().with_timeout(Duration::from_millis(100));
-    let error = client.list().unwrap_err();
+    let error = client.unload("h", "b").unwrap_err();
     assert_eq!(error.code, Code::Timeout);
-    assert_eq!(odd.calls.load(Ordering::SeqCst), 1);
+    assert_eq!(odd.calls.load(Ordering::SeqCst), 2);
 
     odd.open_gate();
     long.join().unwrap().unwrap();
     assert!(served.client().list().is_ok());
     // Whoever gave up before its turn is not served afterwards.
-    assert_eq!(odd.calls.load(Ordering::SeqCst), 2);
+    assert_eq!(odd.calls.load(Ordering::SeqCst), 3);
 }
 
 #[test]
@@ -435,7 +439,7 @@ fn zlink_speaks_with_it() {
             .await
             .unwrap()
             .unwrap();
-        assert_eq!(description.parse().unwrap().methods().count(), 15);
+        assert_eq!(description.parse().unwrap().methods().count(), 14);
     });
 }
 

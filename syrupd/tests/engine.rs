@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::FlockOperation;
-use support::{Lab, MAPS, load, object, replace, reuseport, send, source};
+use serde_json::json;
+use support::{Lab, MAPS, load, load_for, object, replace, reuseport, send, source};
 use syrup_engine::{AsCaller, Engine};
+use syrup_hook::record::RECORD;
 use syrup_hook::{pin, sys};
 use syrup_protocol::{Arbiter as _, Code, LoadRequest, PolicySource, Registration, Result};
 use syrup_tests::{Need, own_network, require, wait_for};
@@ -36,18 +38,19 @@ fn one_changer_at_a_time() {
         ("replace", |root| root.replace(&replace("mine", builtin("hash"))).map(drop)),
         ("unload", |root| root.unload(HOOK, "gone")),
         ("unload all", |root| root.unload_all().map(drop)),
-        ("list", |root| root.list().map(drop)),
-        ("show", |root| root.show("mine").map(drop)),
-        ("policy open", |root| root.policy_open("mine", HOOK).map(drop)),
-        ("register", |root| root.register("mine", socket(&reuseport(9000)), None).map(drop)),
+        ("register", |root| root.register("mine", None, socket(&reuseport(9000)), None).map(drop)),
     ];
     let lab = Lab::new();
     for app in ["mine", "gone"] {
         lab.root().load(&load(app, builtin("round-robin"))).unwrap();
     }
-    // Another process that changes something: the lock is the folder's above.
-    let folder = File::open(lab.bpffs().parent().unwrap()).unwrap();
+    // Another process that changes something.
+    let folder = File::open(lab.bpffs()).unwrap();
     rustix::fs::flock(&folder, FlockOperation::LockExclusive).unwrap();
+    // Who only looks waits for nobody.
+    lab.root().list().unwrap();
+    lab.root().show("mine").unwrap();
+    lab.root().policy_open("mine", HOOK).unwrap();
     let (lab, done) = (&lab, &AtomicUsize::new(0));
     std::thread::scope(|scope| {
         for (_, ask) in VERBS {
@@ -101,14 +104,15 @@ fn what_was_deployed_is_told_in_full() {
     let lab = Lab::new();
     let seconds = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let before = seconds();
-    let request = LoadRequest { port: Some(9000), ..load("web", builtin("round-robin")) };
+    let request = load_for(&[("port", json!(9000))], load("web", builtin("round-robin")));
     let told = lab.root().load(&request).unwrap();
     assert_eq!((told.app.as_str(), told.uid, told.hook.as_str()), ("web", 0, HOOK));
     assert_eq!((told.policy.as_str(), told.generation), ("round-robin", 0));
-    assert_eq!((told.proto.as_deref(), told.port), (Some("udp"), Some(9000)));
-    assert_eq!((told.pid, told.executors, told.threads), (None, 0, None));
-    assert_eq!(told.state, "live");
-    let waits = told.reason.unwrap();
+    assert_eq!((told.inputs.as_str(), told.executor.as_str()), ("udp/9000", "socket"));
+    let target = json!({"port": 9000, "proto": "udp"});
+    assert_eq!((json!(told.target), told.executors), (target, 0));
+    assert_eq!(told.health.state(), "live");
+    let waits = told.health.reason().unwrap();
     assert!(waits.starts_with("it waits for its first socket"), "{waits}");
     assert!((before..=seconds()).contains(&told.deployed_at), "{}", told.deployed_at);
     assert_eq!(told.policy_sha256.len(), 64);
@@ -116,7 +120,7 @@ fn what_was_deployed_is_told_in_full() {
 
     let sockets: Vec<OwnedFd> = (0..3).map(|_| reuseport(9000)).collect();
     for (index, fd) in (0..).zip(&sockets) {
-        assert_eq!(lab.root().register("web", socket(fd), None).unwrap(), index);
+        assert_eq!(lab.root().register("web", None, socket(fd), None).unwrap(), index);
     }
     for _ in 0..6 {
         send(9000);
@@ -125,7 +129,7 @@ fn what_was_deployed_is_told_in_full() {
         let read = lab.root().list().unwrap().remove(0);
         (read.counters["inputs"] == 6).then_some(read)
     });
-    assert_eq!((read.executors, read.pid), (3, Some(std::process::id() as i32)));
+    assert_eq!((read.executors, &read.target["pid"]), (3, &json!(std::process::id())));
     assert_eq!(read.verdicts, [2, 2, 2]);
     assert_eq!(read.counters["chosen"], 6);
     let others =
@@ -173,7 +177,7 @@ fn a_parameter_reaches_the_policy_that_was_loaded_or_put_in_its_place() {
     let sockets: Vec<OwnedFd> = (0..3).map(|_| reuseport(9000)).collect();
     lab.root().load(&LoadRequest { params: set("2"), ..load("mine", policy()) }).unwrap();
     for fd in &sockets {
-        lab.root().register("mine", socket(fd), None).unwrap();
+        lab.root().register("mine", None, socket(fd), None).unwrap();
     }
     let chosen = |n: usize| {
         send(9000);
@@ -254,7 +258,7 @@ fn a_maps_keys_end_where_its_entries_do() {
     assert_eq!(root.map_set("mine", "small", 1, 1).unwrap_err().code, Code::Usage);
 
     let unknown = root.map_open("mine", "absent").unwrap_err();
-    assert_eq!(unknown.code, Code::Conflict);
+    assert_eq!(unknown.code, Code::NotFound);
     assert!(unknown.advice.unwrap().contains("counts, small"));
     for name in ["../record", "", "a-b"] {
         assert_eq!(root.map_open("mine", name).unwrap_err().code, Code::Usage, "{name}");
@@ -311,13 +315,18 @@ fn flags_that_mean_nothing_at_a_hook_and_values_out_of_range_are_refused() {
     let packet = load("mine", builtin("hash"));
     let thread = LoadRequest { hook: "scx-syrup".to_owned(), ..load("mine", builtin("fifo")) };
     let wrong = [
-        ("--cpus", LoadRequest { cpus: vec![0], ..packet.clone() }),
-        ("--weight", LoadRequest { weight: Some(100), ..packet.clone() }),
-        ("--port", LoadRequest { port: Some(1), ..thread.clone() }),
-        ("--proto", LoadRequest { proto: Some("udp".to_owned()), ..thread.clone() }),
-        ("--weight", LoadRequest { weight: Some(0), ..thread.clone() }),
-        ("--weight", LoadRequest { weight: Some(10_001), ..thread.clone() }),
-        ("sctp", LoadRequest { proto: Some("sctp".to_owned()), ..packet.clone() }),
+        ("--cpus", load_for(&[("cpus", json!([0]))], packet.clone())),
+        ("--weight", load_for(&[("weight", json!(100))], packet.clone())),
+        ("--port", load_for(&[("port", json!(1))], thread.clone())),
+        ("--proto", load_for(&[("proto", json!("udp"))], thread.clone())),
+        ("--iface", load_for(&[("iface", json!("lo"))], thread.clone())),
+        ("--weight", load_for(&[("weight", json!(0))], thread.clone())),
+        ("--weight", load_for(&[("weight", json!(10_001))], thread.clone())),
+        ("--cpus", load_for(&[("cpus", json!([1, 1]))], thread.clone())),
+        ("--pid", load_for(&[("pid", json!(-1))], thread.clone())),
+        ("--port", load_for(&[("port", json!(65536))], packet.clone())),
+        ("--port", load_for(&[("port", json!("80"))], packet.clone())),
+        ("sctp", load_for(&[("proto", json!("sctp"))], packet.clone())),
         ("no-such-hook", LoadRequest { hook: "no-such-hook".to_owned(), ..packet.clone() }),
         ("no app name", LoadRequest { app: "../x".to_owned(), ..packet.clone() }),
         ("no policy 'x'", LoadRequest { policy: builtin("x"), ..packet.clone() }),
@@ -329,7 +338,8 @@ fn flags_that_mean_nothing_at_a_hook_and_values_out_of_range_are_refused() {
     }
     // At the edge they are taken: what is missing then is the kernel's part.
     for (app, weight) in [("least", 1), ("most", 10_000)] {
-        let request = LoadRequest { weight: Some(weight), app: app.to_owned(), ..thread.clone() };
+        let request = LoadRequest { app: app.to_owned(), ..thread.clone() };
+        let request = load_for(&[("weight", json!(weight))], request);
         if let Err(error) = lab.root().load(&request) {
             assert_eq!(error.code, Code::Unsupported, "{error}");
         }
@@ -355,14 +365,15 @@ fn what_is_not_deployed_can_be_neither_changed_nor_read() {
         root.map_get("absent", "counts", 0).map(drop),
         root.map_dump("absent", "counts").map(drop),
         root.policy_open("absent", HOOK).map(drop),
-        root.register("absent", socket(&reuseport(9000)), None).map(drop),
-        root.load(&load("mine", builtin("round-robin"))).map(drop),
+        root.register("absent", None, socket(&reuseport(9000)), None).map(drop),
     ];
     for (n, result) in told.into_iter().enumerate() {
         let error = result.unwrap_err();
-        assert_eq!(error.code, Code::Conflict, "{n}: {error}");
+        assert_eq!(error.code, Code::NotFound, "{n}: {error}");
         assert!(error.advice.is_some(), "{n}: {error}");
     }
+    let again = root.load(&load("mine", builtin("round-robin"))).unwrap_err();
+    assert_eq!((again.code, again.advice.is_some()), (Code::Conflict, true), "{again}");
     assert_eq!(lab.state(), before);
 }
 
@@ -373,10 +384,8 @@ fn a_port_of_one_protocol_is_not_the_others() {
     }
     let lab = Lab::new();
     let root = lab.root();
-    let on = |app: &str, proto: &str, port| LoadRequest {
-        port: Some(port),
-        proto: Some(proto.to_owned()),
-        ..load(app, builtin("hash"))
+    let on = |app: &str, proto: &str, port: u16| {
+        load_for(&[("port", json!(port)), ("proto", json!(proto))], load(app, builtin("hash")))
     };
     root.load(&on("a", "udp", 9000)).unwrap();
     let error = root.load(&on("b", "udp", 9000)).unwrap_err();
@@ -384,7 +393,7 @@ fn a_port_of_one_protocol_is_not_the_others() {
     assert!(error.message.contains("udp port 9000 belongs to app 'a'"), "{error}");
     for (app, proto, port) in [("c", "tcp", 9000), ("d", "udp", 9001)] {
         let told = root.load(&on(app, proto, port)).unwrap();
-        assert_eq!((told.proto.as_deref(), told.port), (Some(proto), Some(port)));
+        assert_eq!(told.inputs, format!("{proto}/{port}"));
     }
     // A lease ends with the deployment.
     root.unload(HOOK, "a").unwrap();
@@ -435,21 +444,80 @@ fn a_start_clears_what_interrupted_calls_left_and_nothing_else() {
 }
 
 #[test]
-fn a_record_of_another_version_is_refused_with_its_number() {
+fn a_deployment_that_cannot_be_read_is_told_of_and_the_others_work() {
     if !require(&[Need::Root]) {
         return;
     }
     let lab = Lab::new();
-    lab.root().load(&load("mine", builtin("hash"))).unwrap();
-    let dir = lab.bpffs().join("mine/socket-select");
-    let mut record = pin::read_record(&dir).unwrap().unwrap();
-    let ours = record.abi_version;
-    record.abi_version = ours + 1;
-    pin::write_record(&dir, &record).unwrap();
-    let error = lab.root().list().unwrap_err();
-    assert!(error.message.contains(&format!("ABI version {}", ours + 1)), "{error}");
-    lab.root().unload(HOOK, "mine").unwrap();
+    let root = lab.root();
+    for app in ["broken", "mine"] {
+        root.load(&load(app, builtin("hash"))).unwrap();
+    }
+    // Another version's, or another's.
+    let dir = lab.bpffs().join("broken/socket-select");
+    std::fs::remove_file(dir.join(RECORD)).unwrap();
+    let map = pin::create_array("syrup_record", 288, 1).unwrap();
+    map.update(&0u32.to_ne_bytes(), &[3; 288]).unwrap();
+    sys::obj_pin(map.as_fd(), &dir.join(RECORD)).unwrap();
+
+    let found = lab.engine().recover().unwrap();
+    assert_eq!((found.adopted.len(), found.removed.len()), (2, 0));
+    for list in [root.list().unwrap(), found.adopted] {
+        let told: Vec<_> = list.iter().map(|d| (d.app.as_str(), d.health.state())).collect();
+        assert_eq!(told, [("broken", "broken"), ("mine", "live")]);
+        let reason = list[0].health.reason().unwrap();
+        assert!(reason.contains("broken/socket-select/record: not this version's"), "{reason}");
+    }
+    root.show("broken").unwrap();
+    root.replace(&replace("mine", builtin("round-robin"))).unwrap();
+    root.replace(&replace("broken", builtin("hash"))).unwrap_err();
+    root.unload(HOOK, "broken").unwrap();
+    assert_eq!(root.list().unwrap().len(), 1);
+    root.load(&load("broken", builtin("hash"))).unwrap();
+    root.unload_all().unwrap();
     assert!(!lab.bpffs().exists());
+}
+
+#[test]
+fn a_root_of_pins_that_others_could_have_filled_is_refused() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let root = lab.root();
+    for (uid, mode) in [(65534, 0o755), (0, 0o777), (0, 0o775)] {
+        std::fs::create_dir(lab.bpffs()).unwrap();
+        std::os::unix::fs::chown(lab.bpffs(), Some(uid), None).unwrap();
+        let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(lab.bpffs(), permissions).unwrap();
+        for refused in [
+            root.load(&load("mine", builtin("hash"))).map(drop),
+            root.list().map(drop),
+            root.unload_all().map(drop),
+            lab.engine().recover().map(drop),
+        ] {
+            let error = refused.unwrap_err();
+            assert_eq!(error.code, Code::Conflict, "{error}");
+            assert!(error.message.contains("others could have put pins there"), "{error}");
+        }
+        std::fs::remove_dir(lab.bpffs()).unwrap();
+    }
+}
+
+#[test]
+fn maps_that_a_dead_load_left_are_not_for_whoever_takes_the_name_next() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    lab.root().load(&load("keeps", builtin("hash"))).unwrap();
+    let maps = lab.bpffs().join("mine/maps");
+    std::fs::create_dir_all(&maps).unwrap();
+    let map = pin::create_array("counts", 8, 4).unwrap();
+    map.update(&1u32.to_ne_bytes(), &4242u64.to_ne_bytes()).unwrap();
+    sys::obj_pin(map.as_fd(), &maps.join("counts")).unwrap();
+    lab.root().load(&load("mine", object(MAPS))).unwrap();
+    assert_eq!(lab.root().map_get("mine", "counts", 1).unwrap().value, Some(0));
 }
 
 #[test]

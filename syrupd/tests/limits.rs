@@ -101,7 +101,7 @@ fn a_message_carries_eight_descriptors_at_most() {
     }
     let lab = Lab::new();
     let register =
-        b"{\"method\":\"org.syrup.Arbiter1.RegisterSocket\",\"parameters\":{\"app\":\"a\"}}\0";
+        b"{\"method\":\"org.syrup.Arbiter1.Register\",\"parameters\":{\"app\":\"a\",\"kind\":\"socket\"}}\0";
     let ask = |nr: usize| {
         let mut stream = raw(&lab);
         let own = stream.as_fd().try_clone_to_owned().unwrap();
@@ -116,7 +116,7 @@ fn a_message_carries_eight_descriptors_at_most() {
     };
     // Taken, and refused for what it means: the connection goes on.
     let (said, goes_on) = ask(MAX_FDS);
-    assert!(said.contains("RegisterSocket carries one descriptor") && goes_on, "{said}");
+    assert!(said.contains("a socket is registered by one descriptor") && goes_on, "{said}");
     let (said, goes_on) = ask(MAX_FDS + 1);
     assert!(said.contains("more than 8 descriptors") && !goes_on, "{said}");
     assert_eq!(MAX_FDS, 8);

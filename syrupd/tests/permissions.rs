@@ -7,8 +7,9 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 
 use rustix::process::Uid;
+use serde_json::json;
 use support::{
-    Lab, MAPS, OTHER, OWNER, UNKNOWN, as_user, load, object, replace, reuseport, source,
+    Lab, MAPS, OTHER, OWNER, UNKNOWN, as_user, load, load_for, object, replace, reuseport, source,
 };
 use syrup_protocol::Arbiter as _;
 use syrup_protocol::{Client, Code, PolicySource, Registration, Result};
@@ -31,14 +32,14 @@ const VERBS: &[(&str, Verb, Option<Code>)] = &[
     ("policy open", |c, _| c.policy_open("mine", HOOK).map(drop), None),
     (
         "register a socket",
-        |c, fd| c.register("mine", Registration::Socket(fd), None).map(drop),
+        |c, fd| c.register("mine", None, Registration::Socket(fd), None).map(drop),
         None,
     ),
     (
         "register a thread",
-        |c, _| c.register("mine", own_thread(), None).map(drop),
+        |c, _| c.register("mine", None, own_thread(), None).map(drop),
         // There is no sched_ext here, so no deployment to register it with.
-        Some(Code::Conflict),
+        Some(Code::NotFound),
     ),
     ("unload", |c, _| c.unload(HOOK, "mine"), None),
 ];
@@ -133,7 +134,7 @@ fn ownership_lasts_as_long_as_the_deployment_whoever_replaces_the_policy() {
 
     // The name is free again, for anybody.
     let error = as_user(OTHER, || lab.client().unload(HOOK, "mine")).unwrap_err();
-    assert_eq!(error.code, Code::Conflict, "{error}");
+    assert_eq!(error.code, Code::NotFound, "{error}");
     as_user(OTHER, || lab.client().load(&load("mine", object(MAPS)))).unwrap();
     let error = as_user(OWNER, || lab.client().unload(HOOK, "mine")).unwrap_err();
     assert_eq!(error.code, Code::NotPermitted, "{error}");
@@ -168,14 +169,8 @@ fn an_ordinary_user_brings_no_source_no_port_and_no_process() {
     let c = || PolicySource::Source { file_name: "p.c".to_owned(), text: source("", "0") };
     let requests = [
         ("source", load("mine", c())),
-        ("a port", syrup_protocol::LoadRequest { port: Some(9000), ..load("mine", object(MAPS)) }),
-        (
-            "a process",
-            syrup_protocol::LoadRequest {
-                pid: Some(std::process::id() as i32),
-                ..load("mine", object(MAPS))
-            },
-        ),
+        ("a port", load_for(&[("port", json!(9000))], load("mine", object(MAPS)))),
+        ("a process", load_for(&[("pid", json!(std::process::id()))], load("mine", object(MAPS)))),
     ];
     for (what, request) in &requests {
         for uid in [OWNER, UNKNOWN] {
@@ -212,7 +207,7 @@ fn a_thread_is_scheduled_by_its_own_user_and_root_only() {
     let register = |uid: u32, tid: Option<i32>| {
         as_user(uid, || {
             let thread = tid.map_or_else(own_thread, |tid| Registration::Thread { tid });
-            lab.client().register("mine", thread, None).unwrap_err()
+            lab.client().register("mine", None, thread, None).unwrap_err()
         })
     };
     let error = register(OWNER, Some(roots));
@@ -221,7 +216,7 @@ fn a_thread_is_scheduled_by_its_own_user_and_root_only() {
     // Past the permission there is no deployment for it here.
     for (uid, tid) in [(OWNER, None), (0, None), (0, Some(roots))] {
         let error = register(uid, tid);
-        assert_eq!(error.code, Code::Conflict, "{uid}: {error}");
+        assert_eq!(error.code, Code::NotFound, "{uid}: {error}");
         assert!(error.message.contains("no policy at scx-syrup"), "{error}");
     }
     let error = register(0, Some(i32::MAX));
@@ -248,10 +243,10 @@ fn a_threads_user_is_the_one_whose_rights_it_has() {
         });
         let tid = told.recv().unwrap();
         let error = as_user(OWNER, || {
-            lab.client().register("mine", Registration::Thread { tid }, None).unwrap_err()
+            lab.client().register("mine", None, Registration::Thread { tid }, None).unwrap_err()
         });
         // Past the permission there is no deployment for it here.
-        let expected = if effective == OWNER { Code::Conflict } else { Code::NotPermitted };
+        let expected = if effective == OWNER { Code::NotFound } else { Code::NotPermitted };
         assert_eq!(error.code, expected, "{real}, {effective}: {error}");
         drop(end);
         thread.join().unwrap();

@@ -7,12 +7,14 @@
 mod c_program;
 mod ctl;
 mod kernel;
+mod numbers;
 mod syscalls;
 mod traffic;
 
 pub use c_program::CProgram;
 pub use ctl::{Ctl, Daemon, Ran};
 pub use kernel::{KernelObjects, ThreadClass, expect_kernel_message, maps_of_program, sched_class};
+pub use numbers::Numbers;
 pub use syscalls::syscalls;
 pub use traffic::{Group, Sender, own_network, udp_group};
 

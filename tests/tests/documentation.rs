@@ -31,6 +31,50 @@ fn every_hook_has_its_page_and_every_policy_stands_on_one() {
     }
 }
 
+/// Files that adding a hook touches, at most.
+const FILES_OF_A_HOOK: usize = 7;
+
+#[test]
+fn a_hook_takes_the_files_that_its_page_names_and_no_others() {
+    let page = read("docs/add-a-hook.md");
+    let named: Vec<&str> = page
+        .lines()
+        .filter_map(|line| line.split_once(". `").filter(|(n, _)| n.parse::<u32>().is_ok()))
+        .filter_map(|(_, rest)| rest.split('`').next())
+        .collect();
+    assert!((1..=FILES_OF_A_HOOK).contains(&named.len()), "{named:?}");
+    for file in &named {
+        assert!(repository().join(file).is_file(), "{file} is not there");
+    }
+    // What serves all hooks knows none of them: each is in its crate and in the list.
+    let types = ["SocketSelect", "ScxSyrup", "SOCKET_SELECT", "syrup_scx::", "syrup_net_hooks::"];
+    let mut seen = 0;
+    for folder in ["hook", "protocol", "engine", "syrup", "syrupctl", "syrupd"] {
+        for path in sources(&repository().join(folder).join("src")) {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let path = path.strip_prefix(repository()).unwrap().to_str().unwrap().to_owned();
+            seen += 1;
+            let knows = types.iter().find(|name| text.contains(**name));
+            assert!(knows.is_none() || named.contains(&path.as_str()), "{path}: {knows:?}");
+        }
+    }
+    assert!(seen > 50, "only {seen} files were looked at");
+}
+
+/// The Rust files below a folder.
+fn sources(folder: &std::path::Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files
+}
+
 #[test]
 fn links_between_pages_lead_somewhere() {
     for page in ["README.md", "docs/ARCHITECTURE.md", "docs/add-a-policy.md", "docs/add-a-hook.md"]

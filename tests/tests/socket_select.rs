@@ -86,7 +86,7 @@ fn naming_the_port_alone_finds_the_program_that_serves_it() {
     drop(server.stdin.take());
     server.wait().unwrap();
     assert_eq!(deployment["executors"], 3, "{deployment}");
-    assert_eq!(deployment["pid"], server.id(), "{deployment}");
+    assert_eq!(deployment["target"]["pid"], server.id(), "{deployment}");
 }
 
 /// Three sockets of one group, held until standard input ends.
@@ -123,7 +123,7 @@ fn killing_the_daemon_under_load_loses_nothing_and_the_next_one_adopts() {
     assert_eq!(counter(&ctl, "no_policy"), 0, "an input fell to the default");
     assert_eq!(verdicts(&ctl).iter().sum::<u64>(), sent, "an input was not decided by the policy");
     let after = ctl.json(&["list"])["deployments"][0].clone();
-    for field in ["app", "hook", "policy", "policy_sha256", "program_id", "generation", "port"] {
+    for field in ["app", "hook", "policy", "policy_sha256", "program_id", "generation", "target"] {
         assert_eq!(before[field], after[field], "{field}");
     }
     drop(next);

@@ -134,7 +134,7 @@ fn status_costs_the_same_however_many_threads_the_machine_has() {
     let ctl = Ctl::new();
     let program = Program::start();
     load(&ctl, "fifo", &program).ok();
-    assert_eq!(ctl.deployment("calc", "scx-syrup")["threads"], program.threads().len());
+    assert_eq!(ctl.deployment("calc", "scx-syrup")["target"]["threads"], program.threads().len());
 
     let cost = || syscalls(ctl.command("syrupctl").arg("status"));
     let few = cost();
@@ -237,7 +237,7 @@ fn the_threads_of_another_app_are_refused_by_its_name() {
     refused.fails(7, "is scheduled for app 'calc'");
     assert!(refused.stderr.contains("unload scx-syrup --app calc"), "{}", refused.stderr);
     assert_eq!(ctl.json(&["list"])["deployments"].as_array().unwrap().len(), 1);
-    assert_eq!(ctl.deployment("calc", "scx-syrup")["threads"], threads);
+    assert_eq!(ctl.deployment("calc", "scx-syrup")["target"]["threads"], threads);
     // One by one, too; and its own app may.
     ctl.run(&["load", "scx-syrup", "--policy", "fifo", "--app", "thief"]).ok();
     let register = |app: &str, tid: i32| {
@@ -248,18 +248,18 @@ fn the_threads_of_another_app_are_refused_by_its_name() {
     let refused = register("thief", tid).unwrap_err();
     assert!(refused.to_string().contains("is scheduled for app 'calc'"), "{refused}");
     register("calc", tid).unwrap();
-    assert_eq!(ctl.deployment("calc", "scx-syrup")["threads"], threads);
-    assert_eq!(ctl.deployment("thief", "scx-syrup")["threads"], 0);
+    assert_eq!(ctl.deployment("calc", "scx-syrup")["target"]["threads"], threads);
+    assert_eq!(ctl.deployment("thief", "scx-syrup")["target"]["threads"], 0);
     // What the advice says: one of them, then all.
     let chrt = Command::new("chrt").args(["--other", "--pid", "0", &tid.to_string()]).status();
     assert!(chrt.unwrap().success());
     register("thief", tid).unwrap();
-    assert_eq!(ctl.deployment("calc", "scx-syrup")["threads"], threads - 1);
-    assert_eq!(ctl.deployment("thief", "scx-syrup")["threads"], 1);
+    assert_eq!(ctl.deployment("calc", "scx-syrup")["target"]["threads"], threads - 1);
+    assert_eq!(ctl.deployment("thief", "scx-syrup")["target"]["threads"], 1);
     ctl.run(&["unload", "scx-syrup", "--app", "calc"]).ok();
     ctl.run(&["unload", "scx-syrup", "--app", "thief"]).ok();
     thief().ok();
-    assert_eq!(ctl.deployment("thief", "scx-syrup")["threads"], threads);
+    assert_eq!(ctl.deployment("thief", "scx-syrup")["target"]["threads"], threads);
     drop(daemon);
 }
 
@@ -301,14 +301,14 @@ fn a_process_that_ended_is_not_named() {
     let program = Program::start();
     load(&ctl, "fifo", &program).ok();
     let pid: u32 = program.pid().parse().unwrap();
-    assert_eq!(ctl.deployment("calc", "scx-syrup")["pid"], pid);
+    assert_eq!(ctl.deployment("calc", "scx-syrup")["target"]["pid"], pid);
     drop(program);
     let deployment = ctl.deployment("calc", "scx-syrup");
-    assert_eq!(deployment["pid"], serde_json::Value::Null);
+    assert_eq!(deployment["target"]["pid"], serde_json::Value::Null);
     let show = ctl.run(&["show", "calc"]).ok();
     assert!(!show.contains("process"), "{show}");
     wait_for("its threads to be gone", Duration::from_secs(30), || {
-        (ctl.deployment("calc", "scx-syrup")["threads"] == 0).then_some(())
+        (ctl.deployment("calc", "scx-syrup")["target"]["threads"] == 0).then_some(())
     });
     ctl.run(&["load", "scx-syrup", "--policy", "fifo", "--app", "calc"]).fails(
         7,

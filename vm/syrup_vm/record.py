@@ -3,6 +3,7 @@
     command.sh   what it ran
     kmsg         its kernel's log, as records of /dev/kmsg; dmesg: the same, readable
     console      what its kernel said in a panic
+    early        what it said before it had drivers, if it died then
     result.json  how it was started, how it ended, what was judged
 
 A folder belongs to the vm/run that holds the lock in it. The newest are kept."""

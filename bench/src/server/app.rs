@@ -46,7 +46,7 @@ impl App {
                 );
                 Ok(Some(map.mmap().with_context(|| format!("cannot map {name} into memory"))?))
             }
-            Some(Err(error)) if error.code() == Code::Conflict => Ok(None),
+            Some(Err(error)) if error.code() == Code::NotFound => Ok(None),
             Some(Err(error)) => Err(explained(error, &format!("cannot open the Map {name}"))),
         };
         let types = match open(REQUEST_TYPE)? {

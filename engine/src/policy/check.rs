@@ -14,6 +14,7 @@ use syrup_sdk::abi;
 
 use super::btf;
 use super::lines::LineTable;
+use crate::hooks;
 
 /// Helpers a policy may call: number and name.
 const HELPERS: &[(i32, &str)] = &[
@@ -42,8 +43,6 @@ const PSEUDO_KFUNC: u8 = 2;
 pub struct Checked {
     /// What `schedule()` takes.
     pub input: Input,
-    /// What `SYRUP_THREAD_POLICY` said.
-    pub thread: abi::syrup_thread_policy,
     /// The Maps it names.
     pub maps: Vec<String>,
     /// Its parameters (`SYRUP_PARAM`).
@@ -76,7 +75,6 @@ pub fn check(file_name: &str, image: &[u8]) -> Result<Checked> {
     let maps = check_maps(file_name, &elf, &btf)?;
     Ok(Checked {
         input: input_of(file_name, &elf, &btf)?,
-        thread: thread_policy(file_name, image)?,
         maps,
         params: params_of(&elf),
         instructions,
@@ -223,9 +221,7 @@ fn check_symbols(file_name: &str, elf: &object::File<'_>) -> Result<()> {
                     refuse(format!("{file_name}: '{name}' is not defined")).advise(allowed_calls())
                 );
             }
-            SymbolSection::Section(_)
-                if name.starts_with("syrup_") && name != "syrup_thread_policy" =>
-            {
+            SymbolSection::Section(_) if name.starts_with("syrup_") && !is_setting(name) => {
                 return Err(refuse(format!("{file_name}: defines '{name}'"))
                     .advise("names starting with syrup_ belong to Syrup: rename it"));
             }
@@ -318,36 +314,9 @@ fn input_of(file_name: &str, elf: &object::File<'_>, btf: &Btf<'_>) -> Result<In
     }
 }
 
-fn thread_policy(file_name: &str, image: &[u8]) -> Result<abi::syrup_thread_policy> {
-    let Ok(Some(bytes)) = syrup_hook::constant(image, "syrup_thread_policy") else {
-        return Ok(abi::syrup_thread_policy { queues: 1, ..Default::default() });
-    };
-    let (words, []) = bytes.as_chunks::<4>() else {
-        return Err(refuse(format!("{file_name}: SYRUP_THREAD_POLICY has the wrong size")));
-    };
-    let &[queues, preempt, executors, rescue_ms] = words else {
-        return Err(refuse(format!("{file_name}: SYRUP_THREAD_POLICY has the wrong size"))
-            .advise("it was compiled against another version of the SDK: compile it again"));
-    };
-    let policy = abi::syrup_thread_policy {
-        queues: u32::from_le_bytes(queues).max(1),
-        preempt: u32::from_le_bytes(preempt),
-        executors: u32::from_le_bytes(executors),
-        rescue_ms: u32::from_le_bytes(rescue_ms),
-    };
-    if policy.queues > abi::SYRUP_MAX_QUEUES {
-        return Err(refuse(format!(
-            "{file_name}: .queues = {}, the most is {}",
-            policy.queues,
-            abi::SYRUP_MAX_QUEUES
-        )));
-    }
-    if policy.preempt > 1 || policy.executors > abi::SYRUP_CORES {
-        return Err(refuse(format!(
-            "{file_name}: SYRUP_THREAD_POLICY: .preempt is true or false, .executors is SYRUP_QUEUES or SYRUP_CORES"
-        )));
-    }
-    Ok(policy)
+/// Whether it is how policies of some hook say what they want of it.
+fn is_setting(name: &str) -> bool {
+    hooks::specs().any(|spec| spec.settings.as_ref().is_some_and(|constant| constant.name == name))
 }
 
 fn params_of(elf: &object::File<'_>) -> Vec<String> {
@@ -356,7 +325,7 @@ fn params_of(elf: &object::File<'_>) -> Vec<String> {
         .symbols()
         .filter(|s| s.section_index() == Some(rodata.index()) && s.size() > 0)
         .filter_map(|s| s.name().ok())
-        .filter(|name| *name != "syrup_thread_policy" && !name.is_empty() && !name.contains('.'))
+        .filter(|name| !is_setting(name) && !name.is_empty() && !name.contains('.'))
         .map(str::to_owned)
         .collect();
     names.sort();

@@ -11,7 +11,7 @@ pub(crate) mod verifier;
 use sha2::{Digest as _, Sha256};
 use syrup_hook::Hook;
 use syrup_protocol::request::{MAX_OBJECT_BYTES, MAX_SOURCE_BYTES};
-use syrup_protocol::{Code, Failure, PolicySource, Result};
+use syrup_protocol::{Code, Failure, PolicySource, Result, names};
 use syrup_sdk::{CompileError, Compiler};
 
 use self::check::Checked;
@@ -29,6 +29,8 @@ pub(crate) struct Prepared {
     pub(crate) sha256: [u8; 32],
     /// What the check found.
     pub(crate) checked: Checked,
+    /// What it wants of the hook ([`syrup_hook::Spec::settings`]).
+    pub(crate) settings: Vec<u8>,
     /// The linked object.
     pub(crate) linked: Vec<u8>,
 }
@@ -37,29 +39,36 @@ pub(crate) struct Prepared {
 pub(crate) fn prepare(
     hook: &dyn Hook,
     policy: &PolicySource,
-    settings: &[(String, String)],
+    params: &[(String, String)],
 ) -> Result<Prepared> {
+    let spec = hook.spec();
     let Found { name, file_name, source, mut object } = find(hook, policy)?;
     let checked = check::check(&file_name, &object)?;
-    if checked.input != hook.input() {
+    if checked.input != spec.input {
         return Err(Failure::new(
             Code::SourceRejected,
             format!(
                 "{file_name} schedules {}s; hook {} schedules {}s",
                 checked.input,
-                hook.id(),
-                hook.input()
+                spec.name,
+                spec.input
             ),
         )
         .advise(format!(
             "include <{}> and define the schedule() it declares, or choose another hook ('syrupctl hooks')",
-            hook.input().header()
+            spec.input.header()
         )));
     }
     let sha256 = Sha256::digest(&object).into();
-    params::set(&mut object, &checked.params, settings)?;
-    let linked = link::link(&object, hook.trusted_half())?;
-    Ok(Prepared { name, file_name, source, sha256, checked, linked })
+    let mut settings = Vec::new();
+    if let Some(constant) = &spec.settings {
+        settings = syrup_hook::constant(&object, constant.name)?.unwrap_or_default();
+        (constant.check)(&settings)
+            .map_err(|why| Failure::new(Code::SourceRejected, format!("{file_name}: {why}")))?;
+    }
+    params::set(&mut object, &checked.params, params)?;
+    let linked = link::link(&object, spec.trusted_half)?;
+    Ok(Prepared { name, file_name, source, sha256, checked, settings, linked })
 }
 
 struct Found {
@@ -75,11 +84,15 @@ fn find(hook: &dyn Hook, policy: &PolicySource) -> Result<Found> {
     };
     match policy {
         PolicySource::Builtin { name } => {
-            let builtin = hook.policies().iter().find(|p| p.name == name).ok_or_else(|| {
-                let known: Vec<&str> = hook.policies().iter().map(|p| p.name).collect();
-                Failure::new(Code::Usage, format!("hook {} has no policy '{name}'", hook.id()))
+            let builtin =
+                hook.spec().policies.iter().find(|p| p.name == name).ok_or_else(|| {
+                    let known: Vec<&str> = hook.spec().policies.iter().map(|p| p.name).collect();
+                    Failure::new(
+                        Code::Usage,
+                        format!("hook {} has no policy '{name}'", hook.spec().name),
+                    )
                     .advise(format!("one of {}; or a C file, like ./policy.c", known.join(", ")))
-            })?;
+                })?;
             Ok(Found {
                 name: name.clone(),
                 file_name: format!("{name}.c"),
@@ -88,6 +101,7 @@ fn find(hook: &dyn Hook, policy: &PolicySource) -> Result<Found> {
             })
         }
         PolicySource::Source { file_name, text } => {
+            names::check_file(file_name)?;
             if text.len() > MAX_SOURCE_BYTES {
                 return Err(too_large(file_name, text.len(), MAX_SOURCE_BYTES));
             }
@@ -99,6 +113,7 @@ fn find(hook: &dyn Hook, policy: &PolicySource) -> Result<Found> {
             })
         }
         PolicySource::Object { file_name, image } => {
+            names::check_file(file_name)?;
             if image.len() > MAX_OBJECT_BYTES {
                 return Err(too_large(file_name, image.len(), MAX_OBJECT_BYTES));
             }
@@ -149,4 +164,43 @@ fn stem(file_name: &str) -> String {
     let base = file_name.rsplit('/').next().unwrap_or(file_name);
     let stem = base.rsplit_once('.').map_or(base, |(stem, _)| stem);
     stem.chars().take(syrup_sdk::abi::SYRUP_NAME_LEN as usize - 1).collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_policy_wants_of_its_hook_has_limits() {
+        let with = |settings: &str| {
+            let text = format!(
+                "#include <syrup/thread.h>\n{settings}\n\
+                 __s32 schedule(struct syrup_thread *t) {{ return t->index; }}\n"
+            );
+            let policy = PolicySource::Source { file_name: "p.c".to_owned(), text };
+            prepare(crate::hooks::SHIPPED.get("scx-syrup").unwrap(), &policy, &[])
+                .map(|p| p.settings)
+        };
+        let words = |words: [u32; 4]| Ok(words.map(u32::to_ne_bytes).concat());
+        assert_eq!(with(""), Ok(Vec::new()));
+        assert_eq!(with("SYRUP_THREAD_POLICY(.rescue_ms = 70);"), words([0, 0, 0, 70]));
+        let both = with("SYRUP_THREAD_POLICY(.queues = 8, .preempt = true);");
+        assert_eq!(both, words([8, 1, 0, 0]));
+        let refused = |settings: &str| {
+            let failure = with(settings).unwrap_err();
+            assert_eq!(failure.code, Code::SourceRejected, "{failure}");
+            failure.message
+        };
+        assert!(refused("SYRUP_THREAD_POLICY(.queues = 9);").starts_with("p.c: "));
+        assert!(refused("SYRUP_THREAD_POLICY(.queues = 9);").contains(".queues = 9"));
+        assert!(refused("SYRUP_THREAD_POLICY(.preempt = 2);").contains(".preempt is true"));
+        for words in [3, 5] {
+            let settings =
+                format!("const __u32 syrup_thread_policy[{words}] __attribute__((used)) = {{1}};");
+            assert!(refused(&settings).contains("has the wrong size"), "{words} words");
+        }
+        let bytes = "const char syrup_thread_policy[17] __attribute__((used)) = {1};";
+        assert!(refused(bytes).contains("has the wrong size"));
+    }
 }

@@ -2,8 +2,9 @@
 
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
-use syrup_hook::{App, Error, HookId, Result, sys};
+use syrup_hook::{App, Error, Result, sys};
 
+use super::SPEC;
 use super::pins::DISPATCHER;
 
 /// Time and number of runs since accounting was turned on, with what was
@@ -54,7 +55,7 @@ pub fn count_run_time() -> Result<OwnedFd> {
 /// # Errors
 /// [`Error::Pin`] when the app has no deployment there.
 pub fn run_time(app: &App) -> Result<RunTime> {
-    let path = app.hook_dir(HookId::SocketSelect).join(DISPATCHER);
+    let path = app.hook_dir(&SPEC).join(DISPATCHER);
     program_run_time(sys::obj_get_required(&path)?.as_fd())
 }
 

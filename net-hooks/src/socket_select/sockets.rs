@@ -5,68 +5,25 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::mem::size_of;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use rustix::net::sockopt;
-use syrup_hook::{Error, Proto, Result, Target, process};
-use syrup_sdk::abi::{syrup_group, syrup_record};
+use serde::{Deserialize, Serialize};
+use syrup_hook::{Error, Proto, Result, process};
+
+use super::Target;
 
 /// What makes sockets members of one reuseport group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct GroupKey {
     pub netns_cookie: u64,
     pub proto: Proto,
     pub address: SocketAddr,
     pub v6only: bool,
     pub ifindex: u32,
-}
-
-impl GroupKey {
-    /// The group a deployment's pins describe; `None` before its first socket.
-    pub fn of(record: &syrup_record, group: &syrup_group) -> Option<Self> {
-        let proto = Proto::from_number(record.proto)?;
-        if record.port == 0 || group.nr_executors == 0 {
-            return None;
-        }
-        let ip = match i32::from(record.family) {
-            libc::AF_INET => {
-                let [a, b, c, d, ..] = group.address;
-                IpAddr::V4(Ipv4Addr::new(a, b, c, d))
-            }
-            libc::AF_INET6 => IpAddr::V6(Ipv6Addr::from(group.address)),
-            _ => return None,
-        };
-        Some(Self {
-            netns_cookie: record.netns_cookie,
-            proto,
-            address: SocketAddr::new(ip, record.port),
-            v6only: group.v6only != 0,
-            ifindex: group.ifindex,
-        })
-    }
-
-    /// Writes it where [`GroupKey::of`] finds it.
-    pub fn describe(&self, record: &mut syrup_record, group: &mut syrup_group) {
-        record.netns_cookie = self.netns_cookie;
-        record.proto = self.proto.number();
-        record.port = self.address.port();
-        group.address = [0; 16];
-        match self.address.ip() {
-            IpAddr::V4(ip) => {
-                record.family = libc::AF_INET as u8;
-                group.address[..4].copy_from_slice(&ip.octets());
-            }
-            IpAddr::V6(ip) => {
-                record.family = libc::AF_INET6 as u8;
-                group.address = ip.octets();
-            }
-        }
-        group.v6only = u32::from(self.v6only);
-        group.ifindex = self.ifindex;
-    }
 }
 
 impl fmt::Display for GroupKey {
@@ -527,14 +484,15 @@ fn not_of_others<T: Default>(of_a_process: Result<T>) -> Result<T> {
     }
 }
 
-/// Some socket of a group, taken from whoever holds one; `hint` is asked first.
-pub(crate) fn any_member(key: &GroupKey, hint: i32) -> Option<OwnedFd> {
-    if hint > 0
-        && let Some(fd) = member_of(hint, key)
-    {
-        return Some(fd);
+/// One of the sockets with these cookies, which are of one group, taken from whoever holds
+/// it; the process `hint` is asked first.
+pub(crate) fn one_of(key: &GroupKey, cookies: &[u64], hint: Option<i32>) -> Option<OwnedFd> {
+    if cookies.is_empty() {
+        return None;
     }
-    holders(&[key.proto], key.address.port()).find_map(|(pid, _)| member_of(pid, key))
+    hint.and_then(|pid| member_of(pid, key, cookies)).or_else(|| {
+        holders(&[key.proto], key.address.port()).find_map(|(pid, _)| member_of(pid, key, cookies))
+    })
 }
 
 /// The processes that hold a socket bound to `port` of their network namespace, with the
@@ -558,11 +516,11 @@ fn holders(protos: &[Proto], port: u16) -> impl Iterator<Item = (i32, Rc<BTreeSe
     })
 }
 
-fn member_of(pid: i32, key: &GroupKey) -> Option<OwnedFd> {
+fn member_of(pid: i32, key: &GroupKey, cookies: &[u64]) -> Option<OwnedFd> {
     let among = |inodes: &BTreeSet<u64>| {
         let sockets = process::sockets(pid, |inode| inodes.contains(&inode)).ok()?;
         sockets.into_iter().find_map(|(_, fd)| match inspect(fd) {
-            Ok(Ok(member)) if member.key == *key => Some(member.fd),
+            Ok(Ok(member)) if cookies.contains(&member.cookie) => Some(member.fd),
             _ => None,
         })
     };
@@ -644,23 +602,6 @@ mod tests {
         let listens = line.replace(" 07 ", " 0A ");
         assert_eq!(bound_inode(&listens, Proto::Tcp, 8080), Some(14527));
         assert_eq!(bound_inode(&line.replace(" 07 ", " 01 "), Proto::Tcp, 8080), None);
-    }
-
-    #[test]
-    fn a_group_survives_the_way_through_the_pins() {
-        for address in ["127.0.0.1:53", "[::1]:443", "0.0.0.0:9000"] {
-            let key = GroupKey {
-                netns_cookie: 7,
-                proto: Proto::Tcp,
-                address: address.parse().unwrap(),
-                v6only: address.starts_with('['),
-                ifindex: 3,
-            };
-            let mut record = syrup_record::default();
-            let mut group = syrup_group { nr_executors: 1, ..Default::default() };
-            key.describe(&mut record, &mut group);
-            assert_eq!(GroupKey::of(&record, &group), Some(key));
-        }
     }
 
     #[test]

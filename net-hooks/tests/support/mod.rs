@@ -14,11 +14,12 @@ use std::time::Duration;
 use libbpf_rs::Linker;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use syrup_hook::sys::{self, Map};
-use syrup_hook::{App, Deployment, Hook as _, Linked, Registration, Target, pin};
+use syrup_hook::{App, Deploy as _, Deployment, Linked, Registration, pin};
+use syrup_net_hooks::Target;
 use syrup_net_hooks::{POLICIES, SocketSelect};
 use syrup_sdk::Compiler;
-use syrup_sdk::abi::{SYRUP_INPUTS, syrup_counter, syrup_thread_policy};
-use syrup_tests::{own_network, wait_for};
+use syrup_sdk::abi::{SYRUP_INPUTS, syrup_counter};
+use syrup_tests::{Numbers as _, own_network, wait_for};
 use tempfile::TempDir;
 
 pub const LIMIT: Duration = Duration::from_secs(10);
@@ -67,7 +68,7 @@ impl Lab {
     }
 
     pub fn count(&self, counter: syrup_counter) -> u64 {
-        self.read().counters.get(counter)
+        self.read().count(counter)
     }
 
     /// Waits until the hook has seen `inputs` inputs: on loopback a packet is
@@ -135,7 +136,7 @@ fn linked(name: &str, object: &[u8]) -> Linked {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("linked.o");
     let mut linker = Linker::new(&path).unwrap();
-    linker.add_buf(SocketSelect.trusted_half()).unwrap();
+    linker.add_buf(syrup_net_hooks::SOCKET_SELECT.trusted_half).unwrap();
     linker.add_buf(object).unwrap();
     linker.link().unwrap();
     drop(linker);
@@ -146,7 +147,7 @@ fn linked(name: &str, object: &[u8]) -> Linked {
         sha256,
         object: std::fs::read(&path).unwrap(),
         maps: BTreeMap::new(),
-        thread: syrup_thread_policy::default(),
+        settings: Vec::new(),
     }
 }
 
@@ -354,10 +355,22 @@ impl Ids {
             .iter()
             .map(|name| (true, sys::program_id(open(name).as_fd()).unwrap()))
             .collect();
-        for name in ["policies", "executors", "group", "counters", "verdicts", pin::RECORD] {
+        for name in [
+            "policies",
+            "executors",
+            "registered",
+            "counters",
+            "verdicts",
+            syrup_hook::record::RECORD,
+        ] {
             ids.push((false, sys::map_info(open(name).as_fd()).unwrap().id));
         }
         Self(ids)
+    }
+
+    /// The kernel frees them some RCU grace periods after the last user let go.
+    pub fn wait_until_gone(&self) {
+        wait_for("programs and maps to be freed", LIMIT, || (self.left() == 0).then_some(()));
     }
 
     pub fn left(&self) -> usize {

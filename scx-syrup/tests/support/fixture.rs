@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use syrup_hook::pin;
+use syrup_hook::record::Record;
 use syrup_hook::sys::Map;
-use syrup_hook::{App, Deployment, Health, Hook as _, HookId, Probe, Registration, Target};
-use syrup_scx::ScxSyrup;
+use syrup_hook::{App, Deploy as _, Deployment, Hook as _, Probe, Registration};
+use syrup_scx::Target;
+use syrup_scx::{SPEC, ScxSyrup};
 use syrup_tests::{Need, require};
 
 use super::policy::policy;
@@ -30,7 +31,7 @@ pub struct Fixture {
 
 /// It runs, whether or not it has a thread.
 pub fn is_live(deployment: &Deployment) -> bool {
-    matches!(deployment.health, Health::Live | Health::Waiting(_))
+    deployment.health.is_live()
 }
 
 impl Fixture {
@@ -169,7 +170,8 @@ pub fn register(app: &App, crew: &Crew, first_index: u32) {
 
 /// The app's slot in the root scheduler.
 pub fn slot(app: &App) -> u32 {
-    pin::read_record(&app.hook_dir(HookId::ScxSyrup)).unwrap().unwrap().slot
+    let record = Record::read(&app.hook_dir(&SPEC)).unwrap().unwrap();
+    record.state["slot"].as_u64().unwrap() as u32
 }
 
 /// Does something while the app's slot is empty.

@@ -5,8 +5,8 @@ use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use libbpf_rs::{Linker, MapCore as _, MapFlags, MapHandle, MapType};
-use syrup_hook::{Builtin, Hook as _, Linked};
-use syrup_scx::ScxSyrup;
+use syrup_hook::{Builtin, Linked};
+use syrup_scx::SPEC;
 use syrup_sdk::abi::{self, syrup_thread, syrup_thread_policy};
 
 const OF_TESTS: &[Builtin] = include!(concat!(env!("OUT_DIR"), "/tests/policies.rs"));
@@ -20,7 +20,7 @@ pub fn policy(name: &str) -> Linked {
 
 /// The same with Maps of the test's.
 pub fn with_maps(name: &str, maps: &[(&str, &TestMap)]) -> Linked {
-    let found = ScxSyrup.policies().iter().chain(OF_TESTS).find(|p| p.name == name).unwrap();
+    let found = SPEC.policies.iter().chain(OF_TESTS).find(|p| p.name == name).unwrap();
     link(name, found.object, maps)
 }
 
@@ -29,22 +29,11 @@ fn link(name: &str, object: &[u8], maps: &[(&str, &TestMap)]) -> Linked {
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("linked.o");
     let mut linker = Linker::new(&output).unwrap();
-    linker.add_buf(ScxSyrup.trusted_half()).unwrap();
+    linker.add_buf(SPEC.trusted_half).unwrap();
     linker.add_buf(object).unwrap();
     linker.link().unwrap();
     drop(linker);
-    let thread = match syrup_hook::constant(object, "syrup_thread_policy").unwrap() {
-        Some(bytes) => {
-            let word = |i: usize| u32::from_ne_bytes(*bytes[i * 4..].first_chunk().unwrap());
-            syrup_thread_policy {
-                queues: word(0),
-                preempt: word(1),
-                executors: word(2),
-                rescue_ms: word(3),
-            }
-        }
-        None => syrup_thread_policy::default(),
-    };
+    let settings = syrup_hook::constant(object, "syrup_thread_policy").unwrap();
     Linked {
         name: name.to_owned(),
         sha256: [7; 32],
@@ -53,7 +42,7 @@ fn link(name: &str, object: &[u8], maps: &[(&str, &TestMap)]) -> Linked {
             .iter()
             .map(|(name, map)| ((*name).to_owned(), map.fd()))
             .collect::<BTreeMap<_, _>>(),
-        thread,
+        settings: settings.unwrap_or_default(),
     }
 }
 
@@ -156,7 +145,9 @@ impl Scripted {
     /// The policy with attributes of the test's.
     pub fn policy(&self, thread: syrup_thread_policy) -> Linked {
         let maps = [("place", &self.place), ("told", &self.told), ("told_next", &self.next)];
-        Linked { thread, ..with_maps("scripted", &maps) }
+        let syrup_thread_policy { queues, preempt, executors, rescue_ms } = thread;
+        let settings = [queues, preempt, executors, rescue_ms].map(u32::to_ne_bytes).concat();
+        Linked { settings, ..with_maps("scripted", &maps) }
     }
 
     /// How many calls there were.

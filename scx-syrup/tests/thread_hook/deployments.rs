@@ -5,12 +5,14 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use syrup_hook::sys::Map;
-use syrup_hook::{App, Counters, Error, Health, Hook as _, HookId, Linked, Registration, Target};
+use syrup_hook::{App, Counters, Deploy as _, Error, Health, Hook as _, Linked, Registration};
 use syrup_scx::ScxSyrup;
+use syrup_scx::Target;
 use syrup_sdk::abi;
+use syrup_tests::Numbers as _;
 
 use crate::support::fixture::{Fixture, is_live, on_cpus, register, slot, sysfs};
 use crate::support::policy::{Scripted, at, cores, policy, queues};
@@ -29,12 +31,12 @@ fn the_policy_decides_every_input_and_unload_leaves_nothing() {
     crew.wait_for_progress();
     let seen = eventually("40 inputs", || {
         let seen = ScxSyrup.read(&app).unwrap().unwrap();
-        (seen.counters.get(abi::SYRUP_INPUTS) >= 40).then_some(seen)
+        (seen.count(abi::SYRUP_INPUTS) >= 40).then_some(seen)
     });
-    assert_eq!(seen.health, Health::Live);
-    assert_eq!((seen.nr_threads, seen.nr_executors), (Some(6), 1));
-    assert_eq!(seen.counters.get(abi::SYRUP_NO_POLICY), 0);
-    assert_eq!(seen.counters.get(abi::SYRUP_OUT_OF_RANGE), 0);
+    assert_eq!(seen.health, Health::LIVE);
+    assert_eq!((seen.fact("threads"), seen.executors), (Some(6), 1));
+    assert_eq!(seen.count(abi::SYRUP_NO_POLICY), 0);
+    assert_eq!(seen.count(abi::SYRUP_OUT_OF_RANGE), 0);
     assert!(seen.verdicts[0] >= 40, "{:?}", seen.verdicts);
     assert_ne!(seen.program_id, 0);
 
@@ -69,10 +71,10 @@ fn replacing_under_load_leaves_no_input_to_the_default() {
     }
     crew.wait_for_progress();
     let seen = ScxSyrup.read(&app).unwrap().unwrap();
-    assert_eq!(seen.counters.get(abi::SYRUP_NO_POLICY), 0);
-    assert_eq!(seen.counters.get(abi::SYRUP_OUT_OF_RANGE), 0);
-    assert_eq!(seen.counters.get(abi::SYRUP_PASSED), 0);
-    assert!(seen.counters.get(abi::SYRUP_CHOSEN) > 100, "{:?}", seen.counters);
+    assert_eq!(seen.count(abi::SYRUP_NO_POLICY), 0);
+    assert_eq!(seen.count(abi::SYRUP_OUT_OF_RANGE), 0);
+    assert_eq!(seen.count(abi::SYRUP_PASSED), 0);
+    assert!(seen.count(abi::SYRUP_CHOSEN) > 100, "{:?}", seen.counters);
 }
 
 #[test]
@@ -92,7 +94,7 @@ fn a_deployment_outlives_its_loader() {
     ScxSyrup.register(&app, Registration::Thread { tid: crew.tids()[0] }, None).unwrap();
     eventually("inputs", || {
         let seen = ScxSyrup.read(&app).unwrap().unwrap();
-        (seen.counters.get(abi::SYRUP_CHOSEN) > 0).then_some(())
+        (seen.count(abi::SYRUP_CHOSEN) > 0).then_some(())
     });
     ScxSyrup.replace(&app, &policy("vruntime")).unwrap();
     ScxSyrup.remove(&app).unwrap();
@@ -120,7 +122,7 @@ fn what_an_interrupted_load_leaves_is_cleared_by_the_next_call() {
     };
     // Killed before the record was in place: the slot is in use and nobody's.
     deploy();
-    fs::rename(app.hook_dir(HookId::ScxSyrup), app.dir().join("_new_scx-syrup")).unwrap();
+    fs::rename(app.hook_dir(&syrup_scx::SPEC), app.dir().join("_new_scx-syrup")).unwrap();
     assert!(ScxSyrup.read(&app).unwrap().is_none());
     assert!(!ScxSyrup.collect_garbage(fixture.bpffs()).unwrap().is_empty());
     fixture.assert_clean();
@@ -129,7 +131,7 @@ fn what_an_interrupted_load_leaves_is_cleared_by_the_next_call() {
     // Killed before the root's pins were in place: a scheduler runs from a
     // temporary folder. Loading again replaces it.
     deploy();
-    fs::remove_dir_all(app.hook_dir(HookId::ScxSyrup)).unwrap();
+    fs::remove_dir_all(app.hook_dir(&syrup_scx::SPEC)).unwrap();
     fs::rename(fixture.bpffs().join("_scx"), fixture.bpffs().join("_new__scx")).unwrap();
     let before = sysfs("enable_seq");
     deploy();
@@ -141,7 +143,7 @@ fn what_an_interrupted_load_leaves_is_cleared_by_the_next_call() {
 
     // Killed while the last app's unload took the pins away.
     deploy();
-    fs::remove_dir_all(app.hook_dir(HookId::ScxSyrup)).unwrap();
+    fs::remove_dir_all(app.hook_dir(&syrup_scx::SPEC)).unwrap();
     let aside = fixture.bpffs().join("_new__scx");
     fs::rename(fixture.bpffs().join("_scx"), &aside).unwrap();
     for gone in ["link", "syrup_exit", "syrup_enqueue"] {
@@ -158,14 +160,14 @@ fn what_an_interrupted_load_leaves_is_cleared_by_the_next_call() {
             ScxSyrup.remove(&app).unwrap();
             removed.store(true, SeqCst);
         });
-        eventually("the pins to be gone", || {
+        // Without a pause: they would go in a few milliseconds. `remove` ends by itself.
+        while !removed.load(SeqCst) {
             if let Ok(left) = pins()
                 && place.exists()
             {
                 assert_eq!(left, whole);
             }
-            removed.load(SeqCst).then_some(())
-        });
+        }
     });
     fixture.assert_clean();
 }
@@ -184,7 +186,7 @@ fn an_ejection_is_seen_with_its_reason_and_unload_recovers() {
     fs::write("/proc/sysrq-trigger", "S").unwrap();
     let health = eventually("the ejection", || {
         let health = ScxSyrup.read(&one).unwrap().unwrap().health;
-        (health != Health::Live).then_some(health)
+        (health != Health::LIVE).then_some(health)
     });
     let Health::Ejected(why) = health else { panic!("{health:?}") };
     assert!(why.to_lowercase().contains("sysrq"), "{why}");
@@ -241,13 +243,13 @@ fn loading_adopts_the_threads_of_a_process() {
     ScxSyrup.deploy(&app, &policy("fifo"), &target).unwrap();
     let seen = eventually("inputs", || {
         let seen = ScxSyrup.read(&app).unwrap().unwrap();
-        (seen.counters.get(abi::SYRUP_CHOSEN) > 0).then_some(seen)
+        (seen.count(abi::SYRUP_CHOSEN) > 0).then_some(seen)
     });
-    assert_eq!((seen.pid, seen.nr_threads), (Some(pid), Some(1)));
+    assert_eq!((seen.pid(), seen.fact("threads")), (Some(pid), Some(1)));
     child.kill().unwrap();
     child.wait().unwrap();
     eventually("the thread to be gone", || {
-        (ScxSyrup.read(&app).unwrap().unwrap().nr_threads == Some(0)).then_some(())
+        (ScxSyrup.read(&app).unwrap().unwrap().fact("threads") == Some(0)).then_some(())
     });
 }
 
@@ -303,7 +305,7 @@ fn a_policy_that_names_no_queue_is_degraded_and_its_threads_run() {
     crew.wait_for_progress();
     let health = eventually("verdicts", || {
         let seen = ScxSyrup.read(&app).unwrap().unwrap();
-        (seen.counters.get(abi::SYRUP_OUT_OF_RANGE) > 0).then_some(seen.health)
+        (seen.count(abi::SYRUP_OUT_OF_RANGE) > 0).then_some(seen.health)
     });
     assert!(matches!(&health, Health::Degraded(why) if why.contains("out of range")), "{health:?}");
 
@@ -312,10 +314,10 @@ fn a_policy_that_names_no_queue_is_degraded_and_its_threads_run() {
     crew.wait_for_progress();
     let seen = eventually("verdicts", || {
         let seen = ScxSyrup.read(&app).unwrap().unwrap();
-        (seen.counters.get(abi::SYRUP_CHOSEN) > 0).then_some(seen)
+        (seen.count(abi::SYRUP_CHOSEN) > 0).then_some(seen)
     });
-    assert_eq!(seen.health, Health::Live);
-    assert!(seen.counters.get(abi::SYRUP_OUT_OF_RANGE) > 0);
+    assert_eq!(seen.health, Health::LIVE);
+    assert!(seen.count(abi::SYRUP_OUT_OF_RANGE) > 0);
 }
 
 #[test]
@@ -323,44 +325,49 @@ fn a_deployment_reads_back_as_what_was_deployed() {
     let Some(fixture) = Fixture::resident() else { return };
     let app = App { uid: 1234, ..fixture.app("one") };
     let script = Scripted::new();
-    let before = SystemTime::now();
+    let seconds = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let before = seconds();
     let deployed = Linked { sha256: [3; 32], ..script.policy(queues(3)) };
     ScxSyrup.deploy(&app, &deployed, &on_cpus(&[3, 1, 3])).unwrap();
     let first = ScxSyrup.read(&app).unwrap().unwrap();
-    assert_eq!((first.app.as_str(), first.uid, first.hook), ("one", 1234, HookId::ScxSyrup));
-    assert_eq!((first.policy.as_str(), first.sha256), ("scripted", [3; 32]));
-    assert_eq!((first.generation, first.nr_executors, first.nr_threads), (0, 3, Some(0)));
-    assert_eq!((first.port, first.pid, &first.cpus[..]), (None, None, &[1, 3][..]));
-    assert_eq!((&first.counters, &first.verdicts[..]), (&Counters::default(), &[0, 0, 0][..]));
-    assert!((before..=SystemTime::now()).contains(&first.deployed_at), "{first:?}");
-    let waits = Health::Waiting(
+    assert_eq!((first.app.as_str(), first.uid, first.hook.as_str()), ("one", 1234, "scx-syrup"));
+    assert_eq!((first.policy.as_str(), first.policy_sha256.clone()), ("scripted", "03".repeat(32)));
+    assert_eq!((first.generation, first.executors, first.fact("threads")), (0, 3, Some(0)));
+    assert_eq!((first.inputs.as_str(), first.pid(), first.cpus()), ("0 threads", None, vec![1, 3]));
+    assert_eq!(first.fact("weight"), Some(100));
+    assert_eq!(
+        (first.counters.clone(), &first.verdicts[..]),
+        (Counters::default().by_name(), &[0, 0, 0][..])
+    );
+    assert!((before..=seconds()).contains(&first.deployed_at), "{}", first.deployed_at);
+    let waits = Health::waiting(
         "it waits for its first thread; let the application register its \
          threads (syr_register_thread), or 'syrupctl unload scx-syrup --app one' and load it again \
          with --pid"
             .to_owned(),
     );
     assert_eq!(first.health, waits);
-    let refused = ScxSyrup.deploy(&app, &policy("fifo"), &on_cpus(&[64])).unwrap_err();
-    assert!(matches!(refused, Error::Usage(_)), "{refused:?}");
+    let refused = ScxSyrup.deploy(&app, &policy("fifo"), &on_cpus(&[3])).unwrap_err();
+    assert!(matches!(refused, Error::Conflict { .. }), "{refused:?}");
 
     ScxSyrup.replace(&app, &policy("get-priority")).unwrap();
     let second = ScxSyrup.read(&app).unwrap().unwrap();
-    assert_eq!((second.policy.as_str(), second.sha256), ("get-priority", [7; 32]));
-    assert_eq!((second.generation, second.nr_executors), (1, 2));
-    assert_eq!((second.uid, &second.cpus[..]), (1234, &[1, 3][..]), "what was not replaced stays");
-    assert!(second.deployed_at > first.deployed_at);
+    assert_eq!((second.policy.as_str(), &second.policy_sha256), ("get-priority", &"07".repeat(32)));
+    assert_eq!((second.generation, second.executors), (1, 2));
+    assert_eq!((second.uid, second.cpus()), (1234, vec![1, 3]), "what was not replaced stays");
+    assert!(second.deployed_at >= first.deployed_at);
     assert_ne!(second.program_id, first.program_id);
 
     // Executors that are cores stay those that were online when they were chosen.
     let all = fixture.app("three");
     ScxSyrup.deploy(&all, &policy("fifo"), &Target::default()).unwrap();
-    assert!(ScxSyrup.read(&all).unwrap().unwrap().cpus.is_empty());
+    assert!(ScxSyrup.read(&all).unwrap().unwrap().cpus().is_empty());
     ScxSyrup.replace(&all, &script.policy(cores())).unwrap();
     let third = ScxSyrup.read(&all).unwrap().unwrap();
-    assert_eq!((third.nr_executors, &third.cpus[..]), (4, &[0, 1, 2, 3][..]));
+    assert_eq!((third.executors, third.cpus()), (4, vec![0, 1, 2, 3]));
     // For as long as a policy chooses cores; those that a user named stay (above).
     ScxSyrup.replace(&all, &policy("fifo")).unwrap();
-    assert!(ScxSyrup.read(&all).unwrap().unwrap().cpus.is_empty());
+    assert!(ScxSyrup.read(&all).unwrap().unwrap().cpus().is_empty());
 
     let nobody = fixture.app("two");
     for refused in [
@@ -392,7 +399,7 @@ fn an_app_that_leaves_takes_nothing_from_others_and_leaves_nothing_to_the_next()
         (0..2).for_each(|number| crew.wake(number));
     }
     let before = ScxSyrup.read(&two).unwrap().unwrap();
-    assert_eq!(before.nr_threads, Some(2));
+    assert_eq!(before.fact("threads"), Some(2));
     let slot = slot(&one);
     ScxSyrup.remove(&one).unwrap();
     let programs = Map::open(&fixture.bpffs().join("_scx/syrup_enqueue")).unwrap();
@@ -401,22 +408,22 @@ fn an_app_that_leaves_takes_nothing_from_others_and_leaves_nothing_to_the_next()
     assert_eq!((ones.policies(), twos.policies()), (vec![0, 0], vec![7, 7]));
     (0..2).for_each(|number| twos.wake(number));
     let after = ScxSyrup.read(&two).unwrap().unwrap();
-    assert_eq!((&after.health, after.nr_threads), (&Health::Live, Some(2)));
-    assert!(after.counters.get(abi::SYRUP_CHOSEN) >= before.counters.get(abi::SYRUP_CHOSEN) + 2);
+    assert_eq!((&after.health, after.fact("threads")), (&Health::LIVE, Some(2)));
+    assert!(after.count(abi::SYRUP_CHOSEN) >= before.count(abi::SYRUP_CHOSEN) + 2);
 
     // The same slot: what was counted, and who was registered, is forgotten.
     ones.become_ext();
     ScxSyrup.deploy(&one, &script.policy(cores()), &on_cpus(&[1, 2])).unwrap();
     (0..2).for_each(|number| ones.wake(number));
     let fresh = ScxSyrup.read(&one).unwrap().unwrap();
-    assert_eq!((fresh.nr_threads, fresh.counters), (Some(0), Counters::default()));
+    assert_eq!((fresh.fact("threads"), &fresh.counters), (Some(0), &Counters::default().by_name()));
     assert_eq!((&fresh.verdicts[..], is_live(&fresh)), (&[0, 0][..], true));
     ones.become_other();
     register(&one, &ones, 0);
     (0..2).for_each(|number| ones.wake(number));
     let fresh = ScxSyrup.read(&one).unwrap().unwrap();
-    assert!(fresh.counters.get(abi::SYRUP_CHOSEN) >= 2, "{:?}", fresh.counters);
-    assert_eq!(fresh.counters.get(abi::SYRUP_RESCUED), 0);
+    assert!(fresh.count(abi::SYRUP_CHOSEN) >= 2, "{:?}", fresh.counters);
+    assert_eq!(fresh.count(abi::SYRUP_RESCUED), 0);
 }
 
 #[test]
@@ -440,10 +447,10 @@ fn a_thread_that_left_the_class_is_none_of_the_slots_next_app() {
     own.wake(0);
     let told: Vec<i32> = script.told_since(calls).iter().map(|t| t.thread.tid as i32).collect();
     assert!(!told.is_empty() && told.iter().all(|tid| *tid == own.tids()[0]), "{told:?}");
-    assert_eq!(ScxSyrup.read(&two).unwrap().unwrap().nr_threads, Some(1));
+    assert_eq!(ScxSyrup.read(&two).unwrap().unwrap().fact("threads"), Some(1));
     // It is nobody's, and may be registered.
     register(&two, &left, 1);
-    assert_eq!(ScxSyrup.read(&two).unwrap().unwrap().nr_threads, Some(2));
+    assert_eq!(ScxSyrup.read(&two).unwrap().unwrap().fact("threads"), Some(2));
     let calls = script.calls();
     left.wake(0);
     assert_eq!(script.told_since(calls)[0].thread.index, 1);
@@ -626,7 +633,7 @@ fn an_index_belongs_to_one_thread_at_a_time() {
     // Taken over: its former owner goes on without one.
     assert_eq!(give(3, Some(0)).unwrap(), 0);
     assert_eq!([3, 0].map(told_as), [0, abi::SYRUP_INDEX_NONE]);
-    assert_eq!(ScxSyrup.read(&app).unwrap().unwrap().nr_threads, Some(4));
+    assert_eq!(ScxSyrup.read(&app).unwrap().unwrap().fact("threads"), Some(4));
     // Once more: it takes what it asks for, or keeps what it has.
     assert_eq!(give(1, Some(9)).unwrap(), 9);
     assert_eq!(give(1, None).unwrap(), 9);
@@ -637,7 +644,7 @@ fn an_index_belongs_to_one_thread_at_a_time() {
     // A thread that ends gives its index back.
     drop(crew);
     eventually("the threads to be gone", || {
-        (ScxSyrup.read(&app).unwrap().unwrap().nr_threads == Some(0)).then_some(())
+        (ScxSyrup.read(&app).unwrap().unwrap().fact("threads") == Some(0)).then_some(())
     });
     let other = Crew::parked(1);
     let tid = other.tids()[0];
@@ -661,9 +668,10 @@ fn the_root_of_another_version_is_refused_and_left_alone() {
         ScxSyrup.deploy(&two, &fifo, &Target::default()),
         ScxSyrup.replace(&one, &fifo),
         ScxSyrup.remove(&one),
-        ScxSyrup.read(&one).map(drop),
     ];
+    let health = ScxSyrup.read(&one).unwrap().unwrap().health;
     root.update(&key, &ours).unwrap();
+    assert!(matches!(&health, Health::Broken(why) if why.contains("version 77")), "{health:?}");
     for refused in refusals {
         let refused = refused.unwrap_err();
         let said = matches!(&refused, Error::Pin { reason, .. } if reason.contains("version 77"));

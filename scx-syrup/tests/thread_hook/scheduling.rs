@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use syrup_hook::{App, Error, Health, Hook as _, Target};
+use syrup_hook::{App, Deploy as _, Error, Health};
 use syrup_scx::ScxSyrup;
+use syrup_scx::Target;
 use syrup_sdk::abi::{self, SYRUP_THREAD_EXPIRED, syrup_thread_policy};
+use syrup_tests::Numbers as _;
 
 use crate::support::fixture::{Fixture, on_cpus, register, sysfs};
 use crate::support::order::Order;
@@ -144,7 +146,7 @@ fn fifo_gives_each_thread_its_slice_in_turn_and_a_yield_ends_one() {
         (turns.len() >= 40).then_some(turns)
     });
     assert!(turns.windows(2).all(|pair| pair[0] != pair[1]), "{turns:?}");
-    assert_eq!(ScxSyrup.read(&app).unwrap().unwrap().counters.get(abi::SYRUP_RESCUED), 0);
+    assert_eq!(ScxSyrup.read(&app).unwrap().unwrap().count(abi::SYRUP_RESCUED), 0);
 }
 
 #[test]
@@ -158,7 +160,7 @@ fn the_rescue_of_many_threads_stays_on_the_cores_of_their_app() {
     register(&app, &favoured, 0);
     let starved = Crew::spinning(24);
     register(&app, &starved, 2);
-    let rescued_so_far = || ScxSyrup.read(&app).unwrap().unwrap().counters.get(abi::SYRUP_RESCUED);
+    let rescued_so_far = || ScxSyrup.read(&app).unwrap().unwrap().count(abi::SYRUP_RESCUED);
     let rescue_more = |count: u64| {
         let goal = rescued_so_far() + count;
         eventually("the rescues", || (rescued_so_far() >= goal).then_some(()));
@@ -307,10 +309,10 @@ fn threads_whose_core_goes_offline_go_on_elsewhere_and_come_back() {
     for (app, crew) in [(&one, &placed), (&two, &confined)] {
         // Before the rescue's next time, once it has come out of the queue.
         let rescued = eventually("it to run freely", || {
-            let before = read(app).counters.get(abi::SYRUP_RESCUED);
+            let before = read(app).count(abi::SYRUP_RESCUED);
             (ran_in_a_second(crew) > Duration::from_millis(200)).then_some(before)
         });
-        let more = read(app).counters.get(abi::SYRUP_RESCUED) - rescued;
+        let more = read(app).count(abi::SYRUP_RESCUED) - rescued;
         assert!(more < 3, "{more} rescues");
     }
     let why = |app| match read(app).health {
@@ -327,7 +329,7 @@ fn threads_whose_core_goes_offline_go_on_elsewhere_and_come_back() {
     );
     // Whoever names no cores has those that are there.
     ScxSyrup.deploy(&three, &script.policy(cores()), &Target::default()).unwrap();
-    assert_eq!((read(&three).nr_executors, read(&three).cpus), (3, vec![0, 1, 2]));
+    assert_eq!((read(&three).executors, read(&three).cpus()), (3, vec![0, 1, 2]));
     ScxSyrup.remove(&three).unwrap();
     drop(offline);
     for crew in [&placed, &confined] {
@@ -358,7 +360,7 @@ fn an_app_stays_on_its_cores_and_uses_all_of_them() {
     });
     eventually("both cores to be used", || (crew.cpus() & 0b1100 == 0b1100).then_some(()));
     assert_eq!(crew.cpus() & !0b1100, 0, "{:#b}", crew.cpus());
-    assert_eq!(ScxSyrup.read(&app).unwrap().unwrap().cpus, [2, 3]);
+    assert_eq!(ScxSyrup.read(&app).unwrap().unwrap().cpus(), [2, 3]);
 }
 
 #[test]
@@ -372,7 +374,7 @@ fn threads_that_starve_on_every_core_are_rescued_again_and_again() {
     register(&app, &favoured, 0);
     register(&app, &starved, 4);
     // More than there are cores to rescue them at a time.
-    let rescued = || ScxSyrup.read(&app).unwrap().unwrap().counters.get(abi::SYRUP_RESCUED);
+    let rescued = || ScxSyrup.read(&app).unwrap().unwrap().count(abi::SYRUP_RESCUED);
     for _ in 0..4 {
         let before = rescued();
         starved.wait_for_progress();
@@ -401,9 +403,9 @@ fn executors_can_be_cores() {
         (cpus == [1 << 1, 1 << 3, 1 << 1, 1 << 3]).then_some(())
     });
     let seen = ScxSyrup.read(&app).unwrap().unwrap();
-    assert_eq!((seen.nr_executors, seen.verdicts.len()), (2, 2));
+    assert_eq!((seen.executors, seen.verdicts.len()), (2, 2));
     assert!(seen.verdicts.iter().all(|&n| n > 0), "{:?}", seen.verdicts);
-    assert_eq!(seen.counters.get(abi::SYRUP_ENFORCE_FAILED), 0);
+    assert_eq!(seen.count(abi::SYRUP_ENFORCE_FAILED), 0);
     // One that is taken too early goes back to its core, not to another.
     let tried =
         |index: u32, rank| script.place(index, at(index as i32 % 2).slice_us(100).rank(rank));
@@ -431,7 +433,7 @@ fn executors_can_be_cores() {
     // A policy with queues takes over threads that wait for a core.
     ScxSyrup.replace(&app, &policy("fifo")).unwrap();
     crew.wait_for_progress();
-    assert_eq!(ScxSyrup.read(&app).unwrap().unwrap().nr_executors, 1);
+    assert_eq!(ScxSyrup.read(&app).unwrap().unwrap().executors, 1);
 }
 
 #[test]

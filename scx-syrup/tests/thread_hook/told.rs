@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
-use syrup_hook::{App, Deployment, Health, Hook as _, Registration, Target};
+use syrup_hook::{App, Deploy as _, Deployment, Health, Registration};
 use syrup_scx::ScxSyrup;
+use syrup_scx::Target;
 use syrup_sdk::abi::{
     SYRUP_CHOSEN, SYRUP_DROPPED, SYRUP_ENFORCE_FAILED, SYRUP_INDEX_NONE, SYRUP_INPUTS,
     SYRUP_NO_POLICY, SYRUP_OUT_OF_RANGE, SYRUP_PASSED, SYRUP_RESCUED, SYRUP_THREAD_EXPIRED,
     SYRUP_THREAD_PREEMPTED, SYRUP_THREAD_WAKEUP, syrup_thread_policy,
 };
+use syrup_tests::Numbers as _;
 
 use crate::support::fixture::{Fixture, on_cpus, register, take_program_away};
 use crate::support::policy::{Scripted, Told, at, cores, preempting, queues};
@@ -159,7 +161,7 @@ fn a_thread_that_was_started_by_another_has_no_index_and_the_apps_policy() {
     assert!(told.iter().all(|t| t.thread.tgid == std::process::id()), "{told:?}");
     assert!(told.iter().all(|t| t.thread.tid as i32 != parent.tids()[0]), "{told:?}");
     assert_eq!(told[0].thread.flags, SYRUP_THREAD_WAKEUP);
-    assert_eq!(seen(&app).nr_threads, Some(2));
+    assert_eq!(seen(&app).fact("threads"), Some(2));
     // What has no index takes none: the next one to register gets the first free one.
     let other = Crew::parked(1);
     let tid = other.tids()[0];
@@ -188,7 +190,7 @@ fn every_input_is_counted_once_under_its_cause() {
     let calls: Vec<u64> = (0..6).map(|index| of_index(&told, index).len() as u64).collect();
     assert!(calls.iter().zip(3..).all(|(&calls, wake_ups)| calls >= wake_ups), "{calls:?}");
     let now = seen(&app);
-    let counted = |counter| now.counters.get(counter);
+    let counted = |counter| now.count(counter);
     assert_eq!(counted(SYRUP_INPUTS), told.len() as u64);
     assert_eq!(counted(SYRUP_CHOSEN), calls[0] + calls[1]);
     assert_eq!(counted(SYRUP_PASSED), calls[2]);
@@ -197,16 +199,16 @@ fn every_input_is_counted_once_under_its_cause() {
         assert_eq!(counted(never), 0, "{:?}", now.counters);
     }
     assert_eq!(now.verdicts, [calls[0], calls[1]]);
-    assert_eq!(now.health, Health::Live);
+    assert_eq!(now.health, Health::LIVE);
 
     // Without a program the default decides, and says so.
     take_program_away(&app);
     (0..4).for_each(|_| crew.wake(0));
     let without = seen(&app);
     assert_eq!(script.calls(), told.len() as u64, "the policy was taken away");
-    let defaulted = without.counters.get(SYRUP_NO_POLICY);
+    let defaulted = without.count(SYRUP_NO_POLICY);
     assert!(defaulted >= 4, "{:?}", without.counters);
-    assert_eq!(without.counters.get(SYRUP_INPUTS), told.len() as u64 + defaulted);
+    assert_eq!(without.count(SYRUP_INPUTS), told.len() as u64 + defaulted);
     assert_eq!(without.verdicts, now.verdicts);
     assert_eq!(without.program_id, 0);
     assert!(matches!(&without.health, Health::Degraded(why) if why.contains("no program")));
@@ -216,11 +218,11 @@ fn every_input_is_counted_once_under_its_cause() {
     ScxSyrup.replace(&app, &script.policy(queues(1))).unwrap();
     crew.wake(0);
     let after = seen(&app);
-    assert_eq!(after.health, Health::Live);
+    assert_eq!(after.health, Health::LIVE);
     assert_eq!((after.generation, after.verdicts.len()), (1, 1));
     assert_ne!(after.program_id, 0);
-    assert!(after.counters.get(SYRUP_CHOSEN) > now.counters.get(SYRUP_CHOSEN));
-    assert_eq!(after.counters.get(SYRUP_NO_POLICY), defaulted);
+    assert!(after.count(SYRUP_CHOSEN) > now.count(SYRUP_CHOSEN));
+    assert_eq!(after.count(SYRUP_NO_POLICY), defaulted);
 }
 
 #[test]
@@ -236,17 +238,17 @@ fn a_core_that_the_threads_affinity_excludes_is_counted_and_the_thread_runs() {
     crew.wake(0);
     let calls = |index| of_index(&script.told_since(0), index).len() as u64;
     let chosen = calls(0);
-    assert_eq!(seen(&app).counters.get(SYRUP_CHOSEN), chosen);
+    assert_eq!(seen(&app).count(SYRUP_CHOSEN), chosen);
     assert_eq!(seen(&app).verdicts, [0, chosen]);
     crew.pin_to(1);
     (0..3).for_each(|_| crew.wake(0));
     crew.wake(1);
     let now = seen(&app);
-    assert_eq!(now.counters.get(SYRUP_ENFORCE_FAILED), calls(0) - chosen);
-    assert_eq!(now.counters.get(SYRUP_CHOSEN), chosen);
-    assert_eq!(now.counters.get(SYRUP_OUT_OF_RANGE), calls(1));
+    assert_eq!(now.count(SYRUP_ENFORCE_FAILED), calls(0) - chosen);
+    assert_eq!(now.count(SYRUP_CHOSEN), chosen);
+    assert_eq!(now.count(SYRUP_OUT_OF_RANGE), calls(1));
     assert_eq!(now.verdicts, [0, chosen]);
-    assert_eq!(now.counters.get(SYRUP_RESCUED), 0, "it did not wait for core 3");
+    assert_eq!(now.count(SYRUP_RESCUED), 0, "it did not wait for core 3");
     // The same where the policy has always chosen so.
     let attributes = syrup_thread_policy { rescue_ms: 2000, ..cores() };
     ScxSyrup.replace(&app, &script.policy(attributes)).unwrap();

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use syrup_hook::{App, Hook as _, Linked};
+use syrup_hook::{App, Deploy as _, Linked};
 use syrup_scx::ScxSyrup;
 use syrup_sdk::abi::{SYRUP_THREAD_PREEMPTED, syrup_thread_policy};
 

@@ -1,4 +1,5 @@
-//! How fast and how fairly the thread hook schedules, where time is exact: in a
+//! How fast and how fairly the thread hook schedules, and in which order where time would
+//! disturb that, all where time is exact: in a
 //! guest whose clock counts instructions (`vm/run --icount --cpus 3`), or with KVM.
 //! Each bound holds in each round. Cores 1 and 2 are measured; core 0 has
 //! everything else, the test's own thread included.

@@ -1,7 +1,7 @@
 //! In which order threads run, where time could disturb it: who waits for two seconds is
 //! rescued, and who leaves its core while there is no program loses its place.
 
-use syrup_hook::Hook as _;
+use syrup_hook::Deploy as _;
 use syrup_scx::ScxSyrup;
 use syrup_sdk::abi::syrup_thread_policy;
 

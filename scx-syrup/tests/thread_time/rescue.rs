@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use syrup_hook::Hook as _;
+use syrup_hook::Deploy as _;
 use syrup_scx::ScxSyrup;
 use syrup_sdk::abi::{self, SYRUP_THREAD_PREEMPTED, SYRUP_THREAD_WAKEUP, syrup_thread_policy};
+use syrup_tests::Numbers as _;
 
 use crate::support::fixture::{on_cpus, register};
 use crate::support::policy::{Scripted, at, cores, preempting, queues};
@@ -25,7 +26,7 @@ fn a_starved_thread_runs_every_200_ms_and_costs_little() {
     // One that joined beside an ordinary thread had a slice first.
     starved.wait_for_progress();
     let calls = script.calls();
-    let rescued = || ScxSyrup.read(&app).unwrap().unwrap().counters.get(abi::SYRUP_RESCUED);
+    let rescued = || ScxSyrup.read(&app).unwrap().unwrap().count(abi::SYRUP_RESCUED);
     for round in 0..3 {
         let slices = |crew: &Crew| crew.workers.iter().map(|w| w.nr_slices()).sum::<u64>();
         let before = (favoured.active(), starved.active(), slices(&starved), rescued());
@@ -97,7 +98,7 @@ fn a_thread_that_starves_in_the_queue_of_a_core_is_run_at_the_policys_deadline()
     let gap = gap_in(&starved, Duration::from_millis(500));
     println!("with a deadline of 50 ms: {gap:?}");
     assert!((Duration::from_millis(45)..Duration::from_millis(70)).contains(&gap), "{gap:?}");
-    let rescued = |app| ScxSyrup.read(app).unwrap().unwrap().counters.get(abi::SYRUP_RESCUED);
+    let rescued = |app| ScxSyrup.read(app).unwrap().unwrap().count(abi::SYRUP_RESCUED);
     assert!(rescued(&app) >= 8, "{}", rescued(&app));
     assert_eq!(rescued(&other), 0);
     drop(favoured);
@@ -120,7 +121,7 @@ fn an_app_with_more_starved_threads_than_can_be_rescued_takes_no_rescue_from_ano
     let starved = [Crew::spinning(40), Crew::spinning(1)];
     register(&many, &starved[0], 100);
     register(&few, &starved[1], 163);
-    let rescued = |app| ScxSyrup.read(app).unwrap().unwrap().counters.get(abi::SYRUP_RESCUED);
+    let rescued = |app| ScxSyrup.read(app).unwrap().unwrap().count(abi::SYRUP_RESCUED);
     for round in 0..3 {
         let before = [rescued(&many), rescued(&few)];
         let gap = gap_in(&starved[1], Duration::from_millis(1500));

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use syrup_hook::{Health, Hook as _, Target};
+use syrup_hook::{Deploy as _, Health};
 use syrup_scx::ScxSyrup;
+use syrup_scx::Target;
 use syrup_sdk::abi::{self, SYRUP_THREAD_EXPIRED};
+use syrup_tests::Numbers as _;
 
 use crate::latency::{eventually_woken, timed};
 use crate::support::fixture::{on_cpus, register};
@@ -78,8 +80,8 @@ fn vruntime_shares_a_core_by_nice_values() {
         assert!(stretch.iter().sum::<f64>() > 1.45, "the core idled: {stretch:.3?}");
     }
     let seen = ScxSyrup.read(&app).unwrap().unwrap();
-    assert_eq!(seen.health, Health::Live);
-    assert_eq!(seen.counters.get(abi::SYRUP_PASSED), 0);
+    assert_eq!(seen.health, Health::LIVE);
+    assert_eq!(seen.count(abi::SYRUP_PASSED), 0);
 }
 
 #[test]
@@ -254,7 +256,7 @@ fn an_app_whose_threads_may_not_use_a_core_leaves_it_to_the_others() {
     register(&other, &hogs, 0);
     hogs.wait_to_be_on(1 << CORE);
     two.wait_for_progress();
-    let rescued = || ScxSyrup.read(&other).unwrap().unwrap().counters.get(abi::SYRUP_RESCUED);
+    let rescued = || ScxSyrup.read(&other).unwrap().unwrap().count(abi::SYRUP_RESCUED);
     let rescued_before = rescued();
     let ran = seconds_run(&[&two, &hogs], Duration::from_millis(500));
     println!("{ran:.3?}");

@@ -3,10 +3,9 @@
 use clap::Args;
 use serde::Serialize;
 use syrup_engine::{CheckReport, Engine};
-use syrup_hook::HookId;
-use syrup_protocol::{PolicySource, Result};
+use syrup_protocol::{Input, PolicySource, Result};
 
-use crate::args::{assignment, hook_parser};
+use crate::args::{HookArg, assignment, hook_parser};
 use crate::context::Context;
 use crate::output::facts;
 use crate::policy::PolicyArg;
@@ -37,7 +36,7 @@ pub struct Check {
 
     /// The hook it is for
     #[arg(long, value_parser = hook_parser())]
-    hook: HookId,
+    hook: HookArg,
 
     /// Change a parameter (SYRUP_PARAM) of the policy; may be repeated
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = assignment)]
@@ -48,7 +47,7 @@ pub struct Check {
 struct Body<'a> {
     policy: &'a str,
     hook: &'static str,
-    input: &'a str,
+    input: Input,
     instructions: usize,
     maps: &'a [String],
     params: &'a [String],
@@ -67,14 +66,14 @@ struct Step<'a> {
 impl Check {
     pub fn run(self, context: &Context) -> Result<u8> {
         let policy = self.policy.read()?;
-        let report = Engine::check(&policy, self.hook.name(), &self.params)?;
+        let report = Engine::check(&policy, self.hook.name, &self.params)?;
         let body = body(&policy, self.hook, &report);
         context.output.print(&body, || text(&body))?;
         Ok(0)
     }
 }
 
-fn body<'a>(policy: &'a PolicySource, hook: HookId, report: &'a CheckReport) -> Body<'a> {
+fn body<'a>(policy: &'a PolicySource, hook: HookArg, report: &'a CheckReport) -> Body<'a> {
     let (name, compiled, why) = match policy {
         PolicySource::Builtin { name } => {
             (name, false, Some("it was compiled when Syrup was built"))
@@ -86,8 +85,8 @@ fn body<'a>(policy: &'a PolicySource, hook: HookId, report: &'a CheckReport) -> 
     let refused = report.verified.as_ref().err().map(String::as_str);
     Body {
         policy: name,
-        hook: hook.name(),
-        input: &report.input,
+        hook: hook.name,
+        input: report.input,
         instructions: report.instructions,
         maps: &report.maps,
         params: &report.params,
@@ -129,14 +128,14 @@ mod tests {
     fn a_step_that_was_not_done_says_why() {
         let policy = PolicySource::Source { file_name: "p.c".to_owned(), text: String::new() };
         let report = CheckReport {
-            input: "packet".to_owned(),
+            input: Input::Packet,
             instructions: 12,
             maps: vec!["load".to_owned()],
             params: vec![],
             verified: Err("only root can ask the verifier".to_owned()),
         };
         assert_eq!(
-            text(&body(&policy, HookId::SocketSelect, &report)),
+            text(&body(&policy, crate::args::hook("socket-select").unwrap(), &report)),
             "p.c fits socket-select (input: packet)\n\
              \x20 compile       ok\n\
              \x20 object        ok\n\

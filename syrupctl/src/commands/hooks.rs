@@ -46,7 +46,7 @@ fn text(hooks: &[HookInfo]) -> String {
             .map(|hook| {
                 [
                     hook.name.clone(),
-                    hook.input.clone(),
+                    hook.input.to_string(),
                     hook.executor.clone(),
                     if hook.available { "available" } else { "missing" }.to_owned(),
                 ]
@@ -71,7 +71,9 @@ mod tests {
     fn what_is_missing_is_said_below_with_what_to_do() {
         let hook = |name: &str, missing: Option<&str>| HookInfo {
             name: name.to_owned(),
-            input: "thread".to_owned(),
+            input: syrup_protocol::Input::Thread,
+            registers: syrup_protocol::Kind::Thread,
+            takes: vec![],
             executor: "a core".to_owned(),
             available: missing.is_none(),
             missing: missing.map(str::to_owned),

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use serde::Serialize;
-use syrup_protocol::{DeploymentInfo, Result};
+use syrup_protocol::{Deployment, Result};
 
 use crate::context::Context;
 use crate::{deployment, report};
@@ -24,7 +24,7 @@ pub struct List {}
 
 #[derive(Serialize)]
 pub struct Body {
-    pub deployments: Vec<DeploymentInfo>,
+    pub deployments: Vec<Deployment>,
 }
 
 impl List {
@@ -37,7 +37,7 @@ impl List {
 }
 
 /// Silence would leave people in doubt; programs read standard output.
-pub fn remark_if_empty(context: &Context, deployments: &[DeploymentInfo]) {
+pub fn remark_if_empty(context: &Context, deployments: &[Deployment]) {
     if deployments.is_empty() && context.output.is_for_people() {
         report::note("no policy is loaded");
     }

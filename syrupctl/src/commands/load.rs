@@ -1,11 +1,10 @@
 //! `syrupctl load`
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde::Serialize;
-use syrup_hook::HookId;
-use syrup_protocol::{DeploymentInfo, LoadRequest, Result};
+use syrup_protocol::{Deployment, LoadRequest, Result};
 
-use crate::args::{Cpus, DEFAULT_APP, app_name, assignment, hook_parser};
+use crate::args::{DEFAULT_APP, HookArg, Target, app_name, assignment, hook_parser};
 use crate::context::Context;
 use crate::policy::{self, PolicyArg};
 use crate::{deployment, report};
@@ -39,7 +38,7 @@ Exit code 10 means: it is loaded, but the kernel's default decides some or all i
 pub struct Load {
     /// Where the policy runs
     #[arg(value_parser = hook_parser())]
-    hook: HookId,
+    hook: HookArg,
 
     /// A name that 'syrupctl policies' lists, a C file, or a compiled policy object
     #[arg(long, value_name = "NAME|FILE.c|FILE.o")]
@@ -50,91 +49,53 @@ pub struct Load {
     app: String,
 
     #[command(flatten)]
-    target: Target,
-
-    /// Adopt the sockets or threads of this running process
-    #[arg(long, value_parser = clap::value_parser!(i32).range(1..))]
-    pid: Option<i32>,
+    target: Target<true>,
 
     /// Change a parameter (SYRUP_PARAM) of the policy; may be repeated
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = assignment)]
     params: Vec<(String, String)>,
 }
 
-/// What a deployment is for; shared with `run`.
-#[derive(Debug, Args)]
-pub struct Target {
-    /// Packet hooks: the port whose packets the policy gets. Without --pid, root finds the
-    /// processes that serve it
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
-    pub port: Option<u16>,
-
-    /// Packet hooks: the port's protocol [default: udp]
-    #[arg(long, value_enum)]
-    pub proto: Option<Proto>,
-
-    /// Thread hook: the cores of the app, like 0-3,8 [default: all]
-    #[arg(long, value_name = "LIST")]
-    pub cpus: Option<Cpus>,
-
-    /// Thread hook: share of the cores against other apps, 1 to 10000 [default: 100]
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10000))]
-    pub weight: Option<u32>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Proto {
-    Udp,
-    Tcp,
-}
-
-impl Proto {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Udp => "udp",
-            Self::Tcp => "tcp",
-        }
-    }
-}
-
 #[derive(Serialize)]
 struct Body<'a> {
-    deployment: &'a DeploymentInfo,
+    deployment: &'a Deployment,
 }
 
 impl Load {
     pub fn run(self, context: &Context) -> Result<u8> {
+        self.send(context, false)
+    }
+
+    /// `or_replace`: where there is a policy, this one takes its place.
+    pub fn send(self, context: &Context, or_replace: bool) -> Result<u8> {
         let policy = self.policy.read()?;
         let arbiter = context.arbiter()?;
         let policy = policy::resolve(&arbiter, policy, self.hook)?;
         let loaded = arbiter.load(&LoadRequest {
-            hook: self.hook.name().to_owned(),
+            hook: self.hook.name.to_owned(),
             app: self.app,
             policy,
             params: self.params,
-            port: self.target.port,
-            proto: self.target.proto.map(|proto| proto.name().to_owned()),
-            pid: self.pid,
-            cpus: self.target.cpus.unwrap_or_default().0,
-            weight: self.target.weight,
+            target: self.target.0,
+            or_replace,
         })?;
         print(context, &loaded)
     }
 }
 
 /// The deployment that came of `load` or `replace`.
-pub fn print(context: &Context, loaded: &DeploymentInfo) -> Result<u8> {
+pub fn print(context: &Context, loaded: &Deployment) -> Result<u8> {
     context.output.print(&Body { deployment: loaded }, || deployment::sentence(loaded) + "\n")?;
     match deployment::trouble(loaded) {
         None => {
             if let Some(waits) = deployment::waits_for(loaded) {
-                report::note(&waits);
+                report::note(waits);
             }
             Ok(0)
         }
         Some(error) => {
             report::error(&error);
-            Ok(error.code as u8)
+            Ok(error.code.exit_code())
         }
     }
 }

@@ -1,11 +1,10 @@
 //! `syrupctl replace`
 
 use clap::Args;
-use syrup_hook::HookId;
 use syrup_protocol::{ReplaceRequest, Result};
 
 use super::load;
-use crate::args::{DEFAULT_APP, app_name, assignment, hook_parser};
+use crate::args::{DEFAULT_APP, HookArg, app_name, assignment, hook_parser};
 use crate::context::Context;
 use crate::policy::{self, PolicyArg};
 
@@ -27,7 +26,7 @@ Examples:
 pub struct Replace {
     /// Where the live policy runs
     #[arg(value_parser = hook_parser())]
-    hook: HookId,
+    hook: HookArg,
 
     /// The new policy: a name that 'syrupctl policies' lists, a C file, or a compiled object
     #[arg(long, value_name = "NAME|FILE.c|FILE.o")]
@@ -48,7 +47,7 @@ impl Replace {
         let arbiter = context.arbiter()?;
         let policy = policy::resolve(&arbiter, policy, self.hook)?;
         let loaded = arbiter.replace(&ReplaceRequest {
-            hook: self.hook.name().to_owned(),
+            hook: self.hook.name.to_owned(),
             app: self.app,
             policy,
             params: self.params,

@@ -2,10 +2,9 @@
 
 use clap::Args;
 use serde::Serialize;
-use syrup_hook::HookId;
 use syrup_protocol::Result;
 
-use crate::args::{DEFAULT_APP, app_name, hook_parser};
+use crate::args::{DEFAULT_APP, HookArg, app_name, hook_parser};
 use crate::context::Context;
 
 const EXAMPLES: &str = "\
@@ -27,7 +26,7 @@ Examples:
 pub struct Unload {
     /// Where the policy runs
     #[arg(value_parser = hook_parser(), required_unless_present = "all")]
-    hook: Option<HookId>,
+    hook: Option<HookArg>,
 
     /// The app
     #[arg(long, default_value = DEFAULT_APP, value_parser = app_name)]
@@ -54,8 +53,8 @@ impl Unload {
         let arbiter = context.arbiter()?;
         let unloaded = match self.hook {
             Some(hook) => {
-                arbiter.unload(hook.name(), &self.app)?;
-                vec![Gone { app: self.app, hook: hook.name().to_owned() }]
+                arbiter.unload(hook.name, &self.app)?;
+                vec![Gone { app: self.app, hook: hook.name.to_owned() }]
             }
             None => {
                 arbiter.unload_all()?.into_iter().map(|(app, hook)| Gone { app, hook }).collect()

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use rustix::process::{Gid, Uid};
+use serde_json::Value;
 use syrup_engine::{AsCaller, Caller, Engine};
 use syrup_protocol::{
     Arbiter as _, Client, LoadRequest, PolicySource, Registration, ReplaceRequest,
@@ -49,12 +50,15 @@ pub fn load(app: &str, policy: PolicySource) -> LoadRequest {
         app: app.to_owned(),
         policy,
         params: Vec::new(),
-        port: None,
-        proto: None,
-        pid: None,
-        cpus: Vec::new(),
-        weight: None,
+        target: Default::default(),
+        or_replace: false,
     }
+}
+
+/// The same with a target.
+pub fn load_for(facts: &[(&str, Value)], request: LoadRequest) -> LoadRequest {
+    let fact = |(name, value): &(&str, Value)| ((*name).to_owned(), value.clone());
+    LoadRequest { target: facts.iter().map(fact).collect(), ..request }
 }
 
 pub fn replace(app: &str, policy: PolicySource) -> ReplaceRequest {
@@ -154,7 +158,7 @@ impl Lab {
 
     pub fn register(&self, uid: u32, app: &str, socket: &OwnedFd) -> u32 {
         let fd = socket.as_fd().try_clone_to_owned().unwrap();
-        as_user(uid, || self.client().register(app, Registration::Socket(fd), None)).unwrap()
+        as_user(uid, || self.client().register(app, None, Registration::Socket(fd), None)).unwrap()
     }
 
     pub fn owner_and_mode(&self, pin: &str) -> (u32, u32) {

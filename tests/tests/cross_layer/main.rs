@@ -226,7 +226,7 @@ fn the_life_of_an_app_at_both_hooks(language: Language, uid: u32) {
         assert!(maps_of(program).contains(&map_id), "another request_type: {deployment}");
     }
     assert_eq!(
-        (&live.sockets["executors"], &live.threads["threads"]),
+        (&live.sockets["executors"], &live.threads["target"]["threads"]),
         (&WORKERS.into(), &WORKERS.into())
     );
 
@@ -443,8 +443,8 @@ fn two_apps_do_not_touch_each_other_and_one_restarts() {
     let identity = |app: &str| {
         let Both { sockets, threads } = both(&ctl, app);
         [sockets, threads].map(|d| {
-            ["uid", "policy", "program_id", "generation", "executors", "threads"]
-                .map(|f| d[f].clone())
+            let fields = ["uid", "policy", "program_id", "generation", "executors"];
+            (fields.map(|f| d[f].clone()), d["target"]["threads"].clone())
         })
     };
     let (users, roots_before) = (identity("users"), identity("roots"));

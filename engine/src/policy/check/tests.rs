@@ -34,7 +34,6 @@ fn what_a_policy_declares_is_found() {
     assert_eq!(checked.input, Input::Thread);
     assert_eq!(checked.maps, ["request_type"]);
     assert_eq!(checked.params, ["LIMIT"]);
-    assert_eq!((checked.thread.queues, checked.thread.preempt), (2, 1));
 }
 
 #[test]
@@ -369,35 +368,6 @@ fn schedule_takes_a_packet_or_a_thread_and_nothing_else() {
     let variable = of_abi(abi::SYRUP_ABI_VERSION) + "int schedule = 1;\n";
     let variable = check("p.c", &compile(&variable)).unwrap_err();
     assert!(variable.message.contains("does not define schedule()"), "{variable}");
-}
-
-#[test]
-fn a_thread_policys_settings_have_limits() {
-    let with = |settings: &str| {
-        let source = format!(
-            "#include <syrup/thread.h>\n{settings}\n\
-             __s32 schedule(struct syrup_thread *t) {{ return t->index; }}\n"
-        );
-        check("p.c", &compile(&source)).map(|checked| {
-            let abi::syrup_thread_policy { queues, preempt, executors, rescue_ms } = checked.thread;
-            (queues, preempt, executors, rescue_ms)
-        })
-    };
-    assert_eq!(with(""), Ok((1, 0, 0, 0)));
-    assert_eq!(with("SYRUP_THREAD_POLICY(.rescue_ms = 70);"), Ok((1, 0, 0, 70)));
-    assert_eq!(with("SYRUP_THREAD_POLICY(.queues = 8, .preempt = true);"), Ok((8, 1, 0, 0)));
-    assert_eq!(with("SYRUP_THREAD_POLICY(.executors = SYRUP_CORES);"), Ok((1, 0, 1, 0)));
-    let refused = |settings: &str| with(settings).unwrap_err().message;
-    assert!(refused("SYRUP_THREAD_POLICY(.queues = 9);").contains(".queues = 9, the most is 8"));
-    assert!(refused("SYRUP_THREAD_POLICY(.preempt = 2);").contains(".preempt is true or false"));
-    assert!(refused("SYRUP_THREAD_POLICY(.executors = 2);").contains(".executors is SYRUP_QUEUES"));
-    for words in [3, 5] {
-        let settings =
-            format!("const __u32 syrup_thread_policy[{words}] __attribute__((used)) = {{1}};");
-        assert!(refused(&settings).contains("has the wrong size"), "{words} words");
-    }
-    let bytes = "const char syrup_thread_policy[17] __attribute__((used)) = {1};";
-    assert!(refused(bytes).contains("has the wrong size"));
 }
 
 #[test]

@@ -17,8 +17,8 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct syrup_group);
-} syrup_group SEC(".maps");
+	__type(value, __u32); /* one more than the highest index in use */
+} syrup_registered SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -62,10 +62,10 @@ int syrup_policy(struct sk_reuseport_md *ctx)
 	if (bpf_sk_select_reuseport(ctx, &syrup_executors, &index, 0)) {
 		/* In range: the socket was closed, or this index was never registered. */
 		__u32 zero = 0;
-		struct syrup_group *group = bpf_map_lookup_elem(&syrup_group, &zero);
+		__u32 *registered = bpf_map_lookup_elem(&syrup_registered, &zero);
 
-		add_one(&syrup_counters, group && index < group->nr_executors ? SYRUP_ENFORCE_FAILED
-									      : SYRUP_OUT_OF_RANGE);
+		add_one(&syrup_counters, registered && index < *registered ? SYRUP_ENFORCE_FAILED
+									   : SYRUP_OUT_OF_RANGE);
 		return SK_PASS;
 	}
 	add_one(&syrup_verdicts, index);

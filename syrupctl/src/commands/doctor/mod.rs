@@ -83,7 +83,7 @@ impl Doctor {
 
 fn exit_code(checks: &[Check]) -> u8 {
     let missing = checks.iter().any(|check| check.status == Status::Missing);
-    if missing { Code::Unsupported as u8 } else { 0 }
+    if missing { Code::Unsupported.exit_code() } else { 0 }
 }
 
 fn text(body: &Body, output: &Output) -> String {

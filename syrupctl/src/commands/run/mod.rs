@@ -16,16 +16,15 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use syrup_engine::Engine;
-use syrup_hook::{HookId, Proto};
+use syrup_hook::{Kind, Who};
 use syrup_protocol::{
-    Arbiter, Code, DeploymentInfo, Failure, LoadRequest, PolicySource, Registration, Result,
+    Arbiter, Code, Deployment, Failure, LoadRequest, PolicySource, Registration, Result,
 };
 
 use self::child::{Child, Signals};
 use self::tree::BoundSocket;
-use crate::args::{DEFAULT_APP, app_name, assignment};
+use crate::args::{self, DEFAULT_APP, HookArg, Target, app_name, assignment};
 use crate::backend::{Backend, Place, is_root};
-use crate::commands::load::Target;
 use crate::context::Context;
 use crate::policy::{self, PolicyArg};
 use crate::{deployment, report};
@@ -69,14 +68,15 @@ pub struct Run {
     app: String,
 
     #[command(flatten)]
-    target: Target,
+    target: Target<false>,
 
     /// Change a parameter (SYRUP_PARAM) of a policy; may be repeated
     #[arg(long = "set", value_name = "[HOOK:]NAME=VALUE", value_parser = assignment)]
     params: Vec<(String, String)>,
 
     /// Seconds the command gets to bind its port
-    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 30, value_name = "SECONDS",
+          value_parser = clap::value_parser!(u64).range(..=86_400))]
     wait: u64,
 
     /// The command and its arguments
@@ -87,7 +87,7 @@ pub struct Run {
 /// `HOOK=POLICY`
 #[derive(Debug, Clone)]
 struct HookPolicy {
-    hook: HookId,
+    hook: HookArg,
     policy: PolicyArg,
 }
 
@@ -98,7 +98,7 @@ impl FromStr for HookPolicy {
         let Some((hook, policy)) = text.split_once('=') else {
             return Err("write HOOK=POLICY".to_owned());
         };
-        let hook = HookId::from_str(hook).map_err(|e| e.to_string())?;
+        let hook = args::hook(hook)?;
         if policy.is_empty() {
             return Err("write HOOK=POLICY".to_owned());
         }
@@ -125,7 +125,7 @@ impl Run {
             requests.push((hook, self.request(hook, policy, params)));
         }
         // Threads first: what the command starts from then on is scheduled from its start.
-        requests.sort_by_key(|(hook, _)| needs_port(*hook));
+        requests.sort_by_key(|(hook, _)| needs_port(hook));
 
         let signals = Signals::listen()?;
         let mut environment = vec![("SYRUP_APP", OsString::from(&self.app))];
@@ -147,7 +147,7 @@ impl Run {
             if let Some(code) = child.ended_within(RUNNING)? {
                 break code;
             }
-            if let Some(port) = self.target.port.filter(|_| watch.sockets) {
+            if let Some(port) = self.target.port().filter(|_| watch.sockets) {
                 self.adopt_sockets(&*arbiter, &child, port, &mut watch);
             }
         };
@@ -169,7 +169,7 @@ impl Run {
                     Failure::new(Code::Usage, message).advise("an app has one policy per hook")
                 );
             }
-            if needs_port(load.hook) && self.target.port.is_none() {
+            if needs_port(load.hook) && self.target.port().is_none() {
                 let message = format!("{} needs --port", load.hook);
                 return Err(Failure::new(Code::Usage, message)
                     .advise("name the port that the command will bind"));
@@ -180,25 +180,18 @@ impl Run {
 
     fn request(
         &self,
-        hook: HookId,
+        hook: HookArg,
         policy: PolicySource,
         params: Vec<(String, String)>,
     ) -> LoadRequest {
-        let packets = needs_port(hook);
-        let proto = self.target.proto.map(|proto| proto.name().to_owned());
+        let target = self.target.of(hook);
         LoadRequest {
-            hook: hook.name().to_owned(),
+            hook: hook.name.to_owned(),
             app: self.app.clone(),
             policy,
             params,
-            port: self.target.port.filter(|_| packets),
-            proto: proto.filter(|_| packets),
-            pid: None,
-            cpus: match &self.target.cpus {
-                Some(cpus) if !packets => cpus.0.clone(),
-                _ => vec![],
-            },
-            weight: self.target.weight.filter(|_| !packets),
+            target,
+            or_replace: false,
         }
     }
 
@@ -206,37 +199,41 @@ impl Run {
     fn adopt(
         &self,
         arbiter: &dyn Arbiter,
-        hook: HookId,
+        hook: HookArg,
         mut request: LoadRequest,
         child: &Child,
         watch: &mut Watch,
         loaded: &mut Loaded<'_>,
     ) -> Result<bool> {
+        let port = self.target.port().filter(|_| needs_port(hook));
         let mut sockets = vec![];
-        request.pid = Some(child.pid());
-        if let Some(port) = request.port {
+        let mut pid = Some(child.pid());
+        if let Some(port) = port {
             match self.wait_for_sockets(child, port)? {
                 None => return Ok(false),
                 Some(found) => {
-                    request.pid = tree::main_owner(&found);
+                    pid = tree::main_owner(&found);
                     sockets = found;
                 }
             }
         }
         if is_root() {
+            request.target.extend(pid.map(|pid| ("pid".to_owned(), pid.into())));
             let deployment = arbiter.load(&request)?;
             loaded.hooks.push(hook);
             announce(&deployment);
-            if request.port.is_some() {
+            if let Some(port) = port {
                 watch.sockets = true;
-                watch.adopted(&sockets, request.pid);
-                self.adopt_sockets(arbiter, child, request.port.unwrap_or_default(), watch);
+                watch.adopted(&sockets, pid);
+                self.adopt_sockets(arbiter, child, port, watch);
             }
             return Ok(true);
         }
-        // Naming ports and processes is root's; everybody may register what is theirs.
-        let (port, pid) = (request.port.take(), request.pid.take());
-        request.proto = None;
+        // What only root may say is left out: everybody may register what is theirs.
+        let of_root = |name: &String| {
+            hook.takes.iter().any(|flag| flag.name == name && flag.who == Who::Root)
+        };
+        request.target.retain(|name, _| !of_root(name));
         arbiter.load(&request)?;
         loaded.hooks.push(hook);
         match (port, pid) {
@@ -246,13 +243,18 @@ impl Run {
             }
             (None, Some(pid)) => {
                 for tid in tree::threads(pid) {
-                    arbiter.register(&self.app, Registration::Thread { tid }, None)?;
+                    let what = Registration::Thread { tid };
+                    match arbiter.register(&self.app, Some(hook.name), what, None) {
+                        // It ended meanwhile.
+                        Err(failure) if failure.code == Code::NotFound => {}
+                        other => drop(other?),
+                    }
                 }
             }
             (None, None) => {}
         }
         for deployment in arbiter.show(&self.app)?.deployments {
-            if deployment.hook == hook.name() {
+            if deployment.hook == hook.name {
                 announce(&deployment);
             }
         }
@@ -266,14 +268,14 @@ impl Run {
         let mut known: Vec<BoundSocket> = vec![];
         let mut since = Instant::now();
         loop {
-            let found = tree::bound_sockets(child.pid(), self.proto(), port);
+            let found = tree::bound_sockets(child.pid(), self.target.proto(), port);
             if found != known {
                 (known, since) = (found, Instant::now());
             } else if !known.is_empty() && since.elapsed() >= SETTLED {
                 return Ok(Some(known));
             }
             if Instant::now() >= deadline {
-                let proto = self.proto();
+                let proto = self.target.proto();
                 let message =
                     format!("the command did not bind {proto}/{port} within {} s", self.wait);
                 return Err(Failure::new(Code::Timeout, message).advise(
@@ -289,24 +291,22 @@ impl Run {
 
     /// Registers sockets that were bound after the policy was loaded.
     fn adopt_sockets(&self, arbiter: &dyn Arbiter, child: &Child, port: u16, watch: &mut Watch) {
-        for socket in tree::bound_sockets(child.pid(), self.proto(), port) {
+        for socket in tree::bound_sockets(child.pid(), self.target.proto(), port) {
             if watch.known.contains(&socket.inode) {
                 continue;
             }
             let outcome = socket
                 .duplicate()
-                .and_then(|fd| arbiter.register(&self.app, Registration::Socket(fd), None));
+                .and_then(|fd| arbiter.register(&self.app, None, Registration::Socket(fd), None));
             match outcome {
                 Ok(index) => log::info!("socket {} is executor {index}", socket.inode),
-                // The load may have adopted it already, or it was closed again.
-                Err(error) => log::info!("socket {} was not adopted: {error}", socket.inode),
+                // A daemon that is being restarted: the next look tries again.
+                Err(error) if [Code::Unreachable, Code::Timeout].contains(&error.code) => continue,
+                // It was closed again, or is none that can be adopted.
+                Err(error) => log::warn!("socket {} was not adopted: {error}", socket.inode),
             }
             watch.known.push(socket.inode);
         }
-    }
-
-    fn proto(&self) -> Proto {
-        self.target.proto.and_then(|proto| proto.name().parse().ok()).unwrap_or(Proto::Udp)
     }
 }
 
@@ -314,12 +314,12 @@ impl Run {
 fn try_out(
     arbiter: &Backend,
     policy: &PolicySource,
-    hook: HookId,
+    hook: HookArg,
     params: &[(String, String)],
 ) -> Result<()> {
-    Engine::check(policy, hook.name(), params)?;
+    Engine::check(policy, hook.name, params)?;
     let hooks = arbiter.hooks()?;
-    match hooks.into_iter().find(|info| info.name == hook.name() && !info.available) {
+    match hooks.into_iter().find(|info| info.name == hook.name && !info.available) {
         None => Ok(()),
         Some(info) => {
             let missing = info.missing.unwrap_or_else(|| "it is not available here".to_owned());
@@ -344,7 +344,7 @@ impl Watch {
 }
 
 /// Standard output is the command's.
-fn announce(loaded: &DeploymentInfo) {
+fn announce(loaded: &Deployment) {
     report::note(&deployment::sentence(loaded));
     if let Some(trouble) = deployment::trouble(loaded) {
         report::warning(&trouble.message, trouble.advice.as_deref());
@@ -355,7 +355,7 @@ fn announce(loaded: &DeploymentInfo) {
 struct Loaded<'a> {
     context: &'a Context,
     app: &'a str,
-    hooks: Vec<HookId>,
+    hooks: Vec<HookArg>,
 }
 
 impl Loaded<'_> {
@@ -365,7 +365,7 @@ impl Loaded<'_> {
         while let Some(hook) = self.hooks.pop() {
             // The daemon of the load may be gone: ask again who answers.
             let outcome =
-                self.context.arbiter().and_then(|arbiter| arbiter.unload(hook.name(), self.app));
+                self.context.arbiter().and_then(|arbiter| arbiter.unload(hook.name, self.app));
             match (outcome, &first) {
                 (Ok(()), _) => log::info!("unloaded {hook} of app {}", self.app),
                 (Err(error), Ok(())) => first = Err(still_loaded(error, hook, self.app)),
@@ -376,7 +376,7 @@ impl Loaded<'_> {
     }
 }
 
-fn still_loaded(error: Failure, hook: HookId, app: &str) -> Failure {
+fn still_loaded(error: Failure, hook: HookArg, app: &str) -> Failure {
     let message = format!("{hook} of app {app} is still loaded: {error}");
     let advice = format!("when it can be done again: syrupctl unload {hook} --app {app}");
     Failure::new(error.code, message).advise(advice)
@@ -390,26 +390,21 @@ impl Drop for Loaded<'_> {
     }
 }
 
-fn needs_port(hook: HookId) -> bool {
-    match hook {
-        HookId::ScxSyrup => false,
-        // Every other hook's input is a packet.
-        _ => true,
-    }
+/// Sockets are found by their port, once the command has bound it.
+fn needs_port(hook: HookArg) -> bool {
+    hook.registers == Kind::Socket
 }
 
 /// Gives each `[HOOK:]NAME=VALUE` to its hook.
 fn params_by_hook(
     params: &[(String, String)],
     loads: &[HookPolicy],
-) -> Result<Vec<(HookId, (String, String))>> {
+) -> Result<Vec<(HookArg, (String, String))>> {
     let usage = |message: String| Failure::new(Code::Usage, message);
     let mut by_hook = vec![];
     for (name, value) in params {
         let (hook, name) = match (name.split_once(':'), loads) {
-            (Some((hook, name)), _) => {
-                (HookId::from_str(hook).map_err(|e| usage(e.to_string()))?, name)
-            }
+            (Some((hook, name)), _) => (args::hook(hook).map_err(usage)?, name),
             (None, [only]) => (only.hook, name.as_str()),
             (None, _) => {
                 return Err(usage(format!("--set {name}={value}: which policy's?"))
@@ -435,7 +430,7 @@ mod tests {
     #[test]
     fn a_load_names_a_hook_and_a_policy() {
         let both = load("socket-select=./p.c");
-        assert_eq!(both.hook, HookId::SocketSelect);
+        assert_eq!(both.hook.name, "socket-select");
         assert_eq!(both.policy, PolicyArg::File("./p.c".into()));
         for bad in ["socket-select", "socket-select=", "sockets=hash"] {
             assert!(bad.parse::<HookPolicy>().is_err(), "{bad}");
@@ -450,7 +445,7 @@ mod tests {
         let of = |params: &[(String, String)], loads: &[HookPolicy]| {
             params_by_hook(params, loads).map(|by_hook| by_hook[0].clone())
         };
-        let expected = (HookId::SocketSelect, ("A".to_owned(), "1".to_owned()));
+        let expected = (args::hook("socket-select").unwrap(), ("A".to_owned(), "1".to_owned()));
         assert_eq!(of(&set("A"), &one), Ok(expected.clone()));
         assert_eq!(of(&set("socket-select:A"), &two), Ok(expected));
         for (params, loads) in

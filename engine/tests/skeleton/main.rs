@@ -1,0 +1,138 @@
+//! A hook that ships with nobody, of three files, through the engine that serves all hooks:
+//! what `docs/add-a-hook.md` says suffices does.
+#![allow(clippy::unwrap_used)]
+
+mod hook;
+
+use std::fs;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::{Path, PathBuf};
+
+use hook::{DISPATCHER, Skeleton};
+use serde_json::json;
+use syrup_engine::{AsCaller, Caller, Engine};
+use syrup_hook::{Hook, sys};
+use syrup_protocol::{
+    Arbiter as _, Code, Facts, LoadRequest, PolicySource, Registration, ReplaceRequest,
+};
+use syrup_tests::{Ctl, Need, require};
+
+static HOOKS: &[&dyn Hook] = &[&Skeleton];
+
+const HOOK: &str = "skeleton";
+
+struct Lab {
+    ctl: Ctl,
+}
+
+impl Lab {
+    fn bpffs(&self) -> PathBuf {
+        self.ctl.bpffs()
+    }
+
+    /// The engine as another process would have it.
+    fn root(&self) -> AsCaller {
+        Engine::with_hooks(self.bpffs(), HOOKS).unwrap().as_caller(Caller::ROOT)
+    }
+}
+
+/// A policy that counts its calls and always says the same.
+fn says(verdict: &str) -> PolicySource {
+    let text = format!(
+        "#include <syrup/packet.h>\nSYRUP_MAP(seen, 4);\n\
+         __s32 schedule(void *s, void *e)\n{{\n\
+         \t__u64 *count = syrup_map_lookup(&seen, 0);\n\n\
+         \tif (count)\n\t\t++*count;\n\treturn {verdict};\n}}\n"
+    );
+    PolicySource::Source { file_name: "p.c".to_owned(), text }
+}
+
+fn load(policy: PolicySource, target: Facts) -> LoadRequest {
+    let (hook, app) = (HOOK.to_owned(), "mine".to_owned());
+    LoadRequest { hook, app, policy, params: Vec::new(), target, or_replace: false }
+}
+
+fn replace(policy: PolicySource) -> ReplaceRequest {
+    let LoadRequest { hook, app, policy, params, .. } = load(policy, Facts::new());
+    ReplaceRequest { hook, app, policy, params }
+}
+
+/// Runs one packet through the pinned dispatcher; returns what becomes of it.
+fn run(folder: &Path) -> u32 {
+    let program = sys::obj_get_required(&folder.join(DISPATCHER)).unwrap();
+    let packet = [0u8; 64];
+    let mut options = libbpf_sys::bpf_test_run_opts {
+        sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
+        data_in: packet.as_ptr().cast(),
+        data_size_in: packet.len() as u32,
+        ..Default::default()
+    };
+    // SAFETY: the packet lives during the call, which is told its length.
+    let err = unsafe {
+        libbpf_sys::bpf_prog_test_run_opts(program.as_fd().as_raw_fd(), &raw mut options)
+    };
+    assert_eq!(err, 0, "{}", std::io::Error::last_os_error());
+    options.retval
+}
+
+#[test]
+fn a_hook_of_three_files_is_served_in_full() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    const DROP: u32 = 1;
+    const PASS: u32 = 2;
+    let lab = Lab { ctl: Ctl::new() };
+    let folder = lab.bpffs().join("mine").join(HOOK);
+
+    let colour = |word: &str| Facts::from([("colour".to_owned(), json!(word))]);
+    let error = lab.root().load(&load(says("0"), colour("blue"))).unwrap_err();
+    assert_eq!(error.message, "--colour: \"blue\" is none of red, green");
+    let told = lab.root().load(&load(says("0"), colour("red"))).unwrap();
+    assert_eq!((told.hook.as_str(), told.executor.as_str()), (HOOK, "number"));
+    assert_eq!((told.health.state(), json!(told.target)), ("live", json!({"colour": "red"})));
+    let again = lab.root().load(&load(says("0"), Facts::new())).unwrap_err();
+    assert_eq!(again.code, Code::Conflict);
+
+    // Applied to what is there it replaces, and only that.
+    let apply = |word: &str| LoadRequest { or_replace: true, ..load(says("0"), colour(word)) };
+    let other = lab.root().load(&apply("green")).unwrap_err();
+    assert_eq!(other.code, Code::Conflict);
+    assert!(other.message.contains("--colour \"green\""), "{other}");
+    assert_eq!(lab.root().load(&apply("red")).unwrap().generation, 1);
+
+    assert_eq!(run(&folder), PASS);
+    assert_eq!(lab.root().map_get("mine", "seen", 0).unwrap().value, Some(1));
+    let read = || lab.root().list().unwrap().remove(0);
+    assert_eq!((read().counters["inputs"], &read().verdicts[..]), (1, &[1][..]));
+
+    // Registered through any engine, known to all.
+    let socket = || Registration::Socket(std::net::UdpSocket::bind("127.0.0.1:0").unwrap().into());
+    for index in 0..3 {
+        assert_eq!(lab.root().register("mine", None, socket(), None).unwrap(), index);
+    }
+    let refused = lab.root().register("mine", Some(HOOK), Registration::Thread { tid: 1 }, None);
+    assert_eq!(refused.unwrap_err().message, "skeleton takes sockets, not threads");
+    assert_eq!(read().executors, 3);
+
+    let told = lab.root().replace(&replace(says("syrup_num_executors() - 1"))).unwrap();
+    assert_eq!((told.generation, json!(told.target)), (2, json!({"colour": "red"})));
+    assert_eq!((run(&folder), &read().verdicts[..]), (PASS, &[1, 0, 1][..]));
+    lab.root().replace(&replace(says("SYRUP_DROP"))).unwrap();
+    assert_eq!((run(&folder), read().counters["dropped"]), (DROP, 1));
+    let bad = "*(volatile __u8 *)(s + 100)";
+    let refused = lab.root().replace(&replace(says(bad))).unwrap_err();
+    assert_eq!(refused.code, Code::VerifierRejected, "{refused}");
+    assert_eq!((run(&folder), read().generation), (DROP, 3), "the old one goes on");
+
+    // A load that died before its folder was in place; the next start clears it.
+    fs::create_dir(lab.bpffs().join("mine/_new_skeleton")).unwrap();
+    let found = Engine::with_hooks(lab.bpffs(), HOOKS).unwrap().recover().unwrap();
+    assert_eq!((found.adopted.len(), found.removed.len()), (1, 1));
+    assert_eq!(run(&folder), DROP);
+
+    let program = sys::obj_get_required(&folder.join(DISPATCHER)).unwrap();
+    lab.root().unload(HOOK, "mine").unwrap();
+    assert!(!lab.bpffs().exists());
+    drop(program);
+}

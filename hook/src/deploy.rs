@@ -1,0 +1,356 @@
+//! The life of a deployment, the same at every hook: its folder is built aside and renamed
+//! into place, its record says what the kernel does not, and which of two policies is live
+//! is what the kernel runs.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use syrup_protocol::{Deployment, Facts, Health, Registration};
+
+use crate::pin::{self, Staged};
+use crate::record::Record;
+use crate::{App, Counters, Error, Hook, Linked, Result, Spec, sys};
+
+/// An opened deployment: its folder and its record.
+#[derive(Debug, Clone)]
+pub struct Dir {
+    app: App,
+    path: PathBuf,
+    record: Record,
+}
+
+impl Dir {
+    /// Opens the deployment of `app`, with the record of the policy that decides now.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] without one, [`Error::Pin`] when it is not readable.
+    pub fn open(hook: &(impl Hook + ?Sized), app: &App) -> Result<Self> {
+        let path = app.hook_dir(hook.spec());
+        if !path.is_dir() {
+            return Err(Error::not_deployed(&app.name, hook.spec().name));
+        }
+        let Some(record) = Record::read(&path)? else {
+            let reason = "the pin is gone".to_owned();
+            return Err(Error::Pin { path: path.join(crate::record::RECORD), reason });
+        };
+        let mut dir = Self { app: app.clone(), path, record };
+        let live = hook.live(&dir)?;
+        if let Some(record) = pin::next_record(&dir.path, live)? {
+            dir.record = record;
+        }
+        Ok(dir)
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn app(&self) -> &App {
+        &self.app
+    }
+
+    /// The folder, for what the hook pins.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the hook keeps.
+    ///
+    /// # Errors
+    /// [`Error::Pin`] when it is not what this version of the hook writes.
+    pub fn state<T: DeserializeOwned>(&self) -> Result<T> {
+        self.record.state(&self.path)
+    }
+
+    /// Keeps it.
+    ///
+    /// # Errors
+    /// As [`Record::write`].
+    pub fn set_state(&mut self, state: &impl Serialize) -> Result<()> {
+        self.record.state = serde_json::to_value(state)
+            .map_err(|e| Error::Defect(format!("a hook's state has no JSON form: {e}")))?;
+        self.record.write(&self.path)
+    }
+
+    /// What was counted since the policy became live.
+    #[must_use]
+    pub fn recent(&self, counters: &Counters) -> Counters {
+        counters.since(&self.record.counted_before)
+    }
+
+    fn settle(&self, hook: &(impl Hook + ?Sized)) -> Result<()> {
+        hook.settle(self)?;
+        pin::settle(&self.path, hook.live(self)?)
+    }
+
+    fn replace(&mut self, hook: &(impl Hook + ?Sized), policy: &Linked) -> Result<()> {
+        self.settle(hook)?;
+        let (program, state) = hook.prepare(self, policy)?;
+        let mut next = self.record.clone();
+        next.generation += 1;
+        next.state = state;
+        describe(&mut next, policy);
+        // For whoever reads it after a death before the count below.
+        next.counted_before = hook.counters(self)?.by_name();
+        let live = hook.live(self)?;
+        let replaced = program
+            .with_fd(|fd| pin::replace(&self.path, live, fd, &next, || hook.set_policy(self, fd)));
+        if let Err(e) = replaced {
+            // The old policy goes on under its own settings.
+            self.settle(hook)?;
+            return Err(e);
+        }
+        self.record = next;
+        let mut finish = || -> Result<()> {
+            hook.settle(self)?;
+            // Only then: what the old policy still decided is not held against the new.
+            sys::wait_for_running_programs();
+            self.record.counted_before = hook.counters(self)?.by_name();
+            self.record.write(&self.path)
+        };
+        // The new policy decides already.
+        if let Err(e) = finish() {
+            log::warn!("{e}");
+        }
+        Ok(())
+    }
+
+    fn read(&self, hook: &(impl Hook + ?Sized)) -> Result<Deployment> {
+        let observed = hook.observe(self)?;
+        let record = &self.record;
+        Ok(Deployment {
+            policy: record.policy.clone(),
+            policy_sha256: record.policy_sha256.clone(),
+            program_id: hook.live(self)?,
+            generation: record.generation,
+            deployed_at: record.deployed_at_ns / 1_000_000_000,
+            inputs: observed.inputs,
+            executors: observed.executors,
+            target: observed.target,
+            counters: observed.counters.by_name(),
+            verdicts: observed.verdicts,
+            health: observed.health,
+            ..nothing_known(hook.spec(), &self.app, record.uid)
+        })
+    }
+}
+
+/// What can be said of a deployment that cannot be read.
+fn nothing_known(hook: &Spec, app: &App, uid: u32) -> Deployment {
+    Deployment {
+        app: app.name.clone(),
+        uid,
+        hook: hook.name.to_owned(),
+        policy: String::new(),
+        policy_sha256: String::new(),
+        program_id: 0,
+        generation: 0,
+        deployed_at: 0,
+        inputs: "unknown".to_owned(),
+        executor: hook.executor.to_owned(),
+        executors: 0,
+        target: Facts::new(),
+        health: Health::LIVE,
+        counters: Counters::default().by_name(),
+        verdicts: Vec::new(),
+    }
+}
+
+fn describe(record: &mut Record, policy: &Linked) {
+    record.policy.clone_from(&policy.name);
+    record.policy_sha256 = policy.sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+    record.deployed_at_ns = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
+}
+
+/// What is done with deployments, at any hook. The caller holds the engine's lock, has
+/// checked names and permissions, and has made [`App::dir`]. Each method either did what it
+/// says or left the kernel as it was.
+pub trait Deploy {
+    /// Makes `policy` live for an app that has none here, with the `target` that the hook
+    /// takes ([`Spec::takes`]). A deployment whose reason has ended makes room.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when there is one; what the hook says.
+    fn deploy(&self, app: &App, policy: &Linked, target: &impl Serialize) -> Result<()>;
+
+    /// Puts `policy` in the place of the live one: each input is decided by the old or the
+    /// new one. An error means that the old one still does.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] without a deployment; what the hook says.
+    fn replace(&self, app: &App, policy: &Linked) -> Result<()>;
+
+    /// Takes the deployment away; inputs get the kernel's default again. Succeeds on what
+    /// is left of a deployment that broke.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    fn remove(&self, app: &App) -> Result<()>;
+
+    /// Adds a socket or a thread: see [`Hook::add`].
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] without a deployment; what the hook says.
+    fn register(&self, app: &App, what: Registration, index: Option<u32>) -> Result<u32>;
+
+    /// Whether what the deployment was for has ended, so that a load takes its place.
+    fn has_ended(&self, app: &App) -> bool;
+
+    /// The program of the live policy: for its id and its statistics.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] without a deployment, [`Error::Pin`] when it is not pinned.
+    fn program(&self, app: &App) -> Result<OwnedFd>;
+
+    /// Reads a deployment back from the kernel; one that cannot be read is
+    /// [`Health::Broken`]. `None` when the app has none here.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when we may not look.
+    fn read(&self, app: &App) -> Result<Option<Deployment>>;
+
+    /// Removes what interrupted calls left behind, and deployments whose reason has ended,
+    /// and nothing else. Returns what was removed.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    fn collect_garbage(&self, bpffs: &Path) -> Result<Vec<PathBuf>>;
+}
+
+impl<H: Hook + ?Sized> Deploy for H {
+    fn deploy(&self, app: &App, policy: &Linked, target: &impl Serialize) -> Result<()> {
+        let facts = serde_json::to_value(target).and_then(serde_json::from_value::<Facts>);
+        let facts = facts.map_err(|e| Error::Usage(format!("the deployment's target: {e}")))?;
+        deploy(self, app, policy, &facts)
+    }
+
+    fn replace(&self, app: &App, policy: &Linked) -> Result<()> {
+        Dir::open(self, app)?.replace(self, policy)
+    }
+
+    fn remove(&self, app: &App) -> Result<()> {
+        let path = app.hook_dir(self.spec());
+        take_down(self, app, &pin::aside(&path))?;
+        let aside = pin::put_aside(&path)?;
+        if let Err(e) = take_down(self, app, &aside) {
+            // It goes on, and is to be seen.
+            pin::put_back(&aside, &path);
+            return Err(e);
+        }
+        self.tidy(&app.bpffs).map(drop)
+    }
+
+    fn register(&self, app: &App, what: Registration, index: Option<u32>) -> Result<u32> {
+        let kind = self.spec().registers;
+        if what.kind() != kind {
+            let (name, other) = (self.spec().name, what.kind());
+            return Err(Error::Usage(format!("{name} takes {kind}s, not {other}s")));
+        }
+        let mut dir = Dir::open(self, app)?;
+        dir.settle(self)?;
+        self.add(&mut dir, what, index)
+    }
+
+    fn has_ended(&self, app: &App) -> bool {
+        Dir::open(self, app).is_ok_and(|dir| self.is_dead(&dir))
+    }
+
+    fn program(&self, app: &App) -> Result<OwnedFd> {
+        let dir = Dir::open(self, app)?;
+        pin::live_program(&dir.path, self.live(&dir)?)
+    }
+
+    fn read(&self, app: &App) -> Result<Option<Deployment>> {
+        let broken = |uid, why: &Error| Deployment {
+            health: Health::Broken(why.to_string()),
+            ..nothing_known(self.spec(), app, uid)
+        };
+        let dir = match Dir::open(self, app) {
+            Ok(dir) => dir,
+            Err(Error::NotFound { .. }) => return Ok(None),
+            Err(_) if !app.hook_dir(self.spec()).exists() => return Ok(None),
+            Err(e) if e.is_permission() => return Err(e),
+            Err(e) => return Ok(Some(broken(app.uid, &e))),
+        };
+        match dir.read(self) {
+            // Unloaded meanwhile: whoever reads holds no lock.
+            Err(_) if !dir.path.exists() => Ok(None),
+            Err(e) if e.is_permission() => Err(e),
+            Err(e) => Ok(Some(Deployment {
+                policy: dir.record.policy.clone(),
+                ..broken(dir.record.uid, &e)
+            })),
+            Ok(deployment) => Ok(Some(deployment)),
+        }
+    }
+
+    fn collect_garbage(&self, bpffs: &Path) -> Result<Vec<PathBuf>> {
+        let mut removed = Vec::new();
+        for folder in pin::app_folders(bpffs)? {
+            let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let app = App { name, uid: 0, bpffs: bpffs.to_owned() };
+            let path = app.hook_dir(self.spec());
+            let aside = pin::aside(&path);
+            if aside.exists() {
+                take_down(self, &app, &aside)?;
+                removed.push(aside);
+            }
+            // One that cannot be read is for `unload` to clear, not for us to guess.
+            let Ok(dir) = Dir::open(self, &app) else { continue };
+            if self.is_dead(&dir) {
+                take_down(self, &app, &pin::put_aside(&path)?)?;
+                removed.push(path);
+            } else {
+                dir.settle(self)?;
+            }
+        }
+        removed.extend(self.tidy(bpffs)?);
+        Ok(removed)
+    }
+}
+
+fn deploy(hook: &(impl Hook + ?Sized), app: &App, policy: &Linked, target: &Facts) -> Result<()> {
+    let spec = hook.spec();
+    let path = app.hook_dir(spec);
+    if path.exists() {
+        if !hook.has_ended(app) {
+            return Err(Error::Conflict {
+                what: format!("app '{}' has a policy at {} already", app.name, spec.name),
+                advice: "use 'replace', or 'unload' it first".to_owned(),
+            });
+        }
+        take_down(hook, app, &pin::put_aside(&path)?)?;
+    }
+    take_down(hook, app, &pin::aside(&path))?;
+
+    let mut staged = Staged::new(&path)?;
+    let mut record = Record { uid: app.uid, ..Record::default() };
+    describe(&mut record, policy);
+    let mut dir = Dir { app: app.clone(), path: staged.path().to_owned(), record };
+    let deployed = dir
+        .record
+        .write(&dir.path)
+        .and_then(|()| hook.attach(&mut dir, policy, target))
+        .and_then(|()| staged.commit());
+    if deployed.is_err() {
+        // What the user hears is why it failed, not what else did.
+        let undone = take_down(hook, app, &dir.path).and_then(|()| hook.tidy(&app.bpffs));
+        if let Err(e) = undone {
+            log::warn!("{e}");
+        }
+    }
+    deployed
+}
+
+/// Ends a deployment that was put aside, or was never in place; none is no error.
+fn take_down(hook: &(impl Hook + ?Sized), app: &App, path: &Path) -> Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    hook.detach(app, path)?;
+    pin::remove_tree(path)
+}

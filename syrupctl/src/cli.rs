@@ -2,12 +2,16 @@
 //! code, the global ones beside what they become.
 
 use clap::{Parser, Subcommand};
+use syrup_protocol::Result;
 
+use crate::commands::apply::Apply;
 use crate::commands::check::Check;
+use crate::commands::completions::Completions;
 use crate::commands::doctor::Doctor;
 use crate::commands::hooks::Hooks;
 use crate::commands::list::List;
 use crate::commands::load::Load;
+use crate::commands::man::Man;
 use crate::commands::map::Map;
 use crate::commands::policies::Policies;
 use crate::commands::replace::Replace;
@@ -15,7 +19,7 @@ use crate::commands::run::Run;
 use crate::commands::show::Show;
 use crate::commands::status::Status;
 use crate::commands::unload::Unload;
-use crate::context::Global;
+use crate::context::{Context, Global};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -68,20 +72,27 @@ pub struct Cli {
     pub command: Command,
 }
 
-#[derive(Debug, Subcommand)]
-pub enum Command {
-    Load(Load),
-    Replace(Replace),
-    Unload(Unload),
-    List(List),
-    Show(Show),
-    Status(Status),
-    Hooks(Hooks),
-    Policies(Policies),
-    Map(Map),
-    Check(Check),
-    Run(Run),
-    Doctor(Doctor),
+/// The subcommands, each a type of the same name with a `run`.
+macro_rules! commands {
+    ($($name:ident)*) => {
+        #[derive(Debug, Subcommand)]
+        pub enum Command {
+            $($name($name),)*
+        }
+
+        impl Command {
+            pub fn run(self, context: &Context) -> Result<u8> {
+                match self {
+                    $(Self::$name(command) => command.run(context),)*
+                }
+            }
+        }
+    };
+}
+
+commands! {
+    Load Replace Apply Unload List Show Status Hooks Policies Map Check Run Doctor
+    Completions Man
 }
 
 #[cfg(test)]

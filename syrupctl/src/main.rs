@@ -25,7 +25,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use cli::{Cli, Command};
+use cli::Cli;
 use context::Context;
 
 fn main() -> ExitCode {
@@ -35,25 +35,12 @@ fn main() -> ExitCode {
     };
     start_log(cli.global.verbose);
     let context = Context::new(cli.global);
-    let result = match cli.command {
-        Command::Load(command) => command.run(&context),
-        Command::Replace(command) => command.run(&context),
-        Command::Unload(command) => command.run(&context),
-        Command::List(command) => command.run(&context),
-        Command::Show(command) => command.run(&context),
-        Command::Status(command) => command.run(&context),
-        Command::Hooks(command) => command.run(&context),
-        Command::Policies(command) => command.run(&context),
-        Command::Map(command) => command.run(&context),
-        Command::Check(command) => command.run(&context),
-        Command::Run(command) => command.run(&context),
-        Command::Doctor(command) => command.run(&context),
-    };
+    let result = cli.command.run(&context);
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             report::error(&error);
-            ExitCode::from(error.code as u8)
+            ExitCode::from(error.code.exit_code())
         }
     }
 }

@@ -56,6 +56,11 @@ impl Output {
         }
     }
 
+    /// Prints what is neither: a script.
+    pub fn raw(&self, bytes: &[u8]) -> Result<()> {
+        write(&String::from_utf8_lossy(bytes))
+    }
+
     /// Whether people read it.
     pub fn is_for_people(&self) -> bool {
         self.format == Format::Table

@@ -217,6 +217,7 @@ fn an_exception_is_judged_by_the_difference_or_said_not_to_be_judged() {
         config: "a",
         loads: loads.to_vec(),
         excess_us,
+        unloaded: None,
         reason: "because",
     };
     let within = Bound::Within(-5.0, 5.0);
@@ -231,6 +232,28 @@ fn an_exception_is_judged_by_the_difference_or_said_not_to_be_judged() {
     // Other loads are judged as ever.
     let other = twin(vec![except(within, &[300.0])]).judge(&with_twin(99, 10, 0));
     assert!(!other[0].holds() && other[0].text.contains("over its simulated"), "{other:?}");
+}
+
+#[test]
+fn what_the_host_adds_without_load_is_taken_off_first() {
+    let at = |load_rps, us| Made { twin_us: Some(10), ..made("a", load_rps, &[us]) };
+    let points = points(&plan(&["a"], &[5.0, 100.0]), vec![at(5.0, 18), at(100.0, 20)]);
+    let within = |host| {
+        Exception {
+            config: "a",
+            loads: vec![5.0, 100.0],
+            excess_us: Bound::Within(-5.0, 5.0),
+            unloaded: None,
+            reason: "because",
+        }
+        .beyond("a", host)
+    };
+    let verdict = only(twin(vec![within(5.0)]), &points);
+    assert!(verdict.holds() && verdict.measured == Some(2.0), "{}", verdict.line());
+    assert!(verdict.line().contains("at 5/s (8.00)"), "{}", verdict.line());
+    // Without that point there is no verdict to be had.
+    let verdict = only(twin(vec![within(7.0)]), &points);
+    assert!(!verdict.holds() && verdict.line().contains("not measured"), "{}", verdict.line());
 }
 
 #[test]

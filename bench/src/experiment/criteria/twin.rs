@@ -26,11 +26,20 @@ pub struct Exception {
     pub loads: Vec<f64>,
     /// Where what was measured less the twin's must lie, in us.
     pub excess_us: Bound,
+    /// A configuration and a load at which next to nothing waits: what was measured there
+    /// beyond its twin is the host's, and is taken off first.
+    pub unloaded: Option<(&'static str, f64)>,
     /// Why.
     pub reason: &'static str,
 }
 
 impl Exception {
+    /// The same beyond what the host adds where nothing waits.
+    #[must_use]
+    pub fn beyond(self, config: &'static str, load_rps: f64) -> Self {
+        Self { unloaded: Some((config, load_rps)), ..self }
+    }
+
     fn covers(&self, point: &Point) -> bool {
         let load = |load: &f64| (load - point.load_rps).abs() < 1e-6;
         self.config == point.config && (self.loads.is_empty() || self.loads.iter().any(load))
@@ -63,15 +72,39 @@ impl TwinCriterion {
             for one in self.exceptions.iter().filter(|one| one.config == config) {
                 let covered: Vec<&Point> =
                     own.iter().filter(|point| one.covers(point)).copied().collect();
-                let text = format!(
-                    "{name} less its simulated twin's in us, worst, {config} ({})",
-                    one.reason
-                );
-                let excess = |measured: f64, twin: f64| measured - twin;
-                verdicts.push(self.worst(text, &covered, class, one.excess_us, &excess));
+                let text = format!("{name} less its simulated twin's");
+                let (text, host_us) = match one.unloaded {
+                    None => (text, Some(0.0)),
+                    Some((config, load_rps)) => {
+                        let host_us = self.excess(points, config, load_rps, class);
+                        let shown =
+                            host_us.map_or("not measured".to_owned(), |us| format!("{us:.2}"));
+                        let load = thousands(load_rps);
+                        let text =
+                            format!("{text} and less what {config} has so at {load}/s ({shown})");
+                        (text, host_us)
+                    }
+                };
+                let text = format!("{text} in us, worst, {config} ({})", one.reason);
+                match host_us {
+                    Some(host_us) => {
+                        let excess = |measured: f64, twin: f64| measured - twin - host_us;
+                        verdicts.push(self.worst(text, &covered, class, one.excess_us, &excess));
+                    }
+                    None => verdicts.push(Verdict::new(text, None, one.excess_us, String::new())),
+                }
             }
         }
         verdicts
+    }
+
+    /// What was measured at a point less its twin's, in us.
+    fn excess(&self, points: &Points, config: &str, load_rps: f64, class: usize) -> Option<f64> {
+        let own = points.of_config(config);
+        let point = own.iter().find(|point| (point.load_rps - load_rps).abs() < 1e-6)?;
+        let judged = point.below_saturation(class);
+        let measured = judged.pooled(class).quantile_of_all(self.quantile)?;
+        Some(measured - judged.pooled_twin(class)?.quantile(self.quantile)?)
     }
 
     /// The point that is farthest outside the bound, or nearest to its ends.

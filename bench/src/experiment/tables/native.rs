@@ -89,6 +89,7 @@ pub fn few_services(config: &'static str, loads: &[f64]) -> Exception {
         config,
         loads: loads.to_vec(),
         excess_us: Bound::Within(-5.0, 5.0),
+        unloaded: None,
         reason: "p99 is little more than one service, to which sleeping and waking add some us",
     }
 }

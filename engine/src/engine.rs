@@ -480,8 +480,8 @@ impl Arbiter for AsCaller {
             return self.replace_by(hook, &app, &prepared);
         }
         if self.engine.hooks_of(&app).is_empty() {
-            // Maps of a load that died: not for whoever takes the name next.
-            self.engine.forget(&app)?;
+            // Of a load that died: not for whoever takes the name next.
+            Maps::of(&app).remove_all()?;
         }
         self.engine.make_app_folder(&app)?;
         let deployed = (|| -> Result<()> {

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::{MapHandle, MapType};
-use syrup_hook::{App, PolicyObject, sys};
+use syrup_hook::{App, PolicyObject, pin, sys};
 use syrup_protocol::{Code, Failure, MapEntry, MapInfo, Result, names};
 
 /// The pin folder of Maps inside an app's folder; no hook has that name.
@@ -56,6 +56,11 @@ struct Shape {
 impl Maps {
     pub(crate) fn of(app: &App) -> Self {
         Self { dir: app.dir().join(FOLDER), uid: app.uid }
+    }
+
+    /// Removes all of them, whoever's they are.
+    pub(crate) fn remove_all(&self) -> Result<()> {
+        Ok(pin::remove_tree(&self.dir)?)
     }
 
     /// Opens or creates the Maps `names` of a linked policy.

@@ -38,7 +38,9 @@ impl Dir {
         };
         let mut dir = Self { app: app.clone(), path, record };
         let live = hook.live(&dir)?;
-        if let Some(record) = pin::next_record(&dir.path, live)? {
+        // Ours again last: a replacement may have moved its own into this place meanwhile.
+        let record = pin::next_record(&dir.path, live)?;
+        if let Some(record) = record.map_or_else(|| Record::read(&dir.path), |r| Ok(Some(r)))? {
             dir.record = record;
         }
         Ok(dir)

@@ -4,6 +4,7 @@
 //! that adds a field, or a counter, reads what an earlier one wrote.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
@@ -67,7 +68,8 @@ impl Record {
             .map_err(|e| Error::Pin { path, reason: format!("not this version's: {e}") })
     }
 
-    /// Writes it to `dir`, in one step where one is there already.
+    /// Writes it to `dir`, by a rename: who reads holds no lock, and an array's entry that is
+    /// written while it is read would be half of each.
     ///
     /// # Errors
     /// [`Error::Kernel`] with the path; [`Error::Defect`] when it is too long.
@@ -79,12 +81,13 @@ impl Record {
         }
         text.resize(BYTES, 0);
         let path = dir.join(RECORD);
-        let (map, new) = match sys::obj_get(&path)? {
-            Some(fd) => (Map::new(fd)?, false),
-            None => (pin::create_array("syrup_record", BYTES, 1)?, true),
-        };
+        let map = pin::create_array("syrup_record", BYTES, 1)?;
         map.update(&0u32.to_ne_bytes(), &text)?;
-        // Pinned last, so that no record is ever there and empty.
-        if new { sys::obj_pin(map.as_fd(), &path) } else { Ok(()) }
+        let aside = pin::aside(&path);
+        // Of a write that died.
+        let _ = fs::remove_file(&aside);
+        sys::obj_pin(map.as_fd(), &aside)?;
+        fs::rename(&aside, &path)
+            .map_err(|e| Error::kernel(format!("rename {}", aside.display()), e))
     }
 }

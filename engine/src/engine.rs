@@ -175,6 +175,33 @@ impl Engine {
         Ok(Recovery { adopted: self.read_all()?, removed })
     }
 
+    /// Brings every deployment up to date with what it is for: a server's new sockets join,
+    /// those it closed leave. Cheap while nothing changed, and then without the lock. Returns
+    /// the apps and hooks where something had; what fails is said to the log, and the next
+    /// call tries again.
+    ///
+    /// # Errors
+    /// When the pins cannot be read.
+    pub fn follow(&self) -> Result<Vec<(String, &'static str)>> {
+        let mut changed = Vec::new();
+        for name in self.app_names()? {
+            let app = self.app(&name);
+            for hook in self.hooks_of(&app) {
+                if !hook.lags(&app) {
+                    continue;
+                }
+                let _lock = self.lock()?;
+                // Whose it is may have changed meanwhile.
+                match hook.catch_up(&self.app(&name)) {
+                    Ok(true) => changed.push((name.clone(), hook.spec().name)),
+                    Ok(false) | Err(Error::NotFound { .. }) => {}
+                    Err(e) => log::warn!("app {name} at {}: {e}", hook.spec().name),
+                }
+            }
+        }
+        Ok(changed)
+    }
+
     /// Compiles and checks a policy for `hook`, and has the verifier look at it
     /// where this process may; deploys nothing.
     ///
@@ -699,7 +726,14 @@ fn already(app: &App, hook: &dyn Hook) -> Failure {
 fn same_target(deployment: &Deployment, asked: &Facts) -> Result<()> {
     for (name, value) in asked {
         let is = deployment.target.get(name);
-        if is == Some(value) {
+        let same = |is: &serde_json::Value| match (is, value) {
+            // Of a list of names, the order says nothing.
+            (serde_json::Value::Array(is), serde_json::Value::Array(asked)) => {
+                is.len() == asked.len() && asked.iter().all(|one| is.contains(one))
+            }
+            (is, asked) => is == asked,
+        };
+        if is.is_some_and(same) {
             continue;
         }
         let Deployment { app, hook, .. } = deployment;

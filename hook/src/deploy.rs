@@ -12,7 +12,7 @@ use syrup_protocol::{Deployment, Facts, Health, Registration};
 
 use crate::pin::{self, Staged};
 use crate::record::Record;
-use crate::{App, Counters, Error, Hook, Linked, Result, Spec, sys};
+use crate::{App, Counters, End, Error, Hook, Linked, Result, Spec, sys};
 
 /// An opened deployment: its folder and its record.
 #[derive(Debug, Clone)]
@@ -82,6 +82,15 @@ impl Dir {
         counters.since(&self.record.counted_before)
     }
 
+    /// What was counted until now is not held against the policy.
+    ///
+    /// # Errors
+    /// As [`Record::write`].
+    pub fn count_from(&mut self, counters: &Counters) -> Result<()> {
+        self.record.counted_before = counters.by_name();
+        self.record.write(&self.path)
+    }
+
     fn settle(&self, hook: &(impl Hook + ?Sized)) -> Result<()> {
         hook.settle(self)?;
         pin::settle(&self.path, hook.live(self)?)
@@ -109,8 +118,8 @@ impl Dir {
             hook.settle(self)?;
             // Only then: what the old policy still decided is not held against the new.
             sys::wait_for_running_programs();
-            self.record.counted_before = hook.counters(self)?.by_name();
-            self.record.write(&self.path)
+            let counters = hook.counters(self)?;
+            self.count_from(&counters)
         };
         // The new policy decides already.
         if let Err(e) = finish() {
@@ -202,6 +211,16 @@ pub trait Deploy {
     /// Whether what the deployment was for has ended, so that a load takes its place.
     fn has_ended(&self, app: &App) -> bool;
 
+    /// Whether [`Deploy::catch_up`] would change anything; may be asked without the lock.
+    fn lags(&self, app: &App) -> bool;
+
+    /// Brings a deployment's executors up to date with what it is for. Returns whether
+    /// anything had changed.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] without a deployment; what the hook says.
+    fn catch_up(&self, app: &App) -> Result<bool>;
+
     /// The program of the live policy: for its id and its statistics.
     ///
     /// # Errors
@@ -258,7 +277,21 @@ impl<H: Hook + ?Sized> Deploy for H {
     }
 
     fn has_ended(&self, app: &App) -> bool {
-        Dir::open(self, app).is_ok_and(|dir| self.is_dead(&dir))
+        Dir::open(self, app).is_ok_and(|dir| self.end(&dir) != End::Not)
+    }
+
+    fn catch_up(&self, app: &App) -> Result<bool> {
+        let mut dir = Dir::open(self, app)?;
+        let behind = self.is_behind(&dir)?;
+        if behind {
+            dir.settle(self)?;
+            self.follow(&mut dir)?;
+        }
+        Ok(behind)
+    }
+
+    fn lags(&self, app: &App) -> bool {
+        Dir::open(self, app).is_ok_and(|dir| self.is_behind(&dir).unwrap_or(false))
     }
 
     fn program(&self, app: &App) -> Result<OwnedFd> {
@@ -303,7 +336,7 @@ impl<H: Hook + ?Sized> Deploy for H {
             }
             // One that cannot be read is for `unload` to clear, not for us to guess.
             let Ok(dir) = Dir::open(self, &app) else { continue };
-            if self.is_dead(&dir) {
+            if self.end(&dir) == End::ForGood {
                 take_down(self, &app, &pin::put_aside(&path)?)?;
                 removed.push(path);
             } else {

@@ -106,6 +106,18 @@ pub struct Observed {
     pub health: Health,
 }
 
+/// Whether what a deployment is for has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It has not, as far as anybody knows.
+    Not,
+    /// It has, and the deployment is there for it when it starts again. A load may take its
+    /// place.
+    MayReturn,
+    /// It has, and the deployment is garbage.
+    ForGood,
+}
+
 /// A place in the stack where policies run. Implementations hold no state:
 /// each call reads the pins, acts, and leaves pins that describe the result.
 ///
@@ -160,9 +172,26 @@ pub trait Hook: Send + Sync {
     /// What the kernel says of a deployment now.
     fn observe(&self, dir: &Dir) -> Result<Observed>;
 
-    /// Whether nobody can need the deployment any more: what it was for has ended.
-    fn is_dead(&self, _dir: &Dir) -> bool {
-        false
+    /// Whether what the deployment is for has more or fewer executors than it knows. Asked
+    /// often and without the lock.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    fn is_behind(&self, _dir: &Dir) -> Result<bool> {
+        Ok(false)
+    }
+
+    /// Takes in what it does not know, and lets go what is gone.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    fn follow(&self, _dir: &mut Dir) -> Result<()> {
+        Ok(())
+    }
+
+    /// Whether what the deployment was for has ended.
+    fn end(&self, _dir: &Dir) -> End {
+        End::Not
     }
 
     /// Removes what apps share here when none uses it any more, and what interrupted calls

@@ -1,5 +1,6 @@
 //! Other processes' sockets and threads.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -14,16 +15,27 @@ use crate::{Error, Result};
 /// # Errors
 /// [`Error::NotFound`] when there is no such process.
 pub fn open(pid: i32) -> Result<OwnedFd> {
-    let no_such = || Error::NotFound {
-        what: format!("there is no process {pid}"),
-        advice: "give the id of a running process".to_owned(),
-    };
+    let no_such = || no_such(pid);
     let id = Pid::from_raw(pid).ok_or_else(no_such)?;
     match rustix::process::pidfd_open(id, PidfdFlags::empty()) {
         Ok(fd) => Ok(fd),
         Err(rustix::io::Errno::SRCH) => Err(no_such()),
         Err(e) => Err(Error::kernel(format!("open process {pid}"), e)),
     }
+}
+
+pub(crate) fn no_such(pid: i32) -> Error {
+    Error::NotFound {
+        what: format!("there is no process {pid}"),
+        advice: "give the id of a running process".to_owned(),
+    }
+}
+
+/// All processes, by id.
+#[must_use]
+pub fn all() -> BTreeSet<i32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return BTreeSet::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// The sockets of a process whose inodes are `wanted`, by fd number, duplicated into
@@ -60,6 +72,13 @@ pub fn sockets(pid: i32, wanted: impl Fn(u64) -> bool) -> Result<Vec<(i32, Owned
     Ok(sockets)
 }
 
+/// The inodes of the sockets a process holds; none when it ended or may not be looked into.
+#[must_use]
+pub fn socket_inodes(pid: i32) -> BTreeSet<u64> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return BTreeSet::new() };
+    entries.filter_map(|entry| socket_inode(&fs::read_link(entry.ok()?.path()).ok()?)).collect()
+}
+
 /// Of the target of a link in /proc/PID/fd; `None` when it is no socket.
 #[must_use]
 pub fn socket_inode(target: &Path) -> Option<u64> {
@@ -75,10 +94,7 @@ pub fn threads(pid: i32) -> Result<Vec<i32>> {
     let entries = match fs::read_dir(&dir) {
         Ok(entries) => entries,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Err(Error::NotFound {
-                what: format!("there is no process {pid}"),
-                advice: "give the id of a running process".to_owned(),
-            });
+            return Err(no_such(pid));
         }
         Err(e) => return Err(Error::kernel(format!("read {dir}"), e)),
     };

@@ -90,8 +90,15 @@ pub enum Syntax {
         /// Largest.
         most: u32,
     },
-    /// One of these words.
-    Word(&'static [&'static str]),
+    /// Different integers in these bounds, `53,853`; in JSON a list of numbers.
+    Numbers {
+        /// Smallest.
+        least: u32,
+        /// Largest.
+        most: u32,
+    },
+    /// Some of these words, `udp,tcp`; in JSON a list.
+    Words(&'static [&'static str]),
     /// Cores as the kernel writes them, `0-3,8`; in JSON an ascending list of numbers.
     Cpus,
 }
@@ -105,9 +112,16 @@ impl Flag {
     pub fn placeholder(&self) -> &'static str {
         match self.syntax {
             Syntax::Number { .. } => "N",
-            Syntax::Word(_) => "WORD",
+            Syntax::Numbers { .. } => "N,...",
+            Syntax::Words(_) => "WORD,...",
             Syntax::Cpus => "LIST",
         }
+    }
+
+    /// Whether it is a list, which may be given in parts.
+    #[must_use]
+    pub fn is_list(&self) -> bool {
+        !matches!(self.syntax, Syntax::Number { .. })
     }
 
     /// Reads what a user typed.
@@ -116,14 +130,39 @@ impl Flag {
     /// What is wrong with it.
     pub fn parse(&self, text: &str) -> Result<Value, String> {
         let value = match self.syntax {
-            Syntax::Number { .. } => match text.parse::<u32>() {
-                Ok(number) => number.into(),
-                Err(_) => return Err(format!("'{text}' is {}", self.expected())),
-            },
-            Syntax::Word(_) => text.into(),
+            Syntax::Number { .. } => self.number(text)?,
+            Syntax::Numbers { .. } => {
+                text.split(',').map(|part| self.number(part)).collect::<Result<Vec<_>, _>>()?.into()
+            }
+            Syntax::Words(_) => text.split(',').collect::<Vec<_>>().into(),
             Syntax::Cpus => parse_cpus(text)?.into(),
         };
         self.check(&value).map(|()| value)
+    }
+
+    fn number(&self, text: &str) -> Result<Value, String> {
+        let number: Result<u32, _> = text.parse();
+        number.map(Value::from).map_err(|_| format!("'{text}' is {}", self.expected()))
+    }
+
+    /// Of a flag that was given more than once: of lists all parts, else the last.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn join(&self, given: impl IntoIterator<Item = Value>) -> Result<Value, String> {
+        let joined = given.into_iter().reduce(|before, value| match (before, value) {
+            (Value::Array(mut all), Value::Array(more)) => {
+                all.extend(more);
+                if matches!(self.syntax, Syntax::Cpus) {
+                    all.sort_by_key(Value::as_u64);
+                    all.dedup();
+                }
+                all.into()
+            }
+            (_, value) => value,
+        });
+        let joined = joined.unwrap_or_default();
+        self.check(&joined).map(|()| joined)
     }
 
     /// Checks what a request says.
@@ -132,11 +171,17 @@ impl Flag {
     /// What is wrong with it.
     pub fn check(&self, value: &Value) -> Result<(), String> {
         let number = |value: &Value| value.as_u64().and_then(|n| u32::try_from(n).ok());
+        let is_number =
+            |value: &Value, least, most| number(value).is_some_and(|n| (least..=most).contains(&n));
+        let is_word = |value: &Value, words: &[&str]| {
+            value.as_str().is_some_and(|word| words.contains(&word))
+        };
         let fits = match self.syntax {
-            Syntax::Number { least, most } => {
-                number(value).is_some_and(|n| (least..=most).contains(&n))
+            Syntax::Number { least, most } => is_number(value, least, most),
+            Syntax::Numbers { least, most } => {
+                is_list_of(value, |value| is_number(value, least, most))
             }
-            Syntax::Word(words) => value.as_str().is_some_and(|word| words.contains(&word)),
+            Syntax::Words(words) => is_list_of(value, |value| is_word(value, words)),
             Syntax::Cpus => value.as_array().is_some_and(|cpus| {
                 let cpus: Option<Vec<u32>> = cpus.iter().map(number).collect();
                 cpus.is_some_and(|cpus| {
@@ -150,10 +195,21 @@ impl Flag {
     fn expected(&self) -> String {
         match self.syntax {
             Syntax::Number { least, most } => format!("not a number from {least} to {most}"),
-            Syntax::Word(words) => format!("none of {}", words.join(", ")),
+            Syntax::Numbers { least, most } => {
+                format!("no list of different numbers from {least} to {most}")
+            }
+            Syntax::Words(words) => format!("no list of some of {}", words.join(", ")),
             Syntax::Cpus => format!("no ascending list of cores below {MOST_CPUS}"),
         }
     }
+}
+
+/// A list of something, not empty and each only once.
+fn is_list_of(value: &Value, fits: impl Fn(&Value) -> bool) -> bool {
+    value.as_array().is_some_and(|items| {
+        let once = |(at, item): (usize, &Value)| !items[..at].contains(item);
+        !items.is_empty() && items.iter().all(fits) && items.iter().enumerate().all(once)
+    })
 }
 
 fn parse_cpus(text: &str) -> Result<Vec<u32>, String> {
@@ -209,11 +265,27 @@ mod tests {
     }
 
     #[test]
-    fn words_are_of_a_list() {
-        let proto = flag(Syntax::Word(&["udp", "tcp"]));
-        assert_eq!(proto.parse("tcp"), Ok(json!("tcp")));
-        assert_eq!(proto.parse("sctp").unwrap_err(), "\"sctp\" is none of udp, tcp");
-        assert!(proto.check(&json!(6)).is_err());
+    fn lists_name_each_once() {
+        let proto = flag(Syntax::Words(&["udp", "tcp"]));
+        assert_eq!(proto.parse("tcp"), Ok(json!(["tcp"])));
+        assert_eq!(proto.parse("tcp,udp"), Ok(json!(["tcp", "udp"])));
+        assert_eq!(proto.parse("sctp").unwrap_err(), "[\"sctp\"] is no list of some of udp, tcp");
+        for bad in [json!(6), json!("udp"), json!([]), json!(["udp", "udp"]), json!([6])] {
+            assert!(proto.check(&bad).is_err(), "{bad}");
+        }
+        let ports = flag(Syntax::Numbers { least: 1, most: 65535 });
+        assert_eq!(ports.parse("53,853"), Ok(json!([53, 853])));
+        for bad in ["", "53,", "0", "65536", "53,53", "dns", "-1"] {
+            let error = ports.parse(bad).unwrap_err();
+            assert!(error.contains("different numbers from 1 to 65535"), "{error}");
+        }
+        assert!(ports.check(&json!(53)).is_err() && ports.check(&json!([53])).is_ok());
+        assert_eq!(ports.join([json!([53]), json!([853, 5353])]), Ok(json!([53, 853, 5353])));
+        assert!(ports.join([json!([53]), json!([53])]).is_err());
+        let cpus = flag(Syntax::Cpus);
+        assert_eq!(cpus.join([json!([4, 5]), json!([0, 4])]), Ok(json!([0, 4, 5])));
+        let pid = flag(Syntax::Number { least: 1, most: 9 });
+        assert_eq!(pid.join([json!(1), json!(2)]), Ok(json!(2)));
     }
 
     #[test]

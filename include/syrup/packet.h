@@ -11,6 +11,21 @@
 /* The policy's entry point: an executor's index, SYRUP_PASS or SYRUP_DROP. */
 __s32 schedule(void *pkt_start, void *pkt_end);
 
+/* For the input that is being scheduled, when not all inputs have the same number. */
+__u32 syrup_nr_executors_here(void);
+
+/*
+ * How many executors schedule() may name for this input: the app's sockets, or
+ * queues, or cores. Never 0. A server with several groups of sockets (addresses,
+ * families, protocols) may have more of them in one than in another.
+ */
+SYRUP_INLINE __u32 syrup_num_executors(void)
+{
+	__u32 n = *(const volatile __u32 *)&syrup_nr_executors;
+
+	return n ? n : syrup_nr_executors_here();
+}
+
 /* Where the application's bytes start after pkt_start. */
 #define SYRUP_UDP_PAYLOAD 8
 

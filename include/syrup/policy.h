@@ -79,16 +79,7 @@ SYRUP_INLINE __u64 syrup_now_ns(void)
 	return ktime();
 }
 
-/* The trusted half defines it and keeps it up to date. */
+/* The trusted half defines it and keeps it up to date: see syrup_num_executors(). */
 extern __u32 syrup_nr_executors;
-
-/*
- * How many executors schedule() may name now: registered sockets, or queues,
- * or cores. Never 0.
- */
-SYRUP_INLINE __u32 syrup_num_executors(void)
-{
-	return *(const volatile __u32 *)&syrup_nr_executors;
-}
 
 #endif /* SYRUP_POLICY_H */

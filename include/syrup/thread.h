@@ -8,6 +8,12 @@
 /* The policy's entry point: a queue (or core) index, or SYRUP_PASS for the last queue. */
 __s32 schedule(struct syrup_thread *t);
 
+/* How many queues, or cores, schedule() may name now. Never 0. */
+SYRUP_INLINE __u32 syrup_num_executors(void)
+{
+	return *(const volatile __u32 *)&syrup_nr_executors;
+}
+
 /*
  * SYRUP_THREAD_POLICY(.queues = 2, .preempt = true): what the root scheduler
  * must know before the first thread comes; fields of struct

@@ -2,7 +2,6 @@
 //!
 //! * [`SocketSelect`]: the socket of a reuseport group, for UDP datagrams and
 //!   TCP connections.
-//! * [`owners`], [`reuseport_sockets`]: which running processes could be adopted.
 //! * [`run_time`]: what a deployment costs per packet.
 
 mod socket_select;
@@ -10,7 +9,6 @@ mod socket_select;
 use syrup_hook::Builtin;
 
 pub use socket_select::run_time::{RunTime, count_run_time, program_run_time, run_time};
-pub use socket_select::sockets::{owners, reuseport_sockets};
 pub use socket_select::{SPEC as SOCKET_SELECT, SocketSelect, Target};
 
 /// Policies for packets. One source fits every packet hook.

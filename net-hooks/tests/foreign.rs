@@ -125,8 +125,10 @@ fn what_has_the_port_after_our_sockets_closed_is_not_detached() {
     // Nor by a start that finds the deployment's process gone.
     drop(next);
     let mut server = Server::python("group", 2);
-    let target = Target { pid: Some(server.pid()), ..Default::default() };
-    lab.hook.deploy(&lab.app, &builtin("round-robin"), &target).unwrap();
+    lab.hook.deploy(&lab.app, &builtin("round-robin"), &Target::default()).unwrap();
+    for (_, fd) in syrup_hook::process::sockets(server.pid(), |_| true).unwrap() {
+        lab.register(fd, None).unwrap();
+    }
     server.stop_now();
     let next = udp_sockets(2);
     attach(&next[0], &program);

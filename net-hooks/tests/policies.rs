@@ -168,7 +168,7 @@ fn every_policy_decides_about_tcp_connections_too() {
     for policy in POLICIES.iter().filter(|policy| policy.name != "token") {
         let linked = builtin(policy.name);
         let target =
-            syrup_net_hooks::Target { proto: Some(syrup_hook::Proto::Tcp), ..Lab::target() };
+            syrup_net_hooks::Target { proto: vec![syrup_hook::Proto::Tcp], ..Lab::target() };
         lab.hook.deploy(&lab.app, &linked, &target).unwrap();
         for listener in &listeners {
             lab.register(listener, None).unwrap();

@@ -138,7 +138,7 @@ fn sockets_are_registered_at_the_index_they_ask_for() {
     // Before there are sockets: those of the port would be adopted.
     lab.hook.deploy(&lab.app, &constant("fifth", "5"), &Lab::target()).unwrap();
     let waiting = lab.read();
-    assert_eq!((waiting.executors, waiting.inputs.as_str()), (0, "udp/9000"));
+    assert_eq!((waiting.executors, waiting.inputs.as_str()), (0, "udp/9000, tcp/9000"));
     assert!(waits(&lab).starts_with("it waits for its first socket"));
     let (sockets, flow) = (udp_sockets(3), flows(1));
     // Nothing is attached yet.
@@ -184,11 +184,8 @@ fn sockets_that_can_be_no_executor_are_refused_with_the_reason() {
     rustix::net::sockopt::set_socket_reuseport(&late, true).unwrap();
     assert!(refusal(late).contains("port 9002"));
 
-    // With a live member, another bind address is another group.
     let member = udp_sockets(1).remove(0);
     lab.register(&member, Some(0)).unwrap();
-    let elsewhere = reuseport(&format!("127.0.0.2:{PORT}"), SocketType::DGRAM);
-    assert!(refusal(elsewhere).contains("another reuseport group"));
     let thread = lab.hook.register(&lab.app, Registration::Thread { tid: 1 }, None).unwrap_err();
     assert!(matches!(thread, Error::Usage(_)));
     let index = lab.register(&member, Some(256)).unwrap_err();
@@ -202,7 +199,8 @@ fn a_port_belongs_to_one_app() {
     }
     let lab = Lab::new();
     let sockets = udp_sockets(2);
-    lab.deploy(&builtin("round-robin"), &sockets);
+    let target = Target { proto: vec![Proto::Udp], ..Lab::target() };
+    lab.hook.deploy(&lab.app, &builtin("round-robin"), &target).unwrap();
     let rival = app(&lab.bpffs.path(), "rival");
     let conflict = |result: syrup_hook::Result<()>| {
         let Err(Error::Conflict { what, advice }) = result else { panic!("{result:?}") };
@@ -220,8 +218,8 @@ fn a_port_belongs_to_one_app() {
     let again = lab.hook.deploy(&lab.app, &builtin("hash"), &Lab::target()).unwrap_err();
     assert!(matches!(again, Error::Conflict { .. }));
     for (name, target) in [
-        ("tcp", Target { proto: Some(Proto::Tcp), ..Lab::target() }),
-        ("port", Target { port: Some(9001), ..Default::default() }),
+        ("tcp", Target { proto: vec![Proto::Tcp], ..Lab::target() }),
+        ("port", Target { port: vec![9001], ..Default::default() }),
     ] {
         let other = app(&lab.bpffs.path(), name);
         lab.hook.deploy(&other, &builtin("hash"), &target).unwrap();
@@ -533,9 +531,34 @@ fn a_server_that_came_back_without_registering_is_degraded() {
     assert!(reason.contains(&format!("load it again with --port {PORT}")), "{reason}");
     assert!(reason.contains("2 verdicts named a closed socket"), "{reason}");
     // The way out that it names.
-    lab.register(&sockets[0], None).unwrap();
+    for socket in &sockets {
+        lab.register(socket, None).unwrap();
+    }
     let Health::Degraded(reason) = lab.read().health else { panic!("nothing went wrong") };
     assert!(reason.starts_with("2 verdicts named a closed socket:"), "{reason}");
+}
+
+/// The kernel would reset it; a server that reloads with fewer workers closes some listeners.
+#[test]
+fn a_connection_that_waits_outlives_its_listener() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let mut listeners = listeners(2);
+    let target = Target { proto: vec![Proto::Tcp], ..Lab::target() };
+    lab.hook.deploy(&lab.app, &constant("first", "0"), &target).unwrap();
+    let mut client = std::net::TcpStream::connect(("127.0.0.1", PORT)).unwrap();
+    assert_eq!(lab.read().verdicts, [1, 0]);
+    drop(listeners.remove(0));
+    listeners[0].set_nonblocking(true).unwrap();
+    let (mut accepted, _) = wait_for("the connection", LIMIT, || listeners[0].accept().ok());
+    std::io::Write::write_all(&mut client, b"x").unwrap();
+    accepted.set_nonblocking(false).unwrap();
+    let mut byte = [0];
+    std::io::Read::read_exact(&mut accepted, &mut byte).unwrap();
+    // It was decided about when it came.
+    assert_eq!(lab.count(SYRUP_INPUTS), 1);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! How arguments that several commands take are read.
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use serde_json::Value;
 use syrup_hook::{Facts, Proto, Spec};
 use syrup_protocol::names;
@@ -39,14 +39,20 @@ impl<const PID: bool> Target<PID> {
     }
 
     /// `--port`
-    pub fn port(&self) -> Option<u16> {
-        self.0.get("port").and_then(Value::as_u64).and_then(|port| port.try_into().ok())
+    pub fn ports(&self) -> Vec<u16> {
+        let numbers = self.list("port").filter_map(Value::as_u64);
+        numbers.filter_map(|port| port.try_into().ok()).collect()
     }
 
-    /// `--proto`, or what a port has without it.
-    pub fn proto(&self) -> Proto {
-        let named = self.0.get("proto").and_then(Value::as_str);
-        named.and_then(|name| name.parse().ok()).unwrap_or(Proto::Udp)
+    /// `--proto`, or all of them.
+    pub fn protos(&self) -> Vec<Proto> {
+        let names = self.list("proto").filter_map(Value::as_str);
+        let named: Vec<Proto> = names.filter_map(|name| name.parse().ok()).collect();
+        if named.is_empty() { vec![Proto::Udp, Proto::Tcp] } else { named }
+    }
+
+    fn list(&self, name: &str) -> impl Iterator<Item = &Value> {
+        self.0.get(name).and_then(Value::as_array).into_iter().flatten()
     }
 }
 
@@ -65,6 +71,7 @@ impl<const PID: bool> Args for Target<PID> {
                 Arg::new(flag.name)
                     .long(flag.name)
                     .value_name(flag.placeholder())
+                    .action(if flag.is_list() { ArgAction::Append } else { ArgAction::Set })
                     .value_parser(|text: &str| flag.parse(text))
                     .help(help),
             );
@@ -86,9 +93,12 @@ impl<const PID: bool> FromArgMatches for Target<PID> {
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         for (flag, _) in syrup_engine::flags() {
-            if let Ok(Some(value)) = matches.try_get_one::<Value>(flag.name) {
-                self.0.insert(flag.name.to_owned(), value.clone());
-            }
+            let Ok(Some(given)) = matches.try_get_many::<Value>(flag.name) else { continue };
+            let value = flag.join(given.cloned()).map_err(|why| {
+                let message = format!("--{}: {why}\n", flag.name);
+                clap::Error::raw(clap::error::ErrorKind::ValueValidation, message)
+            })?;
+            self.0.insert(flag.name.to_owned(), value);
         }
         Ok(())
     }

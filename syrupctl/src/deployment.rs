@@ -201,7 +201,10 @@ fn text(value: &Value) -> String {
             match cpus.as_deref() {
                 Some([]) => ALL.to_owned(),
                 Some(cpus) => ranges(cpus),
-                None => value.to_string(),
+                None => {
+                    let words: Option<Vec<&str>> = list.iter().map(Value::as_str).collect();
+                    words.map_or_else(|| value.to_string(), |words| words.join(","))
+                }
             }
         }
         other => other.to_string(),
@@ -262,7 +265,11 @@ pub mod tests {
             inputs: "udp/7000".to_owned(),
             executor: "socket".to_owned(),
             executors: 6,
-            target: facts(&[("port", 7000.into()), ("pid", 42.into()), ("proto", "udp".into())]),
+            target: facts(&[
+                ("port", vec![7000].into()),
+                ("pid", 42.into()),
+                ("proto", vec!["udp"].into()),
+            ]),
             health: Health::LIVE,
             counters: [("inputs", 10), ("chosen", 8), ("passed", 1), ("out_of_range", 1)]
                 .map(|(name, n)| (name.to_owned(), n))

@@ -142,7 +142,7 @@ fn run_passes_the_commands_code_on_and_leaves_nothing() {
     };
     assert_eq!(run("exit 7", "30").code, 7);
     assert_eq!(run("kill -9 $$", "30").code, 137);
-    run("exec sleep 1000", "0").fails(9, "did not bind udp/7411");
+    run("exec sleep 1000", "0").fails(9, "did not bind port 7411");
     ctl.assert_empty();
 }
 

@@ -6,12 +6,17 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
 use syrup_engine::{DEFAULT_BPFFS, Engine};
 use syrup_protocol::{Code, DEFAULT_SOCKET, Failure};
 use syrupd::{Config, DEFAULT_CONFIG, Daemon};
 use tokio::signal::unix::{SignalKind, signal};
+
+/// How often what is deployed is compared with what it is for. New sockets of a server join
+/// within twice this time.
+const FOLLOW: Duration = Duration::from_millis(400);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -101,8 +106,10 @@ async fn serve(socket: PathBuf, bpffs: PathBuf) -> syrup_protocol::Result<()> {
     }
     log::info!("listening at {}, pins below {}", socket.display(), bpffs.display());
     notify("READY=1");
+    let engine = Arc::new(engine);
+    let following = tokio::spawn(follow(Arc::clone(&engine)));
     daemon
-        .serve(Arc::new(engine), async {
+        .serve(engine, async {
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
@@ -111,7 +118,25 @@ async fn serve(socket: PathBuf, bpffs: PathBuf) -> syrup_protocol::Result<()> {
             notify("STOPPING=1");
         })
         .await;
+    following.abort();
     Ok(())
+}
+
+/// Keeps deployments up to date with the servers they are for, one look after the other.
+async fn follow(engine: Arc<Engine>) {
+    loop {
+        tokio::time::sleep(FOLLOW).await;
+        let engine = Arc::clone(&engine);
+        match tokio::task::spawn_blocking(move || engine.follow()).await {
+            Ok(Ok(changed)) => {
+                for (app, hook) in changed {
+                    log::info!("app {app} at {hook}: its executors have changed");
+                }
+            }
+            Ok(Err(e)) => log::warn!("{e}"),
+            Err(e) => log::warn!("a look at the deployments ended early: {e}"),
+        }
+    }
 }
 
 /// Tells the service manager, if there is one (sd_notify(3)).

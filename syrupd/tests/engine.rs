@@ -104,12 +104,12 @@ fn what_was_deployed_is_told_in_full() {
     let lab = Lab::new();
     let seconds = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let before = seconds();
-    let request = load_for(&[("port", json!(9000))], load("web", builtin("round-robin")));
+    let request = load_for(&[("port", json!([9000]))], load("web", builtin("round-robin")));
     let told = lab.root().load(&request).unwrap();
     assert_eq!((told.app.as_str(), told.uid, told.hook.as_str()), ("web", 0, HOOK));
     assert_eq!((told.policy.as_str(), told.generation), ("round-robin", 0));
-    assert_eq!((told.inputs.as_str(), told.executor.as_str()), ("udp/9000", "socket"));
-    let target = json!({"port": 9000, "proto": "udp"});
+    assert_eq!((told.inputs.as_str(), told.executor.as_str()), ("udp/9000, tcp/9000", "socket"));
+    let target = json!({"port": [9000]});
     assert_eq!((json!(told.target), told.executors), (target, 0));
     assert_eq!(told.health.state(), "live");
     let waits = told.health.reason().unwrap();
@@ -317,15 +317,15 @@ fn flags_that_mean_nothing_at_a_hook_and_values_out_of_range_are_refused() {
     let wrong = [
         ("--cpus", load_for(&[("cpus", json!([0]))], packet.clone())),
         ("--weight", load_for(&[("weight", json!(100))], packet.clone())),
-        ("--port", load_for(&[("port", json!(1))], thread.clone())),
+        ("--port", load_for(&[("port", json!([1]))], thread.clone())),
         ("--proto", load_for(&[("proto", json!("udp"))], thread.clone())),
         ("--iface", load_for(&[("iface", json!("lo"))], thread.clone())),
         ("--weight", load_for(&[("weight", json!(0))], thread.clone())),
         ("--weight", load_for(&[("weight", json!(10_001))], thread.clone())),
         ("--cpus", load_for(&[("cpus", json!([1, 1]))], thread.clone())),
         ("--pid", load_for(&[("pid", json!(-1))], thread.clone())),
-        ("--port", load_for(&[("port", json!(65536))], packet.clone())),
-        ("--port", load_for(&[("port", json!("80"))], packet.clone())),
+        ("--port", load_for(&[("port", json!([65536]))], packet.clone())),
+        ("--port", load_for(&[("port", json!(["80"]))], packet.clone())),
         ("sctp", load_for(&[("proto", json!("sctp"))], packet.clone())),
         ("no-such-hook", LoadRequest { hook: "no-such-hook".to_owned(), ..packet.clone() }),
         ("no app name", LoadRequest { app: "../x".to_owned(), ..packet.clone() }),
@@ -385,7 +385,7 @@ fn a_port_of_one_protocol_is_not_the_others() {
     let lab = Lab::new();
     let root = lab.root();
     let on = |app: &str, proto: &str, port: u16| {
-        load_for(&[("port", json!(port)), ("proto", json!(proto))], load(app, builtin("hash")))
+        load_for(&[("port", json!([port])), ("proto", json!([proto]))], load(app, builtin("hash")))
     };
     root.load(&on("a", "udp", 9000)).unwrap();
     let error = root.load(&on("b", "udp", 9000)).unwrap_err();

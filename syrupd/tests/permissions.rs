@@ -169,7 +169,7 @@ fn an_ordinary_user_brings_no_source_no_port_and_no_process() {
     let c = || PolicySource::Source { file_name: "p.c".to_owned(), text: source("", "0") };
     let requests = [
         ("source", load("mine", c())),
-        ("a port", load_for(&[("port", json!(9000))], load("mine", object(MAPS)))),
+        ("a port", load_for(&[("port", json!([9000]))], load("mine", object(MAPS)))),
         ("a process", load_for(&[("pid", json!(std::process::id()))], load("mine", object(MAPS)))),
     ];
     for (what, request) in &requests {

@@ -35,6 +35,8 @@ pub enum Need {
     /// A kernel whose type information is malformed, as `vm/run` says of its
     /// kernels (`SYRUP_TEST_KERNEL`).
     MalformedBtf,
+    /// A program at this path, of the distribution's.
+    Program(&'static str),
 }
 
 /// True when everything is there; else notes the skip, naming what is missing,
@@ -54,6 +56,7 @@ pub fn require(needs: &[Need]) -> bool {
             Need::MalformedBtf => (std::env::var("SYRUP_TEST_KERNEL").as_deref()
                 != Ok("malformed-btf"))
             .then_some("a kernel with malformed BTF (vm/run --kernel malformed-btf)"),
+            Need::Program(path) => (!PathBuf::from(path).exists()).then_some(*path),
         };
         if let Some(missing) = missing {
             note_skip(missing);

@@ -27,8 +27,8 @@ const HELPERS: &[(i32, &str)] = &[
 /// Where an object says of which version its headers were.
 const ABI_SECTION: &str = ".syrup.abi";
 
-/// Variables that the trusted half defines for policies.
-const SDK_VARIABLES: &[&str] = &["syrup_nr_executors"];
+/// What the trusted half defines for policies.
+const SDK_SYMBOLS: &[&str] = &["syrup_nr_executors", "syrup_nr_executors_here"];
 
 /// Instructions of one policy: far above any policy, far below what hurts.
 const MAX_INSTRUCTIONS: usize = 16 * 1024;
@@ -197,14 +197,16 @@ fn relocated_calls(elf: &object::File<'_>) -> Vec<usize> {
     text.relocations().filter_map(|(offset, _)| usize::try_from(offset).ok()).collect()
 }
 
-/// The name of an undefined symbol that the instruction at `offset` calls.
+/// The name of the undefined symbol, none of the SDK's, that the instruction at `offset`
+/// calls.
 fn undefined_callee(elf: &object::File<'_>, offset: usize) -> Option<String> {
     let text = elf.section_by_name(".text")?;
     text.relocations().find(|(at, _)| usize::try_from(*at).is_ok_and(|at| at == offset)).and_then(
         |(_, relocation)| match relocation.target() {
             RelocationTarget::Symbol(index) => {
                 let symbol = elf.symbol_by_index(index).ok()?;
-                symbol.is_undefined().then(|| symbol.name().unwrap_or("?").to_owned())
+                let name = symbol.name().unwrap_or("?");
+                (symbol.is_undefined() && !SDK_SYMBOLS.contains(&name)).then(|| name.to_owned())
             }
             _ => None,
         },
@@ -216,7 +218,7 @@ fn check_symbols(file_name: &str, elf: &object::File<'_>) -> Result<()> {
         let name = symbol.name().unwrap_or("?");
         match symbol.section() {
             SymbolSection::Undefined if name.is_empty() => {}
-            SymbolSection::Undefined if !SDK_VARIABLES.contains(&name) => {
+            SymbolSection::Undefined if !SDK_SYMBOLS.contains(&name) => {
                 return Err(
                     refuse(format!("{file_name}: '{name}' is not defined")).advise(allowed_calls())
                 );

@@ -26,7 +26,7 @@ const NR_EXECUTORS: (&str, &str) = ("nr_executors", ".data.executors");
 
 const COLOUR: Flag = Flag {
     name: "colour",
-    syntax: Syntax::Word(&["red", "green"]),
+    syntax: Syntax::Words(&["red", "green"]),
     who: Who::Owner,
     help: "Of what colour it is",
 };
@@ -35,7 +35,7 @@ const COLOUR: Flag = Flag {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct State {
-    colour: Option<String>,
+    colour: Vec<String>,
     executors: u32,
 }
 
@@ -153,7 +153,7 @@ impl Hook for Skeleton {
         Ok(Observed {
             inputs: "what a test sends".to_owned(),
             executors,
-            target: colour.map(|colour| ("colour".to_owned(), colour.into())).into_iter().collect(),
+            target: Facts::from([("colour".to_owned(), colour.into())]),
             counters: self.counters(dir)?,
             verdicts,
             health: Health::LIVE,

@@ -85,12 +85,12 @@ fn a_hook_of_three_files_is_served_in_full() {
     let lab = Lab { ctl: Ctl::new() };
     let folder = lab.bpffs().join("mine").join(HOOK);
 
-    let colour = |word: &str| Facts::from([("colour".to_owned(), json!(word))]);
+    let colour = |word: &str| Facts::from([("colour".to_owned(), json!([word]))]);
     let error = lab.root().load(&load(says("0"), colour("blue"))).unwrap_err();
-    assert_eq!(error.message, "--colour: \"blue\" is none of red, green");
+    assert_eq!(error.message, "--colour: [\"blue\"] is no list of some of red, green");
     let told = lab.root().load(&load(says("0"), colour("red"))).unwrap();
     assert_eq!((told.hook.as_str(), told.executor.as_str()), (HOOK, "number"));
-    assert_eq!((told.health.state(), json!(told.target)), ("live", json!({"colour": "red"})));
+    assert_eq!((told.health.state(), json!(told.target)), ("live", json!({"colour": ["red"]})));
     let again = lab.root().load(&load(says("0"), Facts::new())).unwrap_err();
     assert_eq!(again.code, Code::Conflict);
 
@@ -98,7 +98,7 @@ fn a_hook_of_three_files_is_served_in_full() {
     let apply = |word: &str| LoadRequest { or_replace: true, ..load(says("0"), colour(word)) };
     let other = lab.root().load(&apply("green")).unwrap_err();
     assert_eq!(other.code, Code::Conflict);
-    assert!(other.message.contains("--colour \"green\""), "{other}");
+    assert!(other.message.contains("--colour [\"green\"]"), "{other}");
     assert_eq!(lab.root().load(&apply("red")).unwrap().generation, 1);
 
     assert_eq!(run(&folder), PASS);
@@ -116,7 +116,7 @@ fn a_hook_of_three_files_is_served_in_full() {
     assert_eq!(read().executors, 3);
 
     let told = lab.root().replace(&replace(says("syrup_num_executors() - 1"))).unwrap();
-    assert_eq!((told.generation, json!(told.target)), (2, json!({"colour": "red"})));
+    assert_eq!((told.generation, json!(told.target)), (2, json!({"colour": ["red"]})));
     assert_eq!((run(&folder), &read().verdicts[..]), (PASS, &[1, 0, 1][..]));
     lab.root().replace(&replace(says("SYRUP_DROP"))).unwrap();
     assert_eq!((run(&folder), read().counters["dropped"]), (DROP, 1));

@@ -9,6 +9,12 @@ struct {
 
 __u32 syrup_nr_executors SEC(".data.executors") = 1;
 
+/* Every input has the same number of them. */
+__attribute__((visibility("hidden"))) __u32 syrup_nr_executors_here(void)
+{
+	return syrup_nr_executors;
+}
+
 SEC("xdp")
 int syrup_policy(struct xdp_md *ctx)
 {

@@ -1,14 +1,23 @@
-//! `socket-select`: which socket of an app's reuseport group gets a UDP
+//! `socket-select`: which socket of an app's reuseport groups gets a UDP
 //! datagram or a TCP connection.
 //!
-//! The dispatcher is attached to the group with SO_ATTACH_REUSEPORT_EBPF, and
+//! A server has a group for each address, family and protocol, and in each a socket per
+//! worker. An executor's index is a socket's place in its group: a server that opens its
+//! sockets in the same order in each has one worker behind an index.
+//!
+//! A dispatcher is attached to each group with SO_ATTACH_REUSEPORT_EBPF, and
 //! the kernel holds it for as long as one socket of the group is open, whoever
 //! deployed it. There is no link object to pin: detaching needs a socket of
-//! the group, which is taken from its holder (`sockets::any_member`).
+//! the group, which is taken from its holder (`adopt::one_of`).
 
+mod adopt;
+mod bound;
+mod follow;
+mod health;
 mod pins;
 pub(crate) mod run_time;
-pub(crate) mod sockets;
+mod sockets;
+mod state;
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
@@ -18,21 +27,16 @@ use serde_json::Value;
 use syrup_hook::record::Record;
 use syrup_hook::spec::PID;
 use syrup_hook::{
-    App, Counters, Dir, Error, Facts, Flag, Health, Hook, Input, Kind, Linked, LoadedProgram,
+    App, Counters, Dir, End, Error, Facts, Flag, Hook, Input, Kind, Linked, LoadedProgram,
     Observed, POLICY_PROGRAM, PolicyObject, Probe, Proto, Registration, Result, Spec, Syntax, Who,
-    pin, process,
+    netns, pin, process,
 };
-use syrup_sdk::abi::{
-    SYRUP_ENFORCE_FAILED, SYRUP_MAX_EXECUTORS, SYRUP_NO_POLICY, SYRUP_OUT_OF_RANGE,
-};
+use syrup_sdk::abi::SYRUP_MAX_EXECUTORS;
 
-use self::pins::{Pins, State};
-use self::sockets::{GroupKey, Member};
+use self::pins::Pins;
+use self::sockets::GroupKey;
+use self::state::{MAX_GROUPS, State};
 use crate::POLICIES;
-
-const DISPATCHER_OBJECT: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/socket_select_dispatcher.o"));
-const DISPATCHER_PROGRAM: &str = "syrup_dispatch";
 
 /// The hook `socket-select`.
 #[derive(Debug, Clone, Copy, Default)]
@@ -43,7 +47,7 @@ pub static SPEC: Spec = Spec {
     name: "socket-select",
     input: Input::Packet,
     executor: "socket",
-    executors: "a socket of the app's reuseport group",
+    executors: "a socket of the app's reuseport groups",
     registers: Kind::Socket,
     takes: &[PORT, PROTO, PID],
     settings: None,
@@ -53,29 +57,29 @@ pub static SPEC: Spec = Spec {
 
 const PORT: Flag = Flag {
     name: "port",
-    syntax: Syntax::Number { least: 1, most: 65535 },
+    syntax: Syntax::Numbers { least: 1, most: 65535 },
     who: Who::Root,
-    help: "The port whose packets the policy gets. Without --pid, root finds the processes that \
-           serve it",
+    help: "The ports whose packets the policy gets, at all addresses. Without --pid, root finds \
+           the processes that serve them",
 };
 
 const PROTO: Flag = Flag {
     name: "proto",
-    syntax: Syntax::Word(&["udp", "tcp"]),
+    syntax: Syntax::Words(&["udp", "tcp"]),
     who: Who::Owner,
-    help: "The port's protocol, udp or tcp [default: udp]",
+    help: "The protocols, udp and tcp [default: those that the ports have]",
 };
 
 /// What a deployment is told.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Target {
-    /// The port whose inputs the policy gets.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub port: Option<u16>,
-    /// Its protocol; UDP when nothing else is known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub proto: Option<Proto>,
+    /// The ports whose inputs the policy gets.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub port: Vec<u16>,
+    /// Their protocols; all when empty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub proto: Vec<Proto>,
     /// Adopt the sockets of this process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid: Option<i32>,
@@ -111,7 +115,7 @@ impl Hook for SocketSelect {
         if map == 0 {
             return missing("this kernel has no BPF maps of type reuseport_sockarray");
         }
-        if sockets::own_netns_cookie().is_err() {
+        if netns::own_cookie().is_err() {
             return missing("this kernel does not tell network namespaces apart (SO_NETNS_COOKIE)");
         }
         Probe::Available
@@ -123,42 +127,46 @@ impl Hook for SocketSelect {
 
     fn attach(&self, dir: &mut Dir, policy: &Linked, target: &Facts) -> Result<()> {
         let target: Target = syrup_hook::target(target)?;
-        let (pid, members) = sockets::of_target(&target)?;
-        if members.len() > SYRUP_MAX_EXECUTORS as usize {
-            return Err(Error::Usage(format!(
-                "{} sockets: a deployment has at most {SYRUP_MAX_EXECUTORS}",
-                members.len()
-            )));
+        let found = adopt::of_target(&target)?;
+        let mut state = State {
+            pid: found.pid,
+            protos: target.proto,
+            ports: target.port,
+            netns_cookie: found.netns_cookie,
+            unfit: found.unfit,
+            ..State::default()
+        };
+        let mut indexed = Vec::new();
+        for member in &found.members {
+            state.belongs_to(&member.key);
+            let group = state.group(&member.key)?;
+            let index = &mut state.groups[group].end;
+            if *index == SYRUP_MAX_EXECUTORS {
+                return Err(Error::Usage(format!(
+                    "more than {SYRUP_MAX_EXECUTORS} sockets of {}: a deployment has at most so \
+                     many of one group",
+                    member.key
+                )));
+            }
+            indexed.push((group, *index, member));
+            *index += 1;
         }
-        let mut state = State { pid, proto: target.proto, ..State::default() };
-        if let Some(port) = target.port {
-            state.port = Some(port);
-            state.proto = Some(target.proto.unwrap_or(Proto::Udp));
-            state.netns_cookie = sockets::own_netns_cookie()?;
-        }
-        if let Some(first) = members.first() {
-            state.belongs_to(&first.key);
-        }
-        refuse_taken_port(dir.app(), &state)?;
+        state.follows = !state.ports.is_empty();
+        refuse_taken_ports(dir.app(), &state)?;
+        dir.set_state(&State { groups: Vec::new(), ..state.clone() })?;
 
         let path = dir.path().to_owned();
-        let dispatcher = PolicyObject::open_bytes(DISPATCHER_OBJECT, "socket_select")?
-            .load(DISPATCHER_PROGRAM)?;
-        dispatcher.pin(&path.join(pins::DISPATCHER))?;
-        for (name, map) in [pins::POLICIES, pins::COUNTERS] {
-            dispatcher.pin_map(map, &path.join(name))?;
-        }
+        pins::load_dispatcher(&path, 0)?;
         let mut object = PolicyObject::open(policy)?;
-        dispatcher.with_map(pins::COUNTERS.1, |fd| object.share(pins::COUNTERS.1, fd))?;
+        pins::share(&path, &mut object, &pins::OF_DISPATCHERS)?;
         let program = object.load(POLICY_PROGRAM)?;
         program.pin(&path.join(pin::POLICY))?;
-        for (name, map) in [pins::EXECUTORS, pins::REGISTERED, pins::NR_EXECUTORS, pins::VERDICTS] {
+        for (name, map) in pins::OF_POLICIES {
             program.pin_map(map, &path.join(name))?;
         }
         let pins = Pins::open(&path)?;
         program.with_fd(|fd| pins.set_policy(fd))?;
-        let indexed: Vec<(u32, &Member)> = (0..).zip(&members).collect();
-        pins.add(dir, &indexed, state)
+        pins.change(dir, &[], &indexed, state)
     }
 
     fn live(&self, dir: &Dir) -> Result<u32> {
@@ -166,17 +174,9 @@ impl Hook for SocketSelect {
     }
 
     fn prepare(&self, dir: &Dir, policy: &Linked) -> Result<(LoadedProgram, Value)> {
-        let pins = Pins::open(dir.path())?;
         let mut object = PolicyObject::open(policy)?;
-        for ((_, name), map) in [
-            (pins::COUNTERS, &pins.counters),
-            (pins::EXECUTORS, &pins.executors),
-            (pins::REGISTERED, &pins.registered),
-            (pins::NR_EXECUTORS, &pins.nr_executors),
-            (pins::VERDICTS, &pins.verdicts),
-        ] {
-            object.share(name, map.as_fd())?;
-        }
+        pins::share(dir.path(), &mut object, &pins::OF_DISPATCHERS)?;
+        pins::share(dir.path(), &mut object, &pins::OF_POLICIES)?;
         Ok((object.load(POLICY_PROGRAM)?, dir.state()?))
     }
 
@@ -185,7 +185,7 @@ impl Hook for SocketSelect {
     }
 
     fn settle(&self, dir: &Dir) -> Result<()> {
-        Pins::open(dir.path())?.set_registered(&dir.state()?)
+        Pins::open(dir.path())?.set_numbers(&dir.state()?)
     }
 
     fn detach(&self, _app: &App, path: &Path) -> Result<()> {
@@ -203,45 +203,44 @@ impl Hook for SocketSelect {
         let member = sockets::inspect(fd)
             .map_err(|e| Error::kernel("inspect the socket", e))?
             .map_err(|unfit| Error::Usage(format!("the socket cannot be an executor: {unfit}")))?;
-        let cookies = pins.cookies()?;
         let mut state: State = dir.state()?;
-        refuse_other_port(&state, &member.key)?;
-        if cookies.iter().any(Option::is_some) {
-            if let Some(key) = state.group
-                && key != member.key
-            {
-                return Err(Error::Usage(format!(
-                    "the socket of {} is in another reuseport group than the app's other sockets \
-                     ({key}): bind all to the same address",
-                    member.key
-                )));
-            }
-        } else {
-            // The first, or the first of a restarted app: it brings the group.
-            state.belongs_to(&member.key);
-            refuse_taken_port(dir.app(), &state)?;
+        if !state.covers(&member.key) {
+            return Err(not_its(&state, &member.key));
         }
+        // An app that numbers its sockets itself goes on doing so.
+        state.follows = false;
+        state.belongs_to(&member.key);
+        refuse_taken_ports(dir.app(), &state)?;
+        let group = state.group(&member.key)?;
+        let cookies = pins.cookies(&state)?.swap_remove(group);
         let present = cookies.iter().position(|cookie| *cookie == Some(member.cookie));
-        let free = || cookies.iter().position(Option::is_none);
-        let Some(wanted) = index.map(|index| index as usize).or(present).or_else(free) else {
+        let free = cookies.iter().position(Option::is_none).unwrap_or(cookies.len());
+        let wanted = index.unwrap_or(present.unwrap_or(free) as u32);
+        if wanted >= SYRUP_MAX_EXECUTORS {
             return Err(Error::Usage(format!("all {SYRUP_MAX_EXECUTORS} indexes are in use")));
-        };
+        }
         if !state.pid.is_some_and(process::is_running) {
-            state.pid = sockets::holder(member.fd.as_fd());
+            state.pid = adopt::holder(member.fd.as_fd());
         }
-        let (wanted, present) = (wanted as u32, present.map(|present| present as u32));
-        let moves_from = present.filter(|&present| present != wanted);
-        if let Some(present) = moves_from {
-            // A socket is in one place of one map only.
-            pins.executors.delete(&present.to_ne_bytes())?;
-        }
-        let added = pins.add(dir, &[(wanted, &member)], state);
-        if added.is_err()
-            && let Some(present) = moves_from
+        // A socket is in one place of one map only.
+        let moves_from = present.map(|present| present as u32).filter(|&from| from != wanted);
+        let left: Vec<(usize, u32)> = moves_from.iter().map(|&from| (group, from)).collect();
+        let changed = pins.change(dir, &left, &[(group, wanted, &member)], state);
+        if changed.is_err()
+            && let Some(from) = moves_from
+            && let Err(e) = pins.insert(group, from, &member)
         {
-            pins.insert(present, &member)?;
+            log::warn!("{e}");
         }
-        added.map(|()| wanted)
+        changed.map(|()| wanted)
+    }
+
+    fn is_behind(&self, dir: &Dir) -> Result<bool> {
+        follow::is_behind(dir)
+    }
+
+    fn follow(&self, dir: &mut Dir) -> Result<()> {
+        follow::follow(dir)
     }
 
     fn counters(&self, dir: &Dir) -> Result<Counters> {
@@ -250,60 +249,66 @@ impl Hook for SocketSelect {
 
     fn observe(&self, dir: &Dir) -> Result<Observed> {
         let (pins, state): (_, State) = (Pins::open(dir.path())?, dir.state()?);
-        let alive = pins.cookies()?.into_iter().flatten().count();
+        let cookies = pins.cookies(&state)?;
+        let alive = |cookies: &Vec<Option<u64>>| cookies.iter().flatten().count();
         let counters = pins.counters()?;
-        let closed = state.indexes.len().saturating_sub(alive);
-        let waits = || without_sockets(&dir.app().name, &state);
-        let health = match health(pins.live()? != 0, closed, alive, &dir.recent(&counters)) {
-            Health::Live(_) if alive == 0 => waits(),
-            // What went wrong before they closed is not what is wrong now.
-            Health::Degraded(before) if alive == 0 => match waits() {
-                Health::Degraded(now) => Health::Degraded(format!("{now} ({before})")),
-                _ => Health::Degraded(before),
-            },
-            health => health,
-        };
         let mut target = Facts::new();
-        let mut tell = |name: &str, value: Option<Value>| {
-            target.extend(value.map(|value| (name.to_owned(), value)));
+        let mut tell = |name: &str, values: Vec<Value>| {
+            if !values.is_empty() {
+                target.insert(name.to_owned(), values.into());
+            }
         };
-        tell("port", state.port.map(Value::from));
-        tell("proto", state.proto.filter(|_| state.port.is_some()).map(|p| p.to_string().into()));
-        tell("address", state.address().map(|address| address.to_string().into()));
-        tell("pid", state.pid.filter(|&pid| process::is_running(pid)).map(Value::from));
+        tell("port", state.ports.iter().map(|&port| port.into()).collect());
+        let protos: std::collections::BTreeSet<Proto> = state
+            .inputs()
+            .into_iter()
+            .map(|(_, proto)| proto)
+            .chain(state.protos.clone())
+            .collect();
+        tell("proto", protos.iter().map(|proto| proto.to_string().into()).collect());
+        let addresses = state.groups.iter().filter(|group| group.count > 0);
+        tell("address", addresses.map(|group| group.key.address.to_string().into()).collect());
+        if let Some(pid) = state.pid.filter(|&pid| process::is_running(pid)) {
+            target.insert("pid".to_owned(), pid.into());
+        }
         Ok(Observed {
-            inputs: match (state.proto, state.port) {
-                (Some(proto), Some(port)) => format!("{proto}/{port}"),
-                _ => "none".to_owned(),
-            },
-            executors: alive as u32,
+            inputs: health::inputs(&state),
+            executors: cookies.iter().map(alive).max().unwrap_or(0) as u32,
             target,
             verdicts: pins.verdicts(&state)?,
             counters,
-            health,
+            health: health::health(dir, &state, &cookies, pins.live()? != 0, &counters)?,
         })
     }
 
-    /// Nobody can bring it back: its sockets are closed and the process they belonged to is
-    /// known to have ended. Without a known process it stays, because that app may be about
-    /// to start, or to register anew.
-    fn is_dead(&self, dir: &Dir) -> bool {
-        let ask = || -> Result<bool> {
+    /// Its sockets are closed and the process they belonged to is known to have ended. A
+    /// server whose ports are followed may start again; an app that registers must do so anew.
+    /// Without a known process nothing has ended: that app may be about to start.
+    fn end(&self, dir: &Dir) -> End {
+        let ask = || -> Result<End> {
             let (pins, state): (_, State) = (Pins::open(dir.path())?, dir.state()?);
-            Ok(state.pid.is_some_and(|pid| !process::is_running(pid))
-                && !state.indexes.is_empty()
-                && pins.cookies()?.iter().all(Option::is_none))
+            let mut cookies = pins.cookies(&state)?.into_iter().flatten();
+            let gone = state.pid.is_some_and(|pid| !process::is_running(pid))
+                && !state.groups.is_empty()
+                && cookies.all(|cookie| cookie.is_none());
+            Ok(match (gone, state.follows) {
+                (false, _) => End::Not,
+                (true, true) => End::MayReturn,
+                (true, false) => End::ForGood,
+            })
         };
         // One that cannot be read is for `unload` to clear, not for us to guess.
-        ask().unwrap_or(false)
+        ask().unwrap_or(End::Not)
     }
 }
 
 /// One app per port of a network namespace: two policies cannot both decide
 /// about a port's inputs, whatever addresses their sockets are bound to.
-fn refuse_taken_port(app: &App, state: &State) -> Result<()> {
-    let lease = |state: &State| Some((state.netns_cookie, state.proto?, state.port?));
-    let Some(wanted) = lease(state) else { return Ok(()) };
+fn refuse_taken_ports(app: &App, state: &State) -> Result<()> {
+    let wanted = state.leases();
+    if wanted.is_empty() {
+        return Ok(());
+    }
     for folder in pin::app_folders(&app.bpffs)? {
         let path = folder.join(SPEC.name);
         if folder == app.dir() || !path.exists() {
@@ -311,15 +316,19 @@ fn refuse_taken_port(app: &App, state: &State) -> Result<()> {
         }
         // One that cannot be read holds no port: it is for `unload` to clear.
         let theirs = Record::read(&path).ok().flatten().and_then(|r| r.state::<State>(&path).ok());
-        if theirs.as_ref().and_then(lease) == Some(wanted) {
-            let (_, proto, port) = wanted;
+        let Some(theirs) = theirs else { continue };
+        if let Some((_, port, proto)) = theirs.leases().intersection(&wanted).next() {
             let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let other = App { name, uid: 0, bpffs: app.bpffs.clone() };
-            let dead = Dir::open(&SocketSelect, &other).is_ok_and(|dir| SocketSelect.is_dead(&dir));
-            let (name, gone) = (other.name, if dead { " (its process is gone)" } else { "" });
+            let gone = Dir::open(&SocketSelect, &other)
+                .is_ok_and(|dir| SocketSelect.end(&dir) != End::Not);
+            let (name, gone) = (other.name, if gone { " (its process is gone)" } else { "" });
             return Err(Error::Conflict {
                 what: format!("{proto} port {port} belongs to app '{name}'{gone}"),
-                advice: format!("choose another port, or 'unload {} --app {name}'", SPEC.name),
+                advice: format!(
+                    "choose another port or protocol, or 'unload {} --app {name}'",
+                    SPEC.name
+                ),
             });
         }
     }
@@ -327,98 +336,26 @@ fn refuse_taken_port(app: &App, state: &State) -> Result<()> {
 }
 
 /// A deployment that was loaded for a protocol or port takes no other.
-fn refuse_other_port(state: &State, key: &GroupKey) -> Result<()> {
-    let port = key.address.port();
-    if state.proto.is_none_or(|proto| proto == key.proto) && state.port.is_none_or(|p| p == port) {
-        return Ok(());
-    }
-    let proto = state.proto.map_or(String::new(), |proto| format!("{proto} "));
-    let theirs = state.port.map_or("sockets".to_owned(), |port| format!("port {port}"));
-    Err(Error::Usage(format!(
-        "the socket is bound to {} port {port}, the deployment is for {proto}{theirs}",
-        key.proto
-    )))
+fn not_its(state: &State, key: &GroupKey) -> Error {
+    let elsewhere = if state.covers(&GroupKey { netns_cookie: state.netns_cookie, ..*key }) {
+        " of another network namespace"
+    } else {
+        ""
+    };
+    let its = match state.ports.as_slice() {
+        [] => state.protos.iter().map(Proto::to_string).collect::<Vec<_>>().join(",") + " sockets",
+        _ => health::inputs(state),
+    };
+    Error::Usage(format!(
+        "the socket is bound to {} port {}{elsewhere}, the deployment is for {its}",
+        key.proto,
+        key.address.port()
+    ))
 }
 
-fn health(has_policy: bool, closed: usize, alive: usize, counters: &Counters) -> Health {
-    let mut reasons = Vec::new();
-    if !has_policy {
-        reasons.push("its policy is gone from the PROG_ARRAY".to_owned());
-    }
-    // With all closed no input can arrive: the app ended, or starts again.
-    if alive > 0 && closed > 0 {
-        reasons.push(format!("{closed} of {} sockets are closed", alive + closed));
-    }
-    for (counter, what) in [
-        (SYRUP_OUT_OF_RANGE, "verdicts named no executor"),
-        (SYRUP_ENFORCE_FAILED, "verdicts named a closed socket"),
-        (SYRUP_NO_POLICY, "inputs found no policy"),
-    ] {
-        let count = counters.get(counter);
-        if count > 0 {
-            reasons.push(format!("{count} {what}"));
-        }
-    }
-    if reasons.is_empty() {
-        Health::LIVE
-    } else {
-        Health::Degraded(format!("{}: the kernel's hash decides these", reasons.join(", ")))
-    }
-}
-
-/// The state of a deployment that has no socket. Its dispatcher is in no group, so
-/// what arrives is not counted; who has the port tells whether anything may.
-fn without_sockets(app: &str, state: &State) -> Health {
-    let hook = SPEC.name;
-    let load = match state.port {
-        None => "load it again".to_owned(),
-        Some(port) => format!("load it again with --port {port}"),
-    };
-    let load = format!("'syrupctl unload {hook} --app {app}' and {load}");
-    let waits = if state.indexes.is_empty() {
-        "it waits for its first socket"
-    } else {
-        "it waits for sockets: all it had are closed"
-    };
-    let register = "let the application register its sockets (syr_register_socket)";
-    let (Some(proto), Some(port)) = (state.proto, state.port) else {
-        return Health::waiting(format!("{waits}; {register}"));
-    };
-    let servers = match sockets::servers(port) {
-        Ok(servers) => servers,
-        Err(e) => {
-            return Health::Degraded(format!("{waits}, and who has the port is unknown: {e}"));
-        }
-    };
-    let (here, elsewhere): (Vec<_>, Vec<_>) =
-        servers.into_iter().partition(|server| server.netns_cookie == state.netns_cookie);
-    let (ours, others): (Vec<_>, Vec<_>) =
-        here.into_iter().partition(|server| server.proto == proto);
-    if let Some(server) = ours.iter().find(|server| server.unfit.is_none()) {
-        return Health::Degraded(format!(
-            "the sockets of process {} at {proto} port {port} are not registered: {load} to adopt \
-             them, or {register}",
-            server.pid
-        ));
-    }
-    if let Some((server, unfit)) = ours.iter().find_map(|server| Some((server, server.unfit?))) {
-        return Health::Degraded(format!(
-            "process {} cannot be adopted: {unfit}; have it set SO_REUSEPORT before it \
-             binds, then {load}",
-            server.pid
-        ));
-    }
-    let instead = if let Some(server) = others.first() {
-        let other = server.proto;
-        format!("process {} has {other} port {port}: for that, {load} --proto {other}", server.pid)
-    } else if let Some(server) = elsewhere.iter().find(|server| server.proto == proto) {
-        format!(
-            "process {pid} has {proto} port {port} in another network namespace: for that, {load} \
-             --pid {pid}",
-            pid = server.pid
-        )
-    } else {
-        format!("{register}, or {load} while the server runs")
-    };
-    Health::waiting(format!("{waits}; {instead}"))
+fn too_many_groups() -> Error {
+    Error::Usage(format!(
+        "more than {MAX_GROUPS} reuseport groups: a deployment has at most so many; name fewer \
+         ports or protocols"
+    ))
 }

@@ -1,91 +1,65 @@
 //! A deployment as its pins describe it, and the steps by which they change.
 //!
-//! A folder holds `dispatcher`, `policies`, `executors`, `registered`, `nr_executors`,
-//! `counters` and `verdicts` beside what every hook's does (`syrup_hook::pin`).
+//! A folder holds a `dispatcher_N` for each group, `policies`, `executors`, `registered`,
+//! `numbers`, `group`, `counters` and `verdicts` beside what every hook's does
+//! (`syrup_hook::pin`).
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
 use syrup_hook::record::Record;
 use syrup_hook::sys::{self, Map};
-use syrup_hook::{Counters, Dir, Error, Proto, Result};
+use syrup_hook::{Counters, Dir, Error, LoadedProgram, PolicyObject, Result, set_constant};
 use syrup_sdk::abi::{SYRUP_CHOSEN, SYRUP_INPUTS, SYRUP_MAX_EXECUTORS, SYRUP_NO_POLICY};
 
-use super::sockets::{self, GroupKey, Member};
+use super::adopt;
+use super::sockets::{self, Member};
+use super::state::State;
 
-pub(crate) const DISPATCHER: &str = "dispatcher";
+const DISPATCHER_OBJECT: &[u8] =
+    include_bytes!(concat!(env!("OUT_DIR"), "/socket_select_dispatcher.o"));
+const DISPATCHER_PROGRAM: &str = "syrup_dispatch";
+const DISPATCHER: &str = "dispatcher_";
+/// The constant by which a dispatcher knows its group.
+const THIS_GROUP: &str = "syrup_this_group";
+
 /// Pins of maps, and the names the maps have in the BPF objects.
 pub(crate) const POLICIES: (&str, &str) = ("policies", "syrup_policies");
 pub(crate) const COUNTERS: (&str, &str) = ("counters", "syrup_counters");
+pub(crate) const GROUP: (&str, &str) = ("group", "syrup_group");
+/// The variables that policies and dispatchers read: executors of every group, groups.
+pub(crate) const NUMBERS: (&str, &str) = ("numbers", ".data.executors");
 pub(crate) const EXECUTORS: (&str, &str) = ("executors", "syrup_executors");
-/// One more than the highest index in use.
+/// By group, one more than the highest index in use.
 pub(crate) const REGISTERED: (&str, &str) = ("registered", "syrup_registered");
-/// The variable that policies read; follows the registered.
-pub(crate) const NR_EXECUTORS: (&str, &str) = ("nr_executors", ".data.executors");
 pub(crate) const VERDICTS: (&str, &str) = ("verdicts", "syrup_verdicts");
 
-/// How long the kernel may take to free what nobody holds any more: some RCU
+/// Those that come with the first dispatcher, and are the others' too.
+pub(crate) const OF_DISPATCHERS: [(&str, &str); 4] = [POLICIES, COUNTERS, GROUP, NUMBERS];
+/// Those that come with the first policy.
+pub(crate) const OF_POLICIES: [(&str, &str); 3] = [EXECUTORS, REGISTERED, VERDICTS];
+
+/// How long a socket may stay busy that a map held which the kernel is freeing: some RCU
 /// grace periods.
-const FREEING: Duration = Duration::from_secs(2);
-
-/// What is kept of a deployment.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct State {
-    /// The process whose sockets they are, or were.
-    #[serde(default)]
-    pub pid: Option<i32>,
-    /// Of which sockets it is: of any, until one is registered or the load said so.
-    #[serde(default)]
-    pub proto: Option<Proto>,
-    #[serde(default)]
-    pub port: Option<u16>,
-    /// The network namespace of the port.
-    #[serde(default)]
-    pub netns_cookie: u64,
-    /// The group of the registered sockets; none before the first.
-    #[serde(default)]
-    pub group: Option<GroupKey>,
-    /// The indexes in use when a socket was registered last.
-    #[serde(default)]
-    pub indexes: BTreeSet<u32>,
-}
-
-impl State {
-    /// Its sockets are of this group from now on.
-    pub fn belongs_to(&mut self, key: &GroupKey) {
-        self.group = Some(*key);
-        self.proto = Some(key.proto);
-        self.port = Some(key.address.port());
-        self.netns_cookie = key.netns_cookie;
-    }
-
-    /// What the sockets are bound to.
-    pub fn address(&self) -> Option<SocketAddr> {
-        self.group.map(|group| group.address)
-    }
-
-    /// One more than the highest index in use.
-    fn end(&self) -> u32 {
-        self.indexes.last().map_or(0, |last| last + 1)
-    }
-}
+const FREEING: Duration = Duration::from_millis(250);
 
 /// An opened deployment folder.
 #[derive(Debug)]
 pub(crate) struct Pins {
     path: PathBuf,
     policies: Map,
-    pub executors: Map,
-    pub registered: Map,
-    pub nr_executors: Map,
-    pub counters: Map,
-    pub verdicts: Map,
+    executors: Map,
+    registered: Map,
+    numbers: Map,
+    counters: Map,
+    verdicts: Map,
 }
+
+/// The cookies of a group's sockets by index; `None` where there is none or it was closed.
+pub(crate) type Cookies = Vec<Option<u64>>;
 
 impl Pins {
     /// Opens a deployment's folder.
@@ -96,7 +70,7 @@ impl Pins {
             policies: map(POLICIES)?,
             executors: map(EXECUTORS)?,
             registered: map(REGISTERED)?,
-            nr_executors: map(NR_EXECUTORS)?,
+            numbers: map(NUMBERS)?,
             counters: map(COUNTERS)?,
             verdicts: map(VERDICTS)?,
         })
@@ -114,67 +88,131 @@ impl Pins {
     }
 
     /// What `schedule()` may name is what was registered.
-    pub fn set_registered(&self, state: &State) -> Result<()> {
-        let end = state.end();
-        self.registered.update(&0u32.to_ne_bytes(), &end.to_ne_bytes())?;
-        // syrup_num_executors() is never 0.
-        self.nr_executors.update(&0u32.to_ne_bytes(), &end.max(1).to_ne_bytes())
+    pub fn set_numbers(&self, state: &State) -> Result<()> {
+        for (group, end) in (0u32..).zip(state.ends()) {
+            self.registered.update(&group.to_ne_bytes(), &end.to_ne_bytes())?;
+        }
+        let groups = state.groups.len().max(1) as u32;
+        let numbers = [state.common_end(), groups].map(u32::to_ne_bytes).concat();
+        self.numbers.update(&0u32.to_ne_bytes(), &numbers)
     }
 
-    /// Cookie of the socket at each index; `None` where there is none or it was closed.
-    pub fn cookies(&self) -> Result<Vec<Option<u64>>> {
-        (0..SYRUP_MAX_EXECUTORS)
-            .map(|index| {
-                let cookie = self.executors.lookup(&index.to_ne_bytes())?;
-                Ok(cookie.and_then(|bytes| bytes.try_into().ok()).map(u64::from_ne_bytes))
-            })
-            .collect()
+    /// The cookies of all groups' sockets, by group.
+    pub fn cookies(&self, state: &State) -> Result<Vec<Cookies>> {
+        let cookie = |place: u32| -> Result<Option<u64>> {
+            let bytes = self.executors.lookup(&place.to_ne_bytes())?;
+            Ok(bytes.and_then(|bytes| bytes.try_into().ok()).map(u64::from_ne_bytes))
+        };
+        let of_group = |(group, end)| (0..end).map(|index| cookie(place(group, index))).collect();
+        state.ends().enumerate().map(of_group).collect()
     }
 
-    /// Makes sockets of one group the executors at the given indexes and
-    /// attaches the dispatcher to the group, which is `state`'s from then on. Undoes its
-    /// own steps when one fails.
-    pub fn add(&self, dir: &mut Dir, members: &[(u32, &Member)], mut state: State) -> Result<()> {
-        let Some((_, first)) = members.first() else { return dir.set_state(&state) };
-        let dispatcher = sys::obj_get_required(&self.path.join(DISPATCHER))?;
-        let before: Option<State> = dir.state().ok();
-        let cookies = self.cookies()?;
+    /// Makes sockets the executors at the given groups and indexes, takes away those that
+    /// `left` names, and attaches dispatchers to groups that got one. The deployment's state
+    /// is `state` from then on. Undoes its own steps when one fails.
+    pub fn change(
+        &self,
+        dir: &mut Dir,
+        left: &[(usize, u32)],
+        joined: &[(usize, u32, &Member)],
+        mut state: State,
+    ) -> Result<()> {
+        let before: State = dir.state()?;
+        let mut wider = state.clone();
+        for &(group, index, _) in joined {
+            let end = &mut wider.groups[group].end;
+            *end = (*end).max(index + 1);
+        }
+        let cookies = self.cookies(&wider)?;
+        for (group, cookies) in state.groups.iter_mut().zip(&cookies) {
+            // Its sockets were the last to hold what was attached.
+            group.attached &= cookies.iter().any(Option::is_some);
+        }
         let mut added = Vec::new();
         let mut step = || {
-            for (index, member) in members {
+            // Whoever reads after a death looks at all that may be there.
+            dir.set_state(&wider)?;
+            self.clear(left, &wider)?;
+            for &(group, index, member) in joined {
                 // A call that died before it attached left it there.
-                if cookies[*index as usize] != Some(member.cookie) {
-                    self.insert(*index, member)?;
-                    added.push(*index);
+                if cookies[group][index as usize] != Some(member.cookie) {
+                    self.insert(group, index, member)?;
+                    added.push((group, index));
                 }
             }
-            state.belongs_to(&first.key);
-            let open = (0..).zip(self.cookies()?).filter(|(_, cookie)| cookie.is_some());
-            state.indexes = open.map(|(index, _)| index).collect();
+            for (group, cookies) in state.groups.iter_mut().zip(self.cookies(&wider)?) {
+                group.count = cookies.iter().flatten().count() as u32;
+                let last = cookies.iter().rposition(Option::is_some);
+                group.end = last.map_or(0, |last| last as u32 + 1);
+            }
             dir.set_state(&state)?;
             // From here on schedule() may name the new indexes.
-            self.set_registered(&state)?;
-            sockets::attach(first.fd.as_fd(), dispatcher.as_fd())
+            self.set_numbers(&state)?;
+            for &(number, _, member) in joined {
+                if !state.groups[number].attached {
+                    sockets::attach(member.fd.as_fd(), self.dispatcher(number)?.as_fd())?;
+                    state.groups[number].attached = true;
+                }
+            }
+            dir.set_state(&state)
         };
         let done = step();
         if done.is_err() {
-            for index in added {
-                self.executors.delete(&index.to_ne_bytes())?;
+            // What the caller hears is why it failed, not what else did.
+            if let Err(e) = self.undo(dir, &before, &added, &cookies) {
+                log::warn!("{e}");
             }
-            let before = before.unwrap_or_default();
-            dir.set_state(&before)?;
-            self.set_registered(&before)?;
         }
         done
     }
 
+    /// Takes sockets away, after `schedule()` was told not to name them.
+    fn clear(&self, places: &[(usize, u32)], state: &State) -> Result<()> {
+        if places.is_empty() {
+            return Ok(());
+        }
+        let mut lower = state.clone();
+        for &(group, index) in places {
+            let end = &mut lower.groups[group].end;
+            *end = (*end).min(index);
+        }
+        self.set_numbers(&lower)?;
+        sys::wait_for_running_programs();
+        for &(group, index) in places {
+            self.executors.delete(&place(group, index).to_ne_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Puts back what was `before`, as far as it is still there.
+    fn undo(
+        &self,
+        dir: &mut Dir,
+        before: &State,
+        added: &[(usize, u32)],
+        cookies: &[Cookies],
+    ) -> Result<()> {
+        for &(group, index) in added {
+            self.executors.delete(&place(group, index).to_ne_bytes())?;
+            let former = cookies[group][index as usize];
+            let Some(key) = before.groups.get(group).map(|group| group.key) else { continue };
+            if let Some(cookie) = former
+                && let Some(fd) = adopt::one_of(&key, &[cookie], before.pid)?
+            {
+                self.insert(group, index, &Member { fd, key, cookie })?;
+            }
+        }
+        dir.set_state(before)?;
+        self.set_numbers(before)
+    }
+
     /// A socket that a map of ours held until a moment ago is busy until the
     /// kernel has freed that map.
-    pub fn insert(&self, index: u32, member: &Member) -> Result<()> {
+    pub fn insert(&self, group: usize, index: u32, member: &Member) -> Result<()> {
         let value = u64::try_from(member.fd.as_raw_fd()).unwrap_or_default().to_ne_bytes();
         let deadline = Instant::now() + FREEING;
         loop {
-            match self.executors.update(&index.to_ne_bytes(), &value) {
+            match self.executors.update(&place(group, index).to_ne_bytes(), &value) {
                 Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
                     if Instant::now() > deadline {
                         return Err(Error::Conflict {
@@ -202,6 +240,16 @@ impl Pins {
         }
     }
 
+    /// The dispatcher of a group, loaded if it is the group's first time.
+    fn dispatcher(&self, group: usize) -> Result<OwnedFd> {
+        let path = self.path.join(format!("{DISPATCHER}{group}"));
+        if let Some(program) = sys::obj_get(&path)? {
+            return Ok(program);
+        }
+        load_dispatcher(&self.path, group)?;
+        sys::obj_get_required(&path)
+    }
+
     /// What became of the inputs. Each is counted once: by the executor that was
     /// chosen, or by the reason why none was.
     pub fn counters(&self) -> Result<Counters> {
@@ -214,7 +262,7 @@ impl Pins {
         Ok(counters)
     }
 
-    /// How often each index was chosen.
+    /// How often each index was chosen, in whichever group.
     pub fn verdicts(&self, state: &State) -> Result<Vec<u64>> {
         let mut verdicts = self.verdicts.sums()?;
         verdicts.truncate(state.end() as usize);
@@ -222,9 +270,51 @@ impl Pins {
     }
 }
 
-/// Detaches the dispatcher of a deployment, complete or not, and empties its maps.
+/// Where a group's socket is in the map of executors.
+fn place(group: usize, index: u32) -> u32 {
+    group as u32 * SYRUP_MAX_EXECUTORS + index
+}
+
+/// Loads the dispatcher of a group and pins it in `path`; the maps of the first are the
+/// others' too.
+pub(crate) fn load_dispatcher(path: &Path, group: usize) -> Result<LoadedProgram> {
+    let mut image = DISPATCHER_OBJECT.to_vec();
+    if !set_constant(&mut image, THIS_GROUP, &(group as u32).to_ne_bytes())? {
+        return Err(Error::Defect(format!("the dispatcher has no {THIS_GROUP}")));
+    }
+    let mut object = PolicyObject::open_bytes(&image, "socket_select")?;
+    if group > 0 {
+        share(path, &mut object, &OF_DISPATCHERS)?;
+    }
+    let dispatcher = object.load(DISPATCHER_PROGRAM)?;
+    dispatcher.pin(&path.join(format!("{DISPATCHER}{group}")))?;
+    if group == 0 {
+        for (name, map) in OF_DISPATCHERS {
+            dispatcher.pin_map(map, &path.join(name))?;
+        }
+    }
+    Ok(dispatcher)
+}
+
+/// Gives an object the maps that are pinned in `path`.
+pub(crate) fn share(path: &Path, object: &mut PolicyObject, maps: &[(&str, &str)]) -> Result<()> {
+    for (pin, map) in maps {
+        object.share(map, sys::obj_get_required(&path.join(pin))?.as_fd())?;
+    }
+    Ok(())
+}
+
+/// The dispatchers that a deployment has pinned.
+pub(crate) fn dispatchers(path: &Path) -> Result<Vec<OwnedFd>> {
+    let entries =
+        fs::read_dir(path).map_err(|e| Error::kernel(format!("read {}", path.display()), e))?;
+    let named = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(DISPATCHER);
+    entries.flatten().filter(named).map(|entry| sys::obj_get_required(&entry.path())).collect()
+}
+
+/// Detaches the dispatchers of a deployment, complete or not, and empties its maps.
 ///
-/// Through a socket of ours only: the group may have another's program by now, and the
+/// Through sockets of ours only: a group may have another's program by now, and the
 /// kernel tells nobody whose it is. A dispatcher that stays, because we could not reach its
 /// sockets, finds its slot empty and passes.
 ///
@@ -233,15 +323,18 @@ impl Pins {
 pub(crate) fn take_down(path: &Path) -> Result<()> {
     let Ok(pins) = Pins::open(path) else { return Ok(()) };
     let state = Record::read(path).ok().flatten().and_then(|r| r.state::<State>(path).ok());
-    if let Some(State { group: Some(key), pid, .. }) = state {
-        let ours: Vec<u64> = pins.cookies()?.into_iter().flatten().collect();
-        if let Some(socket) = sockets::one_of(&key, &ours, pid) {
-            sockets::detach(socket.as_fd())?;
+    if let Some(state) = state {
+        let groups = state.groups.iter().zip(pins.cookies(&state)?);
+        for (group, cookies) in groups.filter(|(group, _)| group.attached) {
+            let ours: Vec<u64> = cookies.into_iter().flatten().collect();
+            if let Some(socket) = adopt::one_of(&group.key, &ours, state.pid)? {
+                sockets::detach(socket.as_fd())?;
+            }
         }
     }
     pins.policies.delete(&0u32.to_ne_bytes())?;
-    for index in 0..SYRUP_MAX_EXECUTORS {
-        pins.executors.delete(&index.to_ne_bytes())?;
+    for place in 0..pins.executors.max_entries() {
+        pins.executors.delete(&place.to_ne_bytes())?;
     }
     Ok(())
 }

@@ -2,10 +2,10 @@
 
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
-use syrup_hook::{App, Error, Result, sys};
+use syrup_hook::{App, Error, Result};
 
 use super::SPEC;
-use super::pins::DISPATCHER;
+use super::pins;
 
 /// Time and number of runs since accounting was turned on, with what was
 /// tail-called included.
@@ -50,13 +50,18 @@ pub fn count_run_time() -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// What the app's dispatcher at socket-select, with its policy, has used.
+/// What the app's dispatchers at socket-select, with its policy, have used.
 ///
 /// # Errors
-/// [`Error::Pin`] when the app has no deployment there.
+/// [`Error::Kernel`] when the app has no deployment there.
 pub fn run_time(app: &App) -> Result<RunTime> {
-    let path = app.hook_dir(&SPEC).join(DISPATCHER);
-    program_run_time(sys::obj_get_required(&path)?.as_fd())
+    let mut sum = RunTime::default();
+    for dispatcher in pins::dispatchers(&app.hook_dir(&SPEC))? {
+        let used = program_run_time(dispatcher.as_fd())?;
+        sum.total_ns += used.total_ns;
+        sum.runs += used.runs;
+    }
+    Ok(sum)
 }
 
 /// What a BPF program has used.

@@ -43,7 +43,7 @@ impl Lab {
     }
 
     pub fn target() -> Target {
-        Target { port: Some(PORT), ..Default::default() }
+        Target { port: vec![PORT], ..Default::default() }
     }
 
     /// Deploys and registers the sockets in order.
@@ -351,7 +351,7 @@ impl Ids {
     pub fn of(lab: &Lab) -> Self {
         let dir = lab.app.dir().join("socket-select");
         let open = |name: &str| sys::obj_get_required(&dir.join(name)).unwrap();
-        let mut ids: Vec<(bool, u32)> = ["dispatcher", "policy"]
+        let mut ids: Vec<(bool, u32)> = ["dispatcher_0", "policy"]
             .iter()
             .map(|name| (true, sys::program_id(open(name).as_fd()).unwrap()))
             .collect();

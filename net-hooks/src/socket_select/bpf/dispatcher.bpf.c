@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Dispatcher of socket-select: the program that is attached to an app's
- * reuseport group. The group is the app's alone, so there is nothing to look
- * up: slot 0 by constant index, which the JIT turns into a direct jump.
+ * Dispatcher of socket-select: the program that is attached to a reuseport group
+ * of an app, one for each of its groups. A group is one app's alone, so there is
+ * nothing to look up: slot 0 by constant index, which the JIT turns into a direct
+ * jump. The slot is the same for all groups of the app.
  */
 #include "shared.bpf.h"
 
@@ -13,9 +14,26 @@ struct {
 	__type(value, __u32);
 } syrup_policies SEC(".maps");
 
-SEC("sk_reuseport")
+/* Which of the app's groups it is attached to. */
+const volatile __u32 syrup_this_group = 0;
+
+/*
+ * Of the kind that is also asked where the connections go that wait at a listener
+ * which closes: with the other kind the kernel would reset them, as it does
+ * without any program. They were decided about once, and there may be no packet,
+ * so the kernel's hash takes them to a listener that is left.
+ */
+SEC("sk_reuseport/migrate")
 int syrup_dispatch(struct sk_reuseport_md *ctx)
 {
+	if (ctx->migrating_sk)
+		return SK_PASS;
+	if (*(volatile __u32 *)&syrup_nr_groups > 1) {
+		__u32 *group = group_of_input();
+
+		if (group)
+			*group = syrup_this_group;
+	}
 	bpf_tail_call(ctx, &syrup_policies, 0);
 	/* The slot is empty. Selecting nothing leaves the choice to the kernel's hash. */
 	add_one(&syrup_counters, SYRUP_NO_POLICY);

@@ -6,18 +6,19 @@
  */
 #include "shared.bpf.h"
 
+/* The sockets of group g are at g * SYRUP_MAX_EXECUTORS and above. */
 struct {
 	__uint(type, BPF_MAP_TYPE_REUSEPORT_SOCKARRAY);
-	__uint(max_entries, SYRUP_MAX_EXECUTORS);
+	__uint(max_entries, MAX_GROUPS *SYRUP_MAX_EXECUTORS);
 	__type(key, __u32);
 	__type(value, __u64); /* 8 bytes, so that user space reads socket cookies */
 } syrup_executors SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, MAX_GROUPS);
 	__type(key, __u32);
-	__type(value, __u32); /* one more than the highest index in use */
+	__type(value, __u32); /* one more than the group's highest index in use */
 } syrup_registered SEC(".maps");
 
 struct {
@@ -27,13 +28,27 @@ struct {
 	__type(value, __u64);
 } syrup_verdicts SEC(".maps");
 
-/*
- * What syrup_num_executors() reads: the group's, where a policy can reach it
- * without a call. A policy that writes here fools itself alone.
- */
-__u32 syrup_nr_executors SEC(".data.executors") = 1;
+static __always_inline __u32 this_group(void)
+{
+	__u32 *group;
 
-SEC("sk_reuseport")
+	if (*(volatile __u32 *)&syrup_nr_groups <= 1)
+		return 0;
+	group = group_of_input();
+	return group ? *group : 0;
+}
+
+/* For schedule(): only where the groups differ, so that others need no call. */
+__hidden __u32 syrup_nr_executors_here(void)
+{
+	__u32 group = this_group();
+	__u32 *registered = bpf_map_lookup_elem(&syrup_registered, &group);
+
+	return registered && *registered ? *registered : 1;
+}
+
+/* Of the dispatcher's kind: only such are in one PROG_ARRAY. */
+SEC("sk_reuseport/migrate")
 int syrup_policy(struct sk_reuseport_md *ctx)
 {
 	/*
@@ -43,7 +58,7 @@ int syrup_policy(struct sk_reuseport_md *ctx)
 	 * no helper to pull it in.
 	 */
 	__s32 verdict = schedule(ctx->data, ctx->data_end);
-	__u32 index = verdict;
+	__u32 index = verdict, group, place;
 
 	if (verdict == SYRUP_PASS) {
 		add_one(&syrup_counters, SYRUP_PASSED);
@@ -54,15 +69,16 @@ int syrup_policy(struct sk_reuseport_md *ctx)
 		add_one(&syrup_counters, SYRUP_DROPPED);
 		return SK_DROP;
 	}
-	/*
-	 * No socket is registered beyond the number of executors, so the kernel's
-	 * refusal (-ENOENT) tells all that cannot be enforced. Negative verdicts
-	 * without a meaning are large here.
-	 */
-	if (bpf_sk_select_reuseport(ctx, &syrup_executors, &index, 0)) {
+	/* Negative verdicts without a meaning are large here. */
+	if (index >= SYRUP_MAX_EXECUTORS) {
+		add_one(&syrup_counters, SYRUP_OUT_OF_RANGE);
+		return SK_PASS;
+	}
+	group = this_group();
+	place = group * SYRUP_MAX_EXECUTORS + index;
+	if (bpf_sk_select_reuseport(ctx, &syrup_executors, &place, 0)) {
 		/* In range: the socket was closed, or this index was never registered. */
-		__u32 zero = 0;
-		__u32 *registered = bpf_map_lookup_elem(&syrup_registered, &zero);
+		__u32 *registered = bpf_map_lookup_elem(&syrup_registered, &group);
 
 		add_one(&syrup_counters, registered && index < *registered ? SYRUP_ENFORCE_FAILED
 									   : SYRUP_OUT_OF_RANGE);

@@ -147,8 +147,16 @@ impl Run {
             if let Some(code) = child.ended_within(RUNNING)? {
                 break code;
             }
-            if let Some(port) = self.target.port().filter(|_| watch.sockets) {
-                self.adopt_sockets(&*arbiter, &child, port, &mut watch);
+            match &arbiter.place {
+                _ if !watch.sockets => {}
+                // What root loaded follows its ports; the daemon sees to that.
+                Place::Daemon(_) if is_root() => {}
+                Place::InProcess(bpffs) if is_root() => {
+                    if let Err(e) = Engine::new(bpffs.clone()).and_then(|engine| engine.follow()) {
+                        log::warn!("{e}");
+                    }
+                }
+                _ => self.adopt_sockets(&*arbiter, &child, &mut watch),
             }
         };
         match loaded.unload() {
@@ -169,7 +177,7 @@ impl Run {
                     Failure::new(Code::Usage, message).advise("an app has one policy per hook")
                 );
             }
-            if needs_port(load.hook) && self.target.port().is_none() {
+            if needs_port(load.hook) && self.target.ports().is_empty() {
                 let message = format!("{} needs --port", load.hook);
                 return Err(Failure::new(Code::Usage, message)
                     .advise("name the port that the command will bind"));
@@ -205,16 +213,12 @@ impl Run {
         watch: &mut Watch,
         loaded: &mut Loaded<'_>,
     ) -> Result<bool> {
-        let port = self.target.port().filter(|_| needs_port(hook));
-        let mut sockets = vec![];
+        let by_port = needs_port(hook);
         let mut pid = Some(child.pid());
-        if let Some(port) = port {
-            match self.wait_for_sockets(child, port)? {
+        if by_port {
+            match self.wait_for_sockets(child)? {
                 None => return Ok(false),
-                Some(found) => {
-                    pid = tree::main_owner(&found);
-                    sockets = found;
-                }
+                Some(found) => pid = tree::main_owner(&found),
             }
         }
         if is_root() {
@@ -222,11 +226,7 @@ impl Run {
             let deployment = arbiter.load(&request)?;
             loaded.hooks.push(hook);
             announce(&deployment);
-            if let Some(port) = port {
-                watch.sockets = true;
-                watch.adopted(&sockets, pid);
-                self.adopt_sockets(arbiter, child, port, watch);
-            }
+            watch.sockets |= by_port;
             return Ok(true);
         }
         // What only root may say is left out: everybody may register what is theirs.
@@ -236,12 +236,12 @@ impl Run {
         request.target.retain(|name, _| !of_root(name));
         arbiter.load(&request)?;
         loaded.hooks.push(hook);
-        match (port, pid) {
-            (Some(port), _) => {
+        match (by_port, pid) {
+            (true, _) => {
                 watch.sockets = true;
-                self.adopt_sockets(arbiter, child, port, watch);
+                self.adopt_sockets(arbiter, child, watch);
             }
-            (None, Some(pid)) => {
+            (false, Some(pid)) => {
                 for tid in tree::threads(pid) {
                     let what = Registration::Thread { tid };
                     match arbiter.register(&self.app, Some(hook.name), what, None) {
@@ -251,7 +251,7 @@ impl Run {
                     }
                 }
             }
-            (None, None) => {}
+            (false, None) => {}
         }
         for deployment in arbiter.show(&self.app)?.deployments {
             if deployment.hook == hook.name {
@@ -263,21 +263,23 @@ impl Run {
 
     /// The sockets that the child bound, once no more are coming; `None` when
     /// it ended before.
-    fn wait_for_sockets(&self, child: &Child, port: u16) -> Result<Option<Vec<BoundSocket>>> {
+    fn wait_for_sockets(&self, child: &Child) -> Result<Option<Vec<BoundSocket>>> {
+        let (protos, ports) = (self.target.protos(), self.target.ports());
         let deadline = Instant::now() + Duration::from_secs(self.wait);
         let mut known: Vec<BoundSocket> = vec![];
         let mut since = Instant::now();
         loop {
-            let found = tree::bound_sockets(child.pid(), self.target.proto(), port);
+            let found = tree::bound_sockets(child.pid(), &protos, &ports);
             if found != known {
                 (known, since) = (found, Instant::now());
             } else if !known.is_empty() && since.elapsed() >= SETTLED {
                 return Ok(Some(known));
             }
             if Instant::now() >= deadline {
-                let proto = self.target.proto();
+                let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+                let ports = ports.join(",");
                 let message =
-                    format!("the command did not bind {proto}/{port} within {} s", self.wait);
+                    format!("the command did not bind port {ports} within {} s", self.wait);
                 return Err(Failure::new(Code::Timeout, message).advise(
                     "check the command's port and protocol (--port, --proto), \
                      or give it more time with --wait",
@@ -290,8 +292,9 @@ impl Run {
     }
 
     /// Registers sockets that were bound after the policy was loaded.
-    fn adopt_sockets(&self, arbiter: &dyn Arbiter, child: &Child, port: u16, watch: &mut Watch) {
-        for socket in tree::bound_sockets(child.pid(), self.target.proto(), port) {
+    fn adopt_sockets(&self, arbiter: &dyn Arbiter, child: &Child, watch: &mut Watch) {
+        let (protos, ports) = (self.target.protos(), self.target.ports());
+        for socket in tree::bound_sockets(child.pid(), &protos, &ports) {
             if watch.known.contains(&socket.inode) {
                 continue;
             }
@@ -334,13 +337,6 @@ fn try_out(
 struct Watch {
     sockets: bool,
     known: Vec<u64>,
-}
-
-impl Watch {
-    fn adopted(&mut self, sockets: &[BoundSocket], pid: Option<i32>) {
-        let of_pid = |socket: &&BoundSocket| Some(socket.pid) == pid;
-        self.known.extend(sockets.iter().filter(of_pid).map(|socket| socket.inode));
-    }
 }
 
 /// Standard output is the command's.

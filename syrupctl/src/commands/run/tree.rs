@@ -33,13 +33,14 @@ impl BoundSocket {
     }
 }
 
-/// Sockets bound to `port` (TCP: listening there) of `root` and its descendants,
+/// Sockets bound to one of `ports` (TCP: listening there) of `root` and its descendants,
 /// each once. Processes that end meanwhile have none.
-pub fn bound_sockets(root: i32, proto: Proto, port: u16) -> Vec<BoundSocket> {
+pub fn bound_sockets(root: i32, protos: &[Proto], ports: &[u16]) -> Vec<BoundSocket> {
     let mut bound = BTreeMap::new();
     for process in descendants(root) {
         // The command may have a network namespace of its own.
-        let inodes = inodes(&process, proto, port);
+        let of_proto = |&proto: &Proto| inodes(&process, proto, ports);
+        let inodes: HashSet<u64> = protos.iter().flat_map(of_proto).collect();
         let Ok(fds) = process.fd() else { continue };
         for fd in fds.flatten() {
             if let FDTarget::Socket(inode) = fd.target
@@ -71,8 +72,8 @@ pub fn threads(root: i32) -> Vec<i32> {
         .collect()
 }
 
-fn inodes(process: &Process, proto: Proto, port: u16) -> HashSet<u64> {
-    let here = |address: std::net::SocketAddr| address.port() == port;
+fn inodes(process: &Process, proto: Proto, ports: &[u16]) -> HashSet<u64> {
+    let here = |address: std::net::SocketAddr| ports.contains(&address.port());
     match proto {
         Proto::Udp => {
             let sockets = process.udp().into_iter().chain(process.udp6()).flatten();
@@ -121,7 +122,7 @@ mod tests {
     fn bound_sockets_are_found_by_protocol_and_port() {
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = udp.local_addr().unwrap().port();
-        let found = bound_sockets(me(), Proto::Udp, port);
+        let found = bound_sockets(me(), &[Proto::Udp], &[port]);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].fd, udp.as_raw_fd());
         let copy = UdpSocket::from(found[0].duplicate().unwrap());
@@ -129,9 +130,9 @@ mod tests {
 
         let tcp = TcpListener::bind("[::1]:0").unwrap();
         let port = tcp.local_addr().unwrap().port();
-        assert_eq!(bound_sockets(me(), Proto::Tcp, port)[0].fd, tcp.as_raw_fd());
+        assert_eq!(bound_sockets(me(), &[Proto::Tcp], &[port])[0].fd, tcp.as_raw_fd());
         drop(tcp);
-        assert_eq!(bound_sockets(me(), Proto::Tcp, port), []);
+        assert_eq!(bound_sockets(me(), &[Proto::Tcp], &[port]), []);
     }
 
     #[test]

@@ -1,0 +1,196 @@
+//! Membership follows the group: what a server opens joins its deployment, what it closes
+//! leaves it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use syrup_hook::sys::wait_for_running_programs;
+use syrup_hook::{Dir, Error, Result, netns};
+use syrup_sdk::abi::SYRUP_MAX_EXECUTORS;
+
+use super::adopt;
+use super::bound::{Bound, bound};
+use super::pins::{Cookies, Pins};
+use super::sockets::Member;
+use super::state::{Group, State};
+
+/// Sockets that get inputs of a deployment and are not its executors.
+///
+/// Of a deployment that follows its ports, all there but those that can be none; of another,
+/// those in its groups. Nothing when its network namespace is out of our reach.
+///
+/// # Errors
+/// `Error::Kernel`.
+pub(crate) fn strangers(state: &State, cookies: &[Cookies]) -> Result<Vec<Bound>> {
+    if state.ports.is_empty() {
+        return Ok(Vec::new());
+    }
+    let look = || bound(&state.protos, &state.ports);
+    let Some(listed) = netns::within_cookie(state.netns_cookie, state.pid, look)? else {
+        return Ok(Vec::new());
+    };
+    let known: BTreeSet<u64> = cookies.iter().flatten().flatten().copied().collect();
+    let alive: BTreeSet<_> = state
+        .groups
+        .iter()
+        .zip(cookies)
+        .filter(|(_, cookies)| cookies.iter().any(Option::is_some))
+        .map(|(group, _)| group.key)
+        .collect();
+    Ok(listed?
+        .into_iter()
+        .filter(|b| alive.contains(&b.key) || state.follows)
+        .filter(|b| !known.contains(&b.cookie) && !state.unfit.contains(&b.cookie))
+        .collect())
+}
+
+/// How the sockets of a group are to change places so that its indexes have no holes:
+/// from, to. The highest go to the lowest free ones, after `joining` new ones took theirs.
+fn moves(cookies: &[Option<u64>]) -> Vec<(u32, u32)> {
+    let mut taken: Vec<bool> = cookies.iter().map(Option::is_some).collect();
+    let mut moves = Vec::new();
+    while let (Some(hole), Some(last)) =
+        (taken.iter().position(|&taken| !taken), taken.iter().rposition(|&taken| taken))
+        && hole < last
+    {
+        taken.swap(hole, last);
+        moves.push((last as u32, hole as u32));
+    }
+    moves
+}
+
+/// Whether [`follow`] has anything to do.
+///
+/// # Errors
+/// As [`strangers`].
+pub(crate) fn is_behind(dir: &Dir) -> Result<bool> {
+    let (pins, state): (_, State) = (Pins::open(dir.path())?, dir.state()?);
+    if !state.follows {
+        return Ok(false);
+    }
+    let cookies = pins.cookies(&state)?;
+    let differs = |(group, cookies): (&Group, &Cookies)| {
+        let alive = cookies.iter().flatten().count();
+        alive != group.count as usize || alive > 0 && !group.attached
+    };
+    Ok(state.groups.iter().zip(&cookies).any(differs) || !strangers(&state, &cookies)?.is_empty())
+}
+
+/// Takes in what joined, lets go what left, and closes the holes that it left.
+///
+/// # Errors
+/// `Error::Kernel`, and `Error::Usage` when they are too many; then the next call tries again.
+pub(crate) fn follow(dir: &mut Dir) -> Result<()> {
+    let pins = Pins::open(dir.path())?;
+    let mut state: State = dir.state()?;
+    if !state.follows {
+        return Ok(());
+    }
+    let cookies = pins.cookies(&state)?;
+    let strangers = strangers(&state, &cookies)?;
+    let found = adopt::take(&strangers, state.pid)?;
+    if !state.pid.is_some_and(syrup_hook::process::is_running) {
+        state.pid = found.pid.or(state.pid);
+    }
+    state.unfit.retain(|cookie| strangers.iter().any(|b| b.cookie == *cookie));
+    state.unfit.extend(found.unfit);
+
+    // What left makes room first.
+    pins.change(dir, &[], &[], state)?;
+    match join(dir, &pins, &found.members) {
+        Err(e @ (Error::Usage(_) | Error::Conflict { .. })) => {
+            // One that cannot join keeps none of the others out.
+            log::warn!("{e}");
+            for member in &found.members {
+                if join(dir, &pins, std::slice::from_ref(member)).is_err() {
+                    let mut state: State = dir.state()?;
+                    state.unfit.insert(member.cookie);
+                    dir.set_state(&state)?;
+                }
+            }
+        }
+        done => done?,
+    }
+    attach_and_close_up(dir, &pins)?;
+    // Verdicts that named what had gone are not held against the policy from now on.
+    wait_for_running_programs();
+    dir.count_from(&pins.counters()?)
+}
+
+/// Gives new sockets the lowest free indexes of their groups.
+fn join(dir: &mut Dir, pins: &Pins, members: &[Member]) -> Result<()> {
+    let mut state: State = dir.state()?;
+    let cookies = pins.cookies(&state)?;
+    let mut places: BTreeMap<usize, Cookies> = cookies.into_iter().enumerate().collect();
+    let mut joined = Vec::new();
+    for member in members {
+        let group = state.group(&member.key)?;
+        let places = places.entry(group).or_default();
+        let free = places.iter().position(Option::is_none).unwrap_or(places.len());
+        if free >= SYRUP_MAX_EXECUTORS as usize {
+            return Err(Error::Usage(format!(
+                "{} has more than {SYRUP_MAX_EXECUTORS} sockets: the others get none of its inputs",
+                member.key
+            )));
+        }
+        places.resize(places.len().max(free + 1), None);
+        places[free] = Some(member.cookie);
+        joined.push((group, free as u32, member));
+    }
+    pins.change(dir, &[], &joined, state)
+}
+
+/// Closes the holes in the indexes, and attaches dispatchers where a call died before it did.
+fn attach_and_close_up(dir: &mut Dir, pins: &Pins) -> Result<()> {
+    let state: State = dir.state()?;
+    let cookies = pins.cookies(&state)?;
+    let mut changes = Vec::new();
+    for (number, (group, cookies)) in state.groups.iter().zip(&cookies).enumerate() {
+        let moves = moves(cookies);
+        for &(from, to) in &moves {
+            // Whoever moves is taken from its holder: it has to be put in anew.
+            if let Some(cookie) = cookies[from as usize]
+                && let Some(fd) = adopt::one_of(&group.key, &[cookie], state.pid)?
+            {
+                changes.push((number, Some(from), to, Member { fd, key: group.key, cookie }));
+            }
+        }
+        if !group.attached && moves.is_empty() {
+            let first = (0u32..).zip(cookies).find_map(|(index, c)| Some((index, (*c)?)));
+            if let Some((index, cookie)) = first
+                && let Some(fd) = adopt::one_of(&group.key, &[cookie], state.pid)?
+            {
+                changes.push((number, None, index, Member { fd, key: group.key, cookie }));
+            }
+        }
+    }
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let left: Vec<(usize, u32)> =
+        changes.iter().filter_map(|(group, from, ..)| Some((*group, (*from)?))).collect();
+    let joined: Vec<(usize, u32, &Member)> =
+        changes.iter().map(|(group, _, to, member)| (*group, *to, member)).collect();
+    pins.change(dir, &left, &joined, state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_fill_the_holes() {
+        let places = |taken: &str| -> Vec<Option<u64>> {
+            taken.chars().map(|c| (c == 'x').then_some(1)).collect()
+        };
+        for (taken, expected) in [
+            ("", vec![]),
+            ("xxxx", vec![]),
+            ("xx--", vec![]),
+            ("x-x-", vec![(2, 1)]),
+            ("--xx", vec![(3, 0), (2, 1)]),
+            ("-x-xx", vec![(4, 0), (3, 2)]),
+        ] {
+            assert_eq!(moves(&places(taken)), expected, "{taken}");
+        }
+    }
+}

@@ -184,18 +184,14 @@ impl Engine {
     /// When the pins cannot be read.
     pub fn follow(&self) -> Result<Vec<(String, &'static str)>> {
         let mut changed = Vec::new();
-        for name in self.app_names()? {
-            let app = self.app(&name);
-            for hook in self.hooks_of(&app) {
-                if !hook.lags(&app) {
-                    continue;
-                }
+        let apps: Vec<App> = self.app_names()?.iter().map(|name| self.app(name)).collect();
+        for hook in self.hooks.all() {
+            for app in hook.lagging(&apps) {
                 let _lock = self.lock()?;
-                // Whose it is may have changed meanwhile.
-                match hook.catch_up(&self.app(&name)) {
-                    Ok(true) => changed.push((name.clone(), hook.spec().name)),
+                match hook.catch_up(&app) {
+                    Ok(true) => changed.push((app.name, hook.spec().name)),
                     Ok(false) | Err(Error::NotFound { .. }) => {}
-                    Err(e) => log::warn!("app {name} at {}: {e}", hook.spec().name),
+                    Err(e) => log::warn!("app {} at {}: {e}", app.name, hook.spec().name),
                 }
             }
         }

@@ -211,8 +211,9 @@ pub trait Deploy {
     /// Whether what the deployment was for has ended, so that a load takes its place.
     fn has_ended(&self, app: &App) -> bool;
 
-    /// Whether [`Deploy::catch_up`] would change anything; may be asked without the lock.
-    fn lags(&self, app: &App) -> bool;
+    /// Those of the apps for which [`Deploy::catch_up`] would change anything; may be asked
+    /// without the lock.
+    fn lagging(&self, apps: &[App]) -> Vec<App>;
 
     /// Brings a deployment's executors up to date with what it is for. Returns whether
     /// anything had changed.
@@ -282,7 +283,7 @@ impl<H: Hook + ?Sized> Deploy for H {
 
     fn catch_up(&self, app: &App) -> Result<bool> {
         let mut dir = Dir::open(self, app)?;
-        let behind = self.is_behind(&dir)?;
+        let behind = !self.behind(std::slice::from_ref(&dir)).is_empty();
         if behind {
             dir.settle(self)?;
             self.follow(&mut dir)?;
@@ -290,8 +291,9 @@ impl<H: Hook + ?Sized> Deploy for H {
         Ok(behind)
     }
 
-    fn lags(&self, app: &App) -> bool {
-        Dir::open(self, app).is_ok_and(|dir| self.is_behind(&dir).unwrap_or(false))
+    fn lagging(&self, apps: &[App]) -> Vec<App> {
+        let dirs: Vec<Dir> = apps.iter().filter_map(|app| Dir::open(self, app).ok()).collect();
+        self.behind(&dirs).into_iter().map(|dir| dir.app.clone()).collect()
     }
 
     fn program(&self, app: &App) -> Result<OwnedFd> {

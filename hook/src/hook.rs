@@ -172,13 +172,10 @@ pub trait Hook: Send + Sync {
     /// What the kernel says of a deployment now.
     fn observe(&self, dir: &Dir) -> Result<Observed>;
 
-    /// Whether what the deployment is for has more or fewer executors than it knows. Asked
-    /// often and without the lock.
-    ///
-    /// # Errors
-    /// [`Error::Kernel`].
-    fn is_behind(&self, _dir: &Dir) -> Result<bool> {
-        Ok(false)
+    /// Those of its deployments that have more or fewer executors than they know. Asked
+    /// often, of all at once, and without the lock. One that cannot be read is not among them.
+    fn behind<'a>(&self, _dirs: &'a [Dir]) -> Vec<&'a Dir> {
+        Vec::new()
     }
 
     /// Takes in what it does not know, and lets go what is gone.

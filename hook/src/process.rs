@@ -38,6 +38,33 @@ pub fn all() -> BTreeSet<i32> {
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
+/// The thread (or process) that has `id` in the process namespace of `of`, by its id in
+/// ours. `None` when there is none, or none that we see.
+#[must_use]
+pub fn from_namespace_of(of: i32, id: i32) -> Option<i32> {
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/pid")).ok();
+    let theirs = namespace(&of.to_string())?;
+    if Some(&theirs) == namespace("self").as_ref() {
+        return Some(id);
+    }
+    let has_id = |path: String| {
+        let status = fs::read_to_string(path).unwrap_or_default();
+        let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        // The last is the one in its own namespace.
+        ids.and_then(|ids| ids.split_whitespace().last()?.parse().ok()) == Some(id)
+    };
+    let thread_of = |pid: i32| {
+        let threads = threads(pid).unwrap_or_default();
+        threads.into_iter().find(|tid| has_id(format!("/proc/{pid}/task/{tid}/status")))
+    };
+    // Whoever asks mostly asks for itself.
+    thread_of(of).or_else(|| {
+        let others =
+            all().into_iter().filter(|pid| namespace(&pid.to_string()).as_ref() == Some(&theirs));
+        others.into_iter().find_map(thread_of)
+    })
+}
+
 /// The sockets of a process whose inodes are `wanted`, by fd number, duplicated into
 /// ours (pidfd_getfd: needs ptrace rights over it).
 ///

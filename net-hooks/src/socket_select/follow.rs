@@ -10,7 +10,7 @@ use syrup_sdk::abi::SYRUP_MAX_EXECUTORS;
 use super::adopt;
 use super::bound::{Bound, bound};
 use super::pins::{Cookies, Pins};
-use super::sockets::Member;
+use super::sockets::{GroupKey, Member};
 use super::state::{Group, State};
 
 /// Sockets that get inputs of a deployment and are not its executors.
@@ -25,22 +25,22 @@ pub(crate) fn strangers(state: &State, cookies: &[Cookies]) -> Result<Vec<Bound>
         return Ok(Vec::new());
     }
     let look = || bound(&state.protos, &state.ports);
-    let Some(listed) = netns::within_cookie(state.netns_cookie, state.pid, look)? else {
-        return Ok(Vec::new());
-    };
+    let listed = netns::within_cookie(state.netns_cookie, state.pid, look)?;
+    Ok(strangers_among(&listed.transpose()?.unwrap_or_default(), state, cookies))
+}
+
+fn strangers_among(listed: &[Bound], state: &State, cookies: &[Cookies]) -> Vec<Bound> {
     let known: BTreeSet<u64> = cookies.iter().flatten().flatten().copied().collect();
-    let alive: BTreeSet<_> = state
-        .groups
+    let has_sockets = |key: &GroupKey| {
+        let alive = |cookies: &Cookies| cookies.iter().any(Option::is_some);
+        state.groups.iter().zip(cookies).any(|(group, all)| group.key == *key && alive(all))
+    };
+    listed
         .iter()
-        .zip(cookies)
-        .filter(|(_, cookies)| cookies.iter().any(Option::is_some))
-        .map(|(group, _)| group.key)
-        .collect();
-    Ok(listed?
-        .into_iter()
-        .filter(|b| alive.contains(&b.key) || state.follows)
+        .filter(|b| state.covers(&b.key) && (state.follows || has_sockets(&b.key)))
         .filter(|b| !known.contains(&b.cookie) && !state.unfit.contains(&b.cookie))
-        .collect())
+        .cloned()
+        .collect()
 }
 
 /// How the sockets of a group are to change places so that its indexes have no holes:
@@ -58,21 +58,46 @@ fn moves(cookies: &[Option<u64>]) -> Vec<(u32, u32)> {
     moves
 }
 
-/// Whether [`follow`] has anything to do.
-///
-/// # Errors
-/// As [`strangers`].
-pub(crate) fn is_behind(dir: &Dir) -> Result<bool> {
-    let (pins, state): (_, State) = (Pins::open(dir.path())?, dir.state()?);
-    if !state.follows {
-        return Ok(false);
+/// Those for which [`follow`] has something to do. The kernel's list is read once for all of
+/// a network namespace: reading it takes its time whatever is in it.
+pub(crate) fn behind(dirs: &[Dir]) -> Vec<&Dir> {
+    let read = |dir: &Dir| -> Result<(State, Vec<Cookies>)> {
+        let state: State = dir.state()?;
+        let cookies = Pins::open(dir.path())?.cookies(&state)?;
+        Ok((state, cookies))
+    };
+    let read = |dir| Some((dir, read(dir).ok()?));
+    let followed: Vec<_> =
+        dirs.iter().filter_map(read).filter(|(_, (state, _))| state.follows).collect();
+    let mut listed: BTreeMap<u64, Vec<Bound>> = BTreeMap::new();
+    for (_, (state, _)) in &followed {
+        if listed.contains_key(&state.netns_cookie) {
+            continue;
+        }
+        let mates =
+            followed.iter().filter(|(_, (other, _))| other.netns_cookie == state.netns_cookie);
+        let ports: Vec<u16> = mates.flat_map(|(_, (state, _))| state.ports.clone()).collect();
+        let look = || bound(&[], &ports);
+        let found = netns::within_cookie(state.netns_cookie, state.pid, look);
+        let found = found.map(|found| found.transpose().map(Option::unwrap_or_default));
+        match found.and_then(|found| found) {
+            Ok(found) => drop(listed.insert(state.netns_cookie, found)),
+            Err(e) => log::warn!("{e}"),
+        }
     }
-    let cookies = pins.cookies(&state)?;
     let differs = |(group, cookies): (&Group, &Cookies)| {
         let alive = cookies.iter().flatten().count();
         alive != group.count as usize || alive > 0 && !group.attached
     };
-    Ok(state.groups.iter().zip(&cookies).any(differs) || !strangers(&state, &cookies)?.is_empty())
+    followed
+        .iter()
+        .filter(|(_, (state, cookies))| {
+            let listed = listed.get(&state.netns_cookie).map_or(&[][..], Vec::as_slice);
+            state.groups.iter().zip(cookies).any(differs)
+                || !strangers_among(listed, state, cookies).is_empty()
+        })
+        .map(|(dir, _)| *dir)
+        .collect()
 }
 
 /// Takes in what joined, lets go what left, and closes the holes that it left.

@@ -235,8 +235,8 @@ impl Hook for SocketSelect {
         changed.map(|()| wanted)
     }
 
-    fn is_behind(&self, dir: &Dir) -> Result<bool> {
-        follow::is_behind(dir)
+    fn behind<'a>(&self, dirs: &'a [Dir]) -> Vec<&'a Dir> {
+        follow::behind(dirs)
     }
 
     fn follow(&self, dir: &mut Dir) -> Result<()> {

@@ -292,9 +292,7 @@ impl<H: Hook + ?Sized> Deploy for H {
 
     fn collect_garbage(&self, bpffs: &Path) -> Result<Vec<PathBuf>> {
         let mut removed = Vec::new();
-        for folder in pin::app_folders(bpffs)? {
-            let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let app = App { name, uid: 0, bpffs: bpffs.to_owned() };
+        for app in apps(bpffs)? {
             let path = app.hook_dir(self.spec());
             let aside = pin::aside(&path);
             if aside.exists() {
@@ -318,6 +316,7 @@ impl<H: Hook + ?Sized> Deploy for H {
 fn deploy(hook: &(impl Hook + ?Sized), app: &App, policy: &Linked, target: &Facts) -> Result<()> {
     let spec = hook.spec();
     let path = app.hook_dir(spec);
+    clear_asides(hook, app)?;
     if path.exists() {
         if !hook.has_ended(app) {
             return Err(Error::Conflict {
@@ -327,7 +326,6 @@ fn deploy(hook: &(impl Hook + ?Sized), app: &App, policy: &Linked, target: &Fact
         }
         take_down(hook, app, &pin::put_aside(&path)?)?;
     }
-    take_down(hook, app, &pin::aside(&path))?;
 
     let mut staged = Staged::new(&path)?;
     let mut record = Record { uid: app.uid, ..Record::default() };
@@ -355,4 +353,27 @@ fn take_down(hook: &(impl Hook + ?Sized), app: &App, path: &Path) -> Result<()> 
     }
     hook.detach(app, path)?;
     pin::remove_tree(path)
+}
+
+/// Ends what dead calls left here, whosever it was: it may hold what the next deployment is
+/// to get, a socket or a slot.
+fn clear_asides(hook: &(impl Hook + ?Sized), app: &App) -> Result<()> {
+    let clear = |app: &App| take_down(hook, app, &pin::aside(&app.hook_dir(hook.spec())));
+    clear(app)?;
+    for other in apps(&app.bpffs)? {
+        // What it does hold is missed soon, and said by whoever misses it.
+        if let Err(e) = clear(&other) {
+            log::warn!("{e}");
+        }
+    }
+    Ok(())
+}
+
+/// The apps that have a folder; whose they are is not asked.
+fn apps(bpffs: &Path) -> Result<Vec<App>> {
+    let named = |folder: PathBuf| {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        App { name, uid: 0, bpffs: bpffs.to_owned() }
+    };
+    Ok(pin::app_folders(bpffs)?.into_iter().map(named).collect())
 }

@@ -22,7 +22,7 @@ use syrup_protocol::{
 };
 
 use crate::hooks::{self, Hooks};
-use crate::maps::{Maps, own};
+use crate::maps::{self, Maps, own};
 use crate::policy::{self, Prepared, verifier};
 
 /// Where everything is pinned unless a flag says otherwise.
@@ -332,6 +332,12 @@ impl Engine {
         hook.read(app)?.ok_or_else(|| not_deployed(hook, app))
     }
 
+    /// Tells the folder of an app from that of the name's next one: an app keeps its owner
+    /// for as long as its folder is there.
+    fn folder_of(&self, app: &str) -> Option<(u64, u64)> {
+        rustix::fs::lstat(self.bpffs.join(app)).ok().map(|stat| (stat.st_dev, stat.st_ino))
+    }
+
     /// Removes an app's folder: it has no deployment left.
     fn forget(&self, app: &App) -> Result<()> {
         pin::remove_tree(&app.dir())?;
@@ -402,21 +408,49 @@ impl AsCaller {
         self.caller.uid == 0
     }
 
-    /// An app the caller may change. A name nobody uses is free for anybody.
+    /// An app the caller may change. A name nobody uses is free for anybody, and stays so
+    /// under the lock only.
     fn own_app(&self, name: &str) -> Result<App> {
         names::check_app(name)?;
         let mut app = self.engine.app(name);
         if self.engine.hooks_of(&app).is_empty() {
             app.uid = self.caller.uid;
         }
-        if !self.is_root() && app.uid != self.caller.uid {
-            return Err(Failure::new(
-                Code::NotPermitted,
-                format!("app '{name}' belongs to user {}", app.uid),
-            )
-            .advise("choose another app name, or ask its owner or root"));
-        }
+        self.may_use(&app)?;
         Ok(app)
+    }
+
+    /// An app that exists and is the caller's.
+    fn deployed_app(&self, name: &str) -> Result<App> {
+        names::check_app(name)?;
+        let app = self.engine.app(name);
+        if self.engine.hooks_of(&app).is_empty() {
+            return Err(no_app(name));
+        }
+        self.may_use(&app)?;
+        Ok(app)
+    }
+
+    /// Opens something of an app that exists and is the caller's. Nobody is waited for, so
+    /// that the name may become another user's meanwhile: with another folder.
+    fn open_of<T>(&self, name: &str, open: impl FnOnce(&App) -> Result<T>) -> Result<T> {
+        names::check_app(name)?;
+        let folder = self.engine.folder_of(name);
+        let app = self.deployed_app(name)?;
+        let opened = open(&app);
+        if folder.is_none() || self.engine.folder_of(name) != folder {
+            return Err(no_app(name));
+        }
+        opened
+    }
+
+    fn may_use(&self, app: &App) -> Result<()> {
+        if self.is_root() || app.uid == self.caller.uid {
+            return Ok(());
+        }
+        let message = format!("app '{}' belongs to user {}", app.name, app.uid);
+        Err(Failure::new(Code::NotPermitted, message)
+            .advise("choose another app name, or ask its owner or root"))
     }
 
     fn may_bring(&self, policy: &PolicySource) -> Result<()> {
@@ -481,7 +515,7 @@ impl Arbiter for AsCaller {
         }
         if self.engine.hooks_of(&app).is_empty() {
             // Of a load that died: not for whoever takes the name next.
-            Maps::of(&app).remove_all()?;
+            self.engine.forget(&app)?;
         }
         self.engine.make_app_folder(&app)?;
         let deployed = (|| -> Result<()> {
@@ -567,32 +601,24 @@ impl Arbiter for AsCaller {
     }
 
     fn map_get(&self, app: &str, map: &str, key: u32) -> Result<MapEntry> {
-        let app = self.deployed_app(app)?;
-        Maps::of(&app).get(&app.name, map, key)
+        maps::get(self.map_open(app, map)?, map, key)
     }
 
     fn map_set(&self, app: &str, map: &str, key: u32, value: u64) -> Result<()> {
-        let app = self.deployed_app(app)?;
-        Maps::of(&app).set(&app.name, map, key, value)
+        maps::set(self.map_open(app, map)?, map, key, value)
     }
 
     fn map_dump(&self, app: &str, map: &str) -> Result<Vec<MapEntry>> {
-        let app = self.deployed_app(app)?;
-        Maps::of(&app).dump(&app.name, map)
+        maps::dump(self.map_open(app, map)?)
     }
 
     fn policy_open(&self, app: &str, hook: &str) -> Result<OwnedFd> {
         let hook = self.engine.hooks.get(hook)?;
-        let app = self.deployed_app(app)?;
-        if !app.hook_dir(hook.spec()).is_dir() {
-            return Err(not_deployed(hook, &app));
-        }
-        Ok(hook.program(&app)?)
+        self.open_of(app, |app| Ok(hook.program(app)?))
     }
 
     fn map_open(&self, app: &str, map: &str) -> Result<OwnedFd> {
-        let app = self.deployed_app(app)?;
-        Maps::of(&app).open(&app.name, map)
+        self.open_of(app, |app| Maps::of(app).open(&app.name, map))
     }
 
     fn register(
@@ -623,15 +649,6 @@ impl AsCaller {
         hook.replace(app, &prepared.link_with(maps)).map_err(|e| prepared.explain(e))?;
         created.keep();
         self.engine.read_one(hook, app).map_err(|e| live_but(app, hook, e))
-    }
-
-    /// An app that exists and is the caller's.
-    fn deployed_app(&self, name: &str) -> Result<App> {
-        let app = self.own_app(name)?;
-        if self.engine.hooks_of(&app).is_empty() {
-            return Err(no_app(name));
-        }
-        Ok(app)
     }
 
     /// The hook at which the app has a policy that takes such a thing.

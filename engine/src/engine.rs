@@ -155,24 +155,41 @@ impl Engine {
         AsCaller { engine: self.clone(), caller }
     }
 
-    /// Reads back what is deployed and removes what interrupted calls left.
+    /// Reads back what is deployed and removes what interrupted calls left, as far as that
+    /// is possible: what is broken keeps nobody from the rest.
     ///
     /// # Errors
     /// When the pins cannot be read.
     pub fn recover(&self) -> Result<Recovery> {
         let _lock = self.lock()?;
-        let mut removed = Vec::new();
+        let (removed, _) = self.collect_garbage()?;
+        Ok(Recovery { adopted: self.read_all()?, removed })
+    }
+
+    /// Removes what interrupted calls left: deployments, and the folders of apps without
+    /// one. Returns the first failure beside what was removed; all are in the log.
+    fn collect_garbage(&self) -> Result<(Vec<PathBuf>, Result<()>)> {
+        let (mut removed, mut done) = (Vec::new(), Ok(()));
         for hook in self.hooks.all() {
-            removed.extend(hook.collect_garbage(&self.bpffs)?);
+            match hook.collect_garbage(&self.bpffs) {
+                Ok(paths) => removed.extend(paths),
+                Err(e) => done = done.and(Err(e.into())),
+            }
         }
         for app in self.app_names()? {
             let app = self.app(&app);
-            if self.hooks_of(&app).is_empty() {
-                removed.push(app.dir());
-                self.forget(&app)?;
+            if !self.hooks_of(&app).is_empty() {
+                continue;
+            }
+            match self.forget(&app) {
+                Ok(()) => removed.push(app.dir()),
+                Err(e) => {
+                    log::warn!("{e}");
+                    done = done.and(Err(e));
+                }
             }
         }
-        Ok(Recovery { adopted: self.read_all()?, removed })
+        Ok((removed, done))
     }
 
     /// Compiles and checks a policy for `hook`, and has the verifier look at it
@@ -338,10 +355,12 @@ impl Engine {
         rustix::fs::lstat(self.bpffs.join(app)).ok().map(|stat| (stat.st_dev, stat.st_ino))
     }
 
-    /// Removes an app's folder: it has no deployment left.
+    /// Removes an app's folder: it has no deployment left, but for what dead calls put aside.
     fn forget(&self, app: &App) -> Result<()> {
-        pin::remove_tree(&app.dir())?;
-        Ok(())
+        for hook in self.hooks.all() {
+            hook.clear(app)?;
+        }
+        Ok(pin::remove_tree(&app.dir())?)
     }
 
     fn make_app_folder(&self, app: &App) -> Result<()> {
@@ -504,7 +523,7 @@ impl Arbiter for AsCaller {
             .advise(advice));
         }
 
-        let _lock = self.engine.lock()?;
+        let lock = self.engine.lock()?;
         let app = self.own_app(&request.app)?;
         if app.hook_dir(hook.spec()).is_dir() && !hook.has_ended(&app) {
             if !request.or_replace {
@@ -526,10 +545,15 @@ impl Arbiter for AsCaller {
             created.keep();
             Ok(())
         })();
-        if deployed.is_err() && self.engine.hooks_of(&app).is_empty() {
-            self.engine.forget(&app)?;
+        if deployed.is_err()
+            && self.engine.hooks_of(&app).is_empty()
+            && let Err(e) = self.engine.forget(&app)
+        {
+            log::warn!("{e}");
         }
         deployed?;
+        // What is watched from here on changes nothing.
+        drop(lock);
         self.engine.observe(hook, &app).map_err(|e| live_but(&app, hook, e))
     }
 
@@ -551,7 +575,9 @@ impl Arbiter for AsCaller {
         let hook = self.engine.hooks.get(hook)?;
         let _lock = self.engine.lock()?;
         let app = self.own_app(app)?;
-        if !app.hook_dir(hook.spec()).is_dir() {
+        let folder = app.hook_dir(hook.spec());
+        // One that a dead call put aside may decide still.
+        if !folder.is_dir() && !pin::aside(&folder).is_dir() {
             return Err(not_deployed(hook, &app));
         }
         self.engine.unload_locked(&app, hook)
@@ -559,23 +585,29 @@ impl Arbiter for AsCaller {
 
     fn unload_all(&self) -> Result<Vec<(String, String)>> {
         let _lock = self.engine.lock()?;
-        let mut gone = Vec::new();
+        let (mut gone, mut done) = (Vec::new(), Ok(()));
         for name in self.engine.app_names()? {
             let app = self.engine.app(&name);
             if !self.is_root() && app.uid != self.caller.uid {
                 continue;
             }
             for hook in self.engine.hooks_of(&app) {
-                self.engine.unload_locked(&app, hook)?;
-                gone.push((name.clone(), hook.spec().name.to_owned()));
+                // One that stays keeps no other.
+                match self.engine.unload_locked(&app, hook) {
+                    Ok(()) => gone.push((name.clone(), hook.spec().name.to_owned())),
+                    Err(e) => {
+                        let message =
+                            format!("app '{name}' stays at {}: {}", hook.spec().name, e.message);
+                        log::warn!("{message}");
+                        done = done.and(Err(Failure { message, ..e }));
+                    }
+                }
             }
         }
         if self.is_root() {
-            for hook in self.engine.hooks.all() {
-                hook.collect_garbage(&self.engine.bpffs)?;
-            }
+            done = done.and(self.engine.collect_garbage()?.1);
         }
-        Ok(gone)
+        done.map(|()| gone)
     }
 
     fn list(&self) -> Result<Vec<Deployment>> {

@@ -100,8 +100,11 @@ impl Dir {
         let replaced = program
             .with_fd(|fd| pin::replace(&self.path, live, fd, &next, || hook.set_policy(self, fd)));
         if let Err(e) = replaced {
-            // The old policy goes on under its own settings.
-            self.settle(hook)?;
+            // The old policy goes on under its own settings. What the user hears is why it
+            // does, not what else failed.
+            if let Err(e) = self.settle(hook) {
+                log::warn!("{e}");
+            }
             return Err(e);
         }
         self.record = next;
@@ -193,6 +196,12 @@ pub trait Deploy {
     /// [`Error::Kernel`].
     fn remove(&self, app: &App) -> Result<()>;
 
+    /// Takes away what dead calls of the app's left here, which no longer is a deployment.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    fn clear(&self, app: &App) -> Result<()>;
+
     /// Adds a socket or a thread: see [`Hook::add`].
     ///
     /// # Errors
@@ -219,7 +228,7 @@ pub trait Deploy {
     /// and nothing else. Returns what was removed.
     ///
     /// # Errors
-    /// [`Error::Kernel`].
+    /// The first failure, after all that can be removed is: the others are logged, as it is.
     fn collect_garbage(&self, bpffs: &Path) -> Result<Vec<PathBuf>>;
 }
 
@@ -236,14 +245,22 @@ impl<H: Hook + ?Sized> Deploy for H {
 
     fn remove(&self, app: &App) -> Result<()> {
         let path = app.hook_dir(self.spec());
-        take_down(self, app, &pin::aside(&path))?;
+        take_down_aside(self, app)?;
         let aside = pin::put_aside(&path)?;
         if let Err(e) = take_down(self, app, &aside) {
             // It goes on, and is to be seen.
             pin::put_back(&aside, &path);
             return Err(e);
         }
-        self.tidy(&app.bpffs).map(drop)
+        tidy(self, &app.bpffs);
+        Ok(())
+    }
+
+    fn clear(&self, app: &App) -> Result<()> {
+        if take_down_aside(self, app)?.is_some() {
+            tidy(self, &app.bpffs);
+        }
+        Ok(())
     }
 
     fn register(&self, app: &App, what: Registration, index: Option<u32>) -> Result<u32> {
@@ -291,26 +308,28 @@ impl<H: Hook + ?Sized> Deploy for H {
     }
 
     fn collect_garbage(&self, bpffs: &Path) -> Result<Vec<PathBuf>> {
-        let mut removed = Vec::new();
+        let (mut removed, mut done) = (Vec::new(), Ok(()));
         for app in apps(bpffs)? {
-            let path = app.hook_dir(self.spec());
-            let aside = pin::aside(&path);
-            if aside.exists() {
-                take_down(self, &app, &aside)?;
-                removed.push(aside);
-            }
-            // One that cannot be read is for `unload` to clear, not for us to guess.
-            let Ok(dir) = Dir::open(self, &app) else { continue };
-            if self.is_dead(&dir) {
-                take_down(self, &app, &pin::put_aside(&path)?)?;
-                removed.push(path);
-            } else {
-                dir.settle(self)?;
-            }
+            let collected = collect(self, &app, &mut removed);
+            done = done.and(collected.inspect_err(|e| log::warn!("app '{}': {e}", app.name)));
         }
-        removed.extend(self.tidy(bpffs)?);
-        Ok(removed)
+        let tidied = self.tidy(bpffs).inspect_err(|e| log::warn!("{e}"));
+        done.and(tidied).map(|tidied| removed.into_iter().chain(tidied).collect())
     }
+}
+
+/// Removes what is garbage of an app's, and finishes what is not.
+fn collect(hook: &(impl Hook + ?Sized), app: &App, removed: &mut Vec<PathBuf>) -> Result<()> {
+    removed.extend(take_down_aside(hook, app)?);
+    // One that cannot be read is for `unload` to clear, not for us to guess.
+    let Ok(dir) = Dir::open(hook, app) else { return Ok(()) };
+    if !hook.is_dead(&dir) {
+        return dir.settle(hook);
+    }
+    let path = app.hook_dir(hook.spec());
+    take_down(hook, app, &pin::put_aside(&path)?)?;
+    removed.push(path);
+    Ok(())
 }
 
 fn deploy(hook: &(impl Hook + ?Sized), app: &App, policy: &Linked, target: &Facts) -> Result<()> {
@@ -338,10 +357,10 @@ fn deploy(hook: &(impl Hook + ?Sized), app: &App, policy: &Linked, target: &Fact
         .and_then(|()| staged.commit());
     if deployed.is_err() {
         // What the user hears is why it failed, not what else did.
-        let undone = take_down(hook, app, &dir.path).and_then(|()| hook.tidy(&app.bpffs));
-        if let Err(e) = undone {
+        if let Err(e) = take_down(hook, app, &dir.path) {
             log::warn!("{e}");
         }
+        tidy(hook, &app.bpffs);
     }
     deployed
 }
@@ -355,15 +374,32 @@ fn take_down(hook: &(impl Hook + ?Sized), app: &App, path: &Path) -> Result<()> 
     pin::remove_tree(path)
 }
 
+/// Ends what a dead call put aside, or had not put in place yet, and tells what it was.
+fn take_down_aside(hook: &(impl Hook + ?Sized), app: &App) -> Result<Option<PathBuf>> {
+    let aside = pin::aside(&app.hook_dir(hook.spec()));
+    if !aside.exists() {
+        return Ok(None);
+    }
+    take_down(hook, app, &aside)?;
+    Ok(Some(aside))
+}
+
+/// After a deployment went. What stays of what apps share is no matter of that one's, and
+/// the next call tries again.
+fn tidy(hook: &(impl Hook + ?Sized), bpffs: &Path) {
+    if let Err(e) = hook.tidy(bpffs) {
+        log::warn!("{}: {e}", hook.spec().name);
+    }
+}
+
 /// Ends what dead calls left here, whosever it was: it may hold what the next deployment is
 /// to get, a socket or a slot.
 fn clear_asides(hook: &(impl Hook + ?Sized), app: &App) -> Result<()> {
-    let clear = |app: &App| take_down(hook, app, &pin::aside(&app.hook_dir(hook.spec())));
-    clear(app)?;
+    take_down_aside(hook, app)?;
     for other in apps(&app.bpffs)? {
         // What it does hold is missed soon, and said by whoever misses it.
-        if let Err(e) = clear(&other) {
-            log::warn!("{e}");
+        if let Err(e) = take_down_aside(hook, &other) {
+            log::warn!("app '{}': {e}", other.name);
         }
     }
     Ok(())

@@ -251,10 +251,16 @@ pub(crate) fn settle(dir: &Dir) -> Result<()> {
 /// Empties the slot, if the folder tells which and no other app has it by now; else [`tidy`]
 /// finds it.
 pub(crate) fn detach(app: &App, path: &Path) -> Result<()> {
-    let Some(root) = Root::open(&app.bpffs)? else { return Ok(()) };
-    match slots::state_in(path)? {
-        Some(Ok(state)) if slots::has(&root, &state)? => slots::clear(&root, state.slot),
-        _ => Ok(()),
+    let Some(root) = Root::find(&app.bpffs)? else { return Ok(()) };
+    let Some(Ok(state)) = slots::state_in(path) else { return Ok(()) };
+    match root.info() {
+        Ok(_) if slots::has(&root, &state)? => slots::clear(&root, state.slot),
+        Ok(_) => Ok(()),
+        Err(e) => {
+            // Its threads stay until the last app leaves; they are nobody's from now on.
+            log::warn!("{e}: app '{}' loses its policy, and later its threads", app.name);
+            slots::forsake(&root, &app.bpffs, &state)
+        }
     }
 }
 
@@ -364,8 +370,11 @@ pub(crate) fn tidy(bpffs: &Path) -> Result<Vec<PathBuf>> {
         removed.push(interrupted.dir().to_owned());
         interrupted.stop()?;
     }
-    if let Some(root) = Root::open(bpffs)? {
-        slots::sweep(&root, bpffs)?;
+    if let Some(root) = Root::find(bpffs)? {
+        // Another version's has slots that are none of ours.
+        if root.info().is_ok() {
+            slots::sweep(&root, bpffs)?;
+        }
         if Deployments::find(bpffs)?.are_none() {
             removed.push(root.dir().to_owned());
             root.stop()?;

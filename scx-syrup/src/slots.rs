@@ -54,7 +54,7 @@ impl Deployments {
         let mut found = Self::default();
         for folder in pin::app_folders(bpffs)? {
             let path = folder.join(SPEC.name);
-            match state_in(&path)? {
+            match state_in(&path) {
                 Some(Ok(state)) => {
                     let app = folder.file_name().unwrap_or_default().to_string_lossy();
                     found.readable.push((app.into_owned(), state));
@@ -63,7 +63,7 @@ impl Deployments {
                 None => {}
             }
             // One without a state has no slot yet.
-            if let Some(Ok(state)) = state_in(&pin::aside(&path))? {
+            if let Some(Ok(state)) = state_in(&pin::aside(&path)) {
                 found.aside.push(state);
             }
         }
@@ -97,20 +97,9 @@ impl Deployments {
     }
 }
 
-/// The state that the record in a folder tells: `None` without a folder, an error inside
-/// when it cannot be understood, outside when it cannot be looked at.
-pub(crate) fn state_in(path: &Path) -> Result<Option<Result<State>>> {
-    if !path.is_dir() {
-        return Ok(None);
-    }
-    let state = match Record::read(path) {
-        Ok(record) => record.unwrap_or_default().state(path),
-        Err(e) => Err(e),
-    };
-    match state {
-        Err(e @ Error::Kernel { .. }) => Err(e),
-        other => Ok(Some(other)),
-    }
+/// The state that the record in a folder tells; `None` without a folder.
+pub(crate) fn state_in(path: &Path) -> Option<Result<State>> {
+    path.is_dir().then(|| Record::read(path)?.unwrap_or_default().state(path))
 }
 
 /// A slot that no deployment has.
@@ -150,6 +139,19 @@ pub(crate) fn sweep(root: &Root, bpffs: &Path) -> Result<()> {
         }
     }
     threads::release_strays(&root.map("syrup_threads")?, &known)
+}
+
+/// Takes the program out of a slot of another version's root scheduler, of which no more is
+/// known than where its programs are; unless a deployment in place has that slot.
+pub(crate) fn forsake(root: &Root, bpffs: &Path, state: &State) -> Result<()> {
+    let deployments = Deployments::find(bpffs)?.readable;
+    if deployments.iter().any(|(_, other)| other.slot == state.slot) {
+        return Ok(());
+    }
+    if let Err(e) = root.set_program(state.slot, None) {
+        log::warn!("{e}");
+    }
+    Ok(())
 }
 
 /// Empties a slot. The order matters: new arrivals go to nobody's slot first,

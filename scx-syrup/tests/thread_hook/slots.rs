@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use syrup_hook::sys::Map;
 use syrup_hook::{App, Deploy as _, Error, Health, Registration};
 use syrup_scx::{SPEC, ScxSyrup, Target};
 
@@ -85,4 +86,53 @@ fn a_deployment_whose_root_scheduler_is_gone_has_no_slot_of_the_next_one() {
     ScxSyrup.collect_garbage(fixture.bpffs()).unwrap();
     ScxSyrup.remove(&one).unwrap();
     assert_undisturbed(&two, &twos);
+}
+
+#[test]
+fn the_root_of_another_version_is_refused_and_goes_with_its_last_app() {
+    let Some(fixture) = Fixture::new() else { return };
+    let (one, two, three) = (fixture.app("one"), fixture.app("two"), fixture.app("three"));
+    let (ones, twos) = (Crew::parked(1), Crew::parked(1));
+    deploy(&one, &ones);
+    deploy(&two, &twos);
+    let root = Map::open(&fixture.bpffs().join("_scx/syrup_root")).unwrap();
+    let key = 0u32.to_ne_bytes();
+    // struct syrup_scx_root: two words, then the version.
+    let set_version = |version: u32| {
+        let mut info = root.lookup(&key).unwrap().unwrap();
+        let before = *info[16..].first_chunk().unwrap();
+        info[16..20].copy_from_slice(&version.to_ne_bytes());
+        root.update(&key, &info).unwrap();
+        u32::from_ne_bytes(before)
+    };
+    let ours = set_version(77);
+    for refused in [
+        ScxSyrup.deploy(&three, &policy("fifo"), &Target::default()),
+        ScxSyrup.replace(&one, &policy("fifo")),
+    ] {
+        let refused = refused.unwrap_err();
+        let said = matches!(&refused, Error::Pin { reason, .. } if reason.contains("version 77"));
+        assert!(said, "{refused:?}");
+    }
+    let health = ScxSyrup.read(&one).unwrap().unwrap().health;
+    assert!(matches!(&health, Health::Broken(why) if why.contains("version 77")), "{health:?}");
+    // A start leaves it alone.
+    assert!(ScxSyrup.collect_garbage(fixture.bpffs()).unwrap().is_empty());
+    set_version(ours);
+    assert_undisturbed(&one, &ones);
+
+    let slot = slot(&one).to_ne_bytes();
+    set_version(77);
+    ScxSyrup.remove(&one).unwrap();
+    let programs = Map::open(&fixture.bpffs().join("_scx/syrup_enqueue")).unwrap();
+    assert_eq!(programs.lookup(&slot).unwrap(), None, "its policy decides on");
+    set_version(ours);
+    assert_undisturbed(&two, &twos);
+    set_version(77);
+    drop((root, programs));
+    ScxSyrup.remove(&two).unwrap();
+    fixture.assert_clean();
+    // They go on, in a class without a scheduler.
+    ones.wake(0);
+    twos.wake(0);
 }

@@ -8,11 +8,9 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::mount::MountFlags;
 use syrup_hook::record::Record;
 use syrup_hook::{App, Deploy as _, Error, Hook, Linked, POLICY_PROGRAM, Probe, Who, pin};
@@ -22,6 +20,7 @@ use syrup_protocol::{
 };
 
 use crate::hooks::{self, Hooks};
+use crate::lock::{self, Lock};
 use crate::maps::{self, Maps, own};
 use crate::policy::{self, Prepared, verifier};
 
@@ -32,9 +31,6 @@ const BPFFS_MOUNT: &str = "/sys/fs/bpf";
 /// How long `load` watches a thread policy that already has threads, to say at
 /// once when it never chooses a queue.
 const OBSERVE: Duration = Duration::from_millis(500);
-
-/// How long a call waits for another process that holds the lock.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
@@ -50,19 +46,6 @@ pub struct Caller {
 impl Caller {
     /// Root, in this process.
     pub const ROOT: Self = Self { uid: 0, pid: 0 };
-}
-
-/// The right to change what is pinned. A root of all pins that is empty in the end goes.
-struct Lock<'a> {
-    engine: &'a Engine,
-    _folder: OwnedFd,
-}
-
-impl Drop for Lock<'_> {
-    fn drop(&mut self) {
-        // Fails while anything is in it, which is the point.
-        let _ = fs::remove_dir(&self.engine.bpffs);
-    }
 }
 
 /// What a start found: see [`Engine::recover`].
@@ -223,84 +206,13 @@ impl Engine {
         })
     }
 
-    /// One process at a time that changes something. The lock is on our own folder, which
-    /// is made for it, and which root alone can open; the kernel drops it when the holder
-    /// dies.
     fn lock(&self) -> Result<Lock<'_>> {
-        let failed = |e: rustix::io::Errno| {
-            Failure::new(Code::Internal, format!("cannot lock {}: {e}", self.bpffs.display()))
-        };
-        let deadline = Instant::now() + LOCK_TIMEOUT;
-        loop {
-            let folder = self.open_root()?;
-            match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-                // Its last holder may have removed it, and another have made a new one.
-                Ok(()) if self.is_root_folder(&folder) => {
-                    return Ok(Lock { engine: self, _folder: folder });
-                }
-                Ok(()) => {}
-                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                Err(rustix::io::Errno::WOULDBLOCK) => {
-                    let held =
-                        format!("another process holds the lock on {}", self.bpffs.display());
-                    return Err(Failure::new(Code::Timeout, held)
-                        .advise(format!("find it with: fuser -v {}", self.bpffs.display())));
-                }
-                Err(e) => return Err(failed(e)),
-            }
-        }
-    }
-
-    /// Opens the root of all pins, made if need be. One that others could have filled is
-    /// refused: what is in it would be taken for ours.
-    fn open_root(&self) -> Result<OwnedFd> {
-        let path = &self.bpffs;
-        let failed = |what: &str, e: io::Error| {
-            let code = match e.kind() {
-                io::ErrorKind::PermissionDenied => Code::NotPermitted,
-                _ => Code::Internal,
-            };
-            Failure::new(code, format!("cannot {what} {}: {e}", path.display()))
-        };
-        // Nobody else opens it before it has its mode.
-        match fs::DirBuilder::new().mode(0o700).create(path) {
-            Ok(()) => own(path, 0, 0o711)?,
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(failed("make", e)),
-        }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let folder =
-            rustix::fs::open(path, flags, Mode::empty()).map_err(|e| failed("open", e.into()))?;
-        let stat = rustix::fs::fstat(&folder).map_err(|e| failed("look at", e.into()))?;
-        self.refuse_foreign(&stat)?;
-        Ok(folder)
-    }
-
-    fn refuse_foreign(&self, root: &rustix::fs::Stat) -> Result<()> {
-        if root.st_uid == 0 && root.st_mode & 0o022 == 0 {
-            return Ok(());
-        }
-        let path = self.bpffs.display();
-        let message = format!(
-            "{path} belongs to user {} with mode {:o}: others could have put pins there",
-            root.st_uid,
-            root.st_mode & 0o7777
-        );
-        Err(Failure::new(Code::Conflict, message)
-            .advise(format!("look at what is in it, then 'rm -r {path}'")))
-    }
-
-    fn is_root_folder(&self, folder: &OwnedFd) -> bool {
-        let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
-        let (ours, there) = (rustix::fs::fstat(folder), rustix::fs::lstat(&self.bpffs));
-        matches!((ours, there), (Ok(ours), Ok(there)) if identity(ours) == identity(there))
+        Lock::take(&self.bpffs)
     }
 
     fn app_names(&self) -> Result<Vec<String>> {
         if let Ok(root) = rustix::fs::lstat(&self.bpffs) {
-            self.refuse_foreign(&root)?;
+            lock::refuse_foreign(&self.bpffs, &root)?;
         }
         let folders = pin::app_folders(&self.bpffs)?;
         Ok(folders

@@ -5,6 +5,7 @@ mod support;
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -73,6 +74,28 @@ fn one_changer_at_a_time() {
         rustix::fs::flock(&folder, FlockOperation::Unlock).unwrap();
     });
     assert_eq!(done.load(Ordering::SeqCst), VERBS.len() + 1);
+}
+
+#[test]
+fn a_lock_whose_folder_comes_and_goes_is_taken_by_one_after_the_other() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    // Each makes the folder, or finds another's, and removes it as it has nothing in it.
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let engine = lab.engine();
+                (0..1000).for_each(|_| drop(engine.recover().unwrap()));
+            });
+        }
+    });
+    assert!(!lab.bpffs().exists());
+    // Made by one that died before it was everybody's to search.
+    std::fs::DirBuilder::new().mode(0o700).create(lab.bpffs()).unwrap();
+    lab.root().load(&load("mine", builtin("hash"))).unwrap();
+    assert_eq!(lab.owner_and_mode(""), (0, 0o711));
 }
 
 #[test]

@@ -284,6 +284,8 @@ pub(crate) fn add(dir: &Dir, what: Registration, index: Option<u32>) -> Result<u
     let index = index
         .or(present.filter(|&index| index != abi::SYRUP_INDEX_NONE))
         .unwrap_or_else(|| threads::free_index(&others));
+    threads::register(&root, &table, tid, owner, index)?;
+    // Only then: whoever cannot be registered takes nobody's index.
     for other in others.iter().filter(|thread| thread.index == index) {
         match root.set_index(other.tid, owner, abi::SYRUP_INDEX_NONE) {
             // It ended, or left, meanwhile.
@@ -291,7 +293,6 @@ pub(crate) fn add(dir: &Dir, what: Registration, index: Option<u32>) -> Result<u
             other => other?,
         }
     }
-    threads::register(&root, &table, tid, owner, index)?;
     Ok(index)
 }
 

@@ -638,6 +638,10 @@ fn an_index_belongs_to_one_thread_at_a_time() {
     assert_eq!(give(1, Some(9)).unwrap(), 9);
     assert_eq!(give(1, None).unwrap(), 9);
     assert_eq!(told_as(1), 9);
+    // A thread that cannot be registered, as it is the kernel's own, takes nobody's.
+    let kthreadd = Registration::Thread { tid: 2 };
+    ScxSyrup.register(&app, kthreadd, Some(9)).unwrap_err();
+    assert_eq!(told_as(1), 9);
     let refused = give(0, Some(abi::SYRUP_INDEX_NONE)).unwrap_err();
     assert!(matches!(refused, Error::Usage(_)), "{refused:?}");
     assert_eq!(told_as(0), abi::SYRUP_INDEX_NONE);

@@ -175,7 +175,7 @@ impl Engine {
         Ok((removed, done))
     }
 
-    /// Compiles and checks a policy for `hook`, and has the verifier look at it
+    /// Compiles and checks a policy for `hook`, one of those that ship, and has the verifier look at it
     /// where this process may; deploys nothing.
     ///
     /// # Errors
@@ -537,11 +537,11 @@ impl Arbiter for AsCaller {
     }
 
     fn hooks(&self) -> Result<Vec<HookInfo>> {
-        Ok(hooks::infos())
+        Ok(self.engine.hooks.infos())
     }
 
     fn policies(&self) -> Result<Vec<PolicyInfo>> {
-        Ok(hooks::policies())
+        Ok(self.engine.hooks.policies())
     }
 
     fn map_get(&self, app: &str, map: &str, key: u32) -> Result<MapEntry> {

@@ -8,11 +8,9 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::mount::MountFlags;
 use syrup_hook::record::Record;
 use syrup_hook::{App, Deploy as _, Error, Hook, Linked, POLICY_PROGRAM, Probe, Who, pin};
@@ -22,7 +20,8 @@ use syrup_protocol::{
 };
 
 use crate::hooks::{self, Hooks};
-use crate::maps::{Maps, own};
+use crate::lock::{self, Lock};
+use crate::maps::{self, Maps, own};
 use crate::policy::{self, Prepared, verifier};
 
 /// Where everything is pinned unless a flag says otherwise.
@@ -32,9 +31,6 @@ const BPFFS_MOUNT: &str = "/sys/fs/bpf";
 /// How long `load` watches a thread policy that already has threads, to say at
 /// once when it never chooses a queue.
 const OBSERVE: Duration = Duration::from_millis(500);
-
-/// How long a call waits for another process that holds the lock.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
@@ -50,19 +46,6 @@ pub struct Caller {
 impl Caller {
     /// Root, in this process.
     pub const ROOT: Self = Self { uid: 0, pid: 0 };
-}
-
-/// The right to change what is pinned. A root of all pins that is empty in the end goes.
-struct Lock<'a> {
-    engine: &'a Engine,
-    _folder: OwnedFd,
-}
-
-impl Drop for Lock<'_> {
-    fn drop(&mut self) {
-        // Fails while anything is in it, which is the point.
-        let _ = fs::remove_dir(&self.engine.bpffs);
-    }
 }
 
 /// What a start found: see [`Engine::recover`].
@@ -155,23 +138,14 @@ impl Engine {
         AsCaller { engine: self.clone(), caller }
     }
 
-    /// Reads back what is deployed and removes what interrupted calls left.
+    /// Reads back what is deployed and removes what interrupted calls left, as far as that
+    /// is possible: what is broken keeps nobody from the rest.
     ///
     /// # Errors
     /// When the pins cannot be read.
     pub fn recover(&self) -> Result<Recovery> {
         let _lock = self.lock()?;
-        let mut removed = Vec::new();
-        for hook in self.hooks.all() {
-            removed.extend(hook.collect_garbage(&self.bpffs)?);
-        }
-        for app in self.app_names()? {
-            let app = self.app(&app);
-            if self.hooks_of(&app).is_empty() {
-                removed.push(app.dir());
-                self.forget(&app)?;
-            }
-        }
+        let (removed, _) = self.collect_garbage()?;
         Ok(Recovery { adopted: self.read_all()?, removed })
     }
 
@@ -198,7 +172,33 @@ impl Engine {
         Ok(changed)
     }
 
-    /// Compiles and checks a policy for `hook`, and has the verifier look at it
+    /// Removes what interrupted calls left: deployments, and the folders of apps without
+    /// one. Returns the first failure beside what was removed; all are in the log.
+    fn collect_garbage(&self) -> Result<(Vec<PathBuf>, Result<()>)> {
+        let (mut removed, mut done) = (Vec::new(), Ok(()));
+        for hook in self.hooks.all() {
+            match hook.collect_garbage(&self.bpffs) {
+                Ok(paths) => removed.extend(paths),
+                Err(e) => done = done.and(Err(e.into())),
+            }
+        }
+        for app in self.app_names()? {
+            let app = self.app(&app);
+            if !self.hooks_of(&app).is_empty() {
+                continue;
+            }
+            match self.forget(&app) {
+                Ok(()) => removed.push(app.dir()),
+                Err(e) => {
+                    log::warn!("{e}");
+                    done = done.and(Err(e));
+                }
+            }
+        }
+        Ok((removed, done))
+    }
+
+    /// Compiles and checks a policy for `hook`, one of those that ship, and has the verifier look at it
     /// where this process may; deploys nothing.
     ///
     /// # Errors
@@ -229,84 +229,13 @@ impl Engine {
         })
     }
 
-    /// One process at a time that changes something. The lock is on our own folder, which
-    /// is made for it, and which root alone can open; the kernel drops it when the holder
-    /// dies.
     fn lock(&self) -> Result<Lock<'_>> {
-        let failed = |e: rustix::io::Errno| {
-            Failure::new(Code::Internal, format!("cannot lock {}: {e}", self.bpffs.display()))
-        };
-        let deadline = Instant::now() + LOCK_TIMEOUT;
-        loop {
-            let folder = self.open_root()?;
-            match rustix::fs::flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-                // Its last holder may have removed it, and another have made a new one.
-                Ok(()) if self.is_root_folder(&folder) => {
-                    return Ok(Lock { engine: self, _folder: folder });
-                }
-                Ok(()) => {}
-                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                Err(rustix::io::Errno::WOULDBLOCK) => {
-                    let held =
-                        format!("another process holds the lock on {}", self.bpffs.display());
-                    return Err(Failure::new(Code::Timeout, held)
-                        .advise(format!("find it with: fuser -v {}", self.bpffs.display())));
-                }
-                Err(e) => return Err(failed(e)),
-            }
-        }
-    }
-
-    /// Opens the root of all pins, made if need be. One that others could have filled is
-    /// refused: what is in it would be taken for ours.
-    fn open_root(&self) -> Result<OwnedFd> {
-        let path = &self.bpffs;
-        let failed = |what: &str, e: io::Error| {
-            let code = match e.kind() {
-                io::ErrorKind::PermissionDenied => Code::NotPermitted,
-                _ => Code::Internal,
-            };
-            Failure::new(code, format!("cannot {what} {}: {e}", path.display()))
-        };
-        // Nobody else opens it before it has its mode.
-        match fs::DirBuilder::new().mode(0o700).create(path) {
-            Ok(()) => own(path, 0, 0o711)?,
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(e) => return Err(failed("make", e)),
-        }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let folder =
-            rustix::fs::open(path, flags, Mode::empty()).map_err(|e| failed("open", e.into()))?;
-        let stat = rustix::fs::fstat(&folder).map_err(|e| failed("look at", e.into()))?;
-        self.refuse_foreign(&stat)?;
-        Ok(folder)
-    }
-
-    fn refuse_foreign(&self, root: &rustix::fs::Stat) -> Result<()> {
-        if root.st_uid == 0 && root.st_mode & 0o022 == 0 {
-            return Ok(());
-        }
-        let path = self.bpffs.display();
-        let message = format!(
-            "{path} belongs to user {} with mode {:o}: others could have put pins there",
-            root.st_uid,
-            root.st_mode & 0o7777
-        );
-        Err(Failure::new(Code::Conflict, message)
-            .advise(format!("look at what is in it, then 'rm -r {path}'")))
-    }
-
-    fn is_root_folder(&self, folder: &OwnedFd) -> bool {
-        let identity = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
-        let (ours, there) = (rustix::fs::fstat(folder), rustix::fs::lstat(&self.bpffs));
-        matches!((ours, there), (Ok(ours), Ok(there)) if identity(ours) == identity(there))
+        Lock::take(&self.bpffs)
     }
 
     fn app_names(&self) -> Result<Vec<String>> {
         if let Ok(root) = rustix::fs::lstat(&self.bpffs) {
-            self.refuse_foreign(&root)?;
+            lock::refuse_foreign(&self.bpffs, &root)?;
         }
         let folders = pin::app_folders(&self.bpffs)?;
         Ok(folders
@@ -355,10 +284,18 @@ impl Engine {
         hook.read(app)?.ok_or_else(|| not_deployed(hook, app))
     }
 
-    /// Removes an app's folder: it has no deployment left.
+    /// Tells the folder of an app from that of the name's next one: an app keeps its owner
+    /// for as long as its folder is there.
+    fn folder_of(&self, app: &str) -> Option<(u64, u64)> {
+        rustix::fs::lstat(self.bpffs.join(app)).ok().map(|stat| (stat.st_dev, stat.st_ino))
+    }
+
+    /// Removes an app's folder: it has no deployment left, but for what dead calls put aside.
     fn forget(&self, app: &App) -> Result<()> {
-        pin::remove_tree(&app.dir())?;
-        Ok(())
+        for hook in self.hooks.all() {
+            hook.clear(app)?;
+        }
+        Ok(pin::remove_tree(&app.dir())?)
     }
 
     fn make_app_folder(&self, app: &App) -> Result<()> {
@@ -425,21 +362,49 @@ impl AsCaller {
         self.caller.uid == 0
     }
 
-    /// An app the caller may change. A name nobody uses is free for anybody.
+    /// An app the caller may change. A name nobody uses is free for anybody, and stays so
+    /// under the lock only.
     fn own_app(&self, name: &str) -> Result<App> {
         names::check_app(name)?;
         let mut app = self.engine.app(name);
         if self.engine.hooks_of(&app).is_empty() {
             app.uid = self.caller.uid;
         }
-        if !self.is_root() && app.uid != self.caller.uid {
-            return Err(Failure::new(
-                Code::NotPermitted,
-                format!("app '{name}' belongs to user {}", app.uid),
-            )
-            .advise("choose another app name, or ask its owner or root"));
-        }
+        self.may_use(&app)?;
         Ok(app)
+    }
+
+    /// An app that exists and is the caller's.
+    fn deployed_app(&self, name: &str) -> Result<App> {
+        names::check_app(name)?;
+        let app = self.engine.app(name);
+        if self.engine.hooks_of(&app).is_empty() {
+            return Err(no_app(name));
+        }
+        self.may_use(&app)?;
+        Ok(app)
+    }
+
+    /// Opens something of an app that exists and is the caller's. Nobody is waited for, so
+    /// that the name may become another user's meanwhile: with another folder.
+    fn open_of<T>(&self, name: &str, open: impl FnOnce(&App) -> Result<T>) -> Result<T> {
+        names::check_app(name)?;
+        let folder = self.engine.folder_of(name);
+        let app = self.deployed_app(name)?;
+        let opened = open(&app);
+        if folder.is_none() || self.engine.folder_of(name) != folder {
+            return Err(no_app(name));
+        }
+        opened
+    }
+
+    fn may_use(&self, app: &App) -> Result<()> {
+        if self.is_root() || app.uid == self.caller.uid {
+            return Ok(());
+        }
+        let message = format!("app '{}' belongs to user {}", app.name, app.uid);
+        Err(Failure::new(Code::NotPermitted, message)
+            .advise("choose another app name, or ask its owner or root"))
     }
 
     fn may_bring(&self, policy: &PolicySource) -> Result<()> {
@@ -493,7 +458,7 @@ impl Arbiter for AsCaller {
             .advise(advice));
         }
 
-        let _lock = self.engine.lock()?;
+        let lock = self.engine.lock()?;
         let app = self.own_app(&request.app)?;
         if app.hook_dir(hook.spec()).is_dir() && !hook.has_ended(&app) {
             if !request.or_replace {
@@ -504,7 +469,7 @@ impl Arbiter for AsCaller {
         }
         if self.engine.hooks_of(&app).is_empty() {
             // Of a load that died: not for whoever takes the name next.
-            Maps::of(&app).remove_all()?;
+            self.engine.forget(&app)?;
         }
         self.engine.make_app_folder(&app)?;
         let deployed = (|| -> Result<()> {
@@ -515,10 +480,15 @@ impl Arbiter for AsCaller {
             created.keep();
             Ok(())
         })();
-        if deployed.is_err() && self.engine.hooks_of(&app).is_empty() {
-            self.engine.forget(&app)?;
+        if deployed.is_err()
+            && self.engine.hooks_of(&app).is_empty()
+            && let Err(e) = self.engine.forget(&app)
+        {
+            log::warn!("{e}");
         }
         deployed?;
+        // What is watched from here on changes nothing.
+        drop(lock);
         self.engine.observe(hook, &app).map_err(|e| live_but(&app, hook, e))
     }
 
@@ -540,7 +510,9 @@ impl Arbiter for AsCaller {
         let hook = self.engine.hooks.get(hook)?;
         let _lock = self.engine.lock()?;
         let app = self.own_app(app)?;
-        if !app.hook_dir(hook.spec()).is_dir() {
+        let folder = app.hook_dir(hook.spec());
+        // One that a dead call put aside may decide still.
+        if !folder.is_dir() && !pin::aside(&folder).is_dir() {
             return Err(not_deployed(hook, &app));
         }
         self.engine.unload_locked(&app, hook)
@@ -548,23 +520,29 @@ impl Arbiter for AsCaller {
 
     fn unload_all(&self) -> Result<Vec<(String, String)>> {
         let _lock = self.engine.lock()?;
-        let mut gone = Vec::new();
+        let (mut gone, mut done) = (Vec::new(), Ok(()));
         for name in self.engine.app_names()? {
             let app = self.engine.app(&name);
             if !self.is_root() && app.uid != self.caller.uid {
                 continue;
             }
             for hook in self.engine.hooks_of(&app) {
-                self.engine.unload_locked(&app, hook)?;
-                gone.push((name.clone(), hook.spec().name.to_owned()));
+                // One that stays keeps no other.
+                match self.engine.unload_locked(&app, hook) {
+                    Ok(()) => gone.push((name.clone(), hook.spec().name.to_owned())),
+                    Err(e) => {
+                        let message =
+                            format!("app '{name}' stays at {}: {}", hook.spec().name, e.message);
+                        log::warn!("{message}");
+                        done = done.and(Err(Failure { message, ..e }));
+                    }
+                }
             }
         }
         if self.is_root() {
-            for hook in self.engine.hooks.all() {
-                hook.collect_garbage(&self.engine.bpffs)?;
-            }
+            done = done.and(self.engine.collect_garbage()?.1);
         }
-        Ok(gone)
+        done.map(|()| gone)
     }
 
     fn list(&self) -> Result<Vec<Deployment>> {
@@ -582,40 +560,32 @@ impl Arbiter for AsCaller {
     }
 
     fn hooks(&self) -> Result<Vec<HookInfo>> {
-        Ok(hooks::infos())
+        Ok(self.engine.hooks.infos())
     }
 
     fn policies(&self) -> Result<Vec<PolicyInfo>> {
-        Ok(hooks::policies())
+        Ok(self.engine.hooks.policies())
     }
 
     fn map_get(&self, app: &str, map: &str, key: u32) -> Result<MapEntry> {
-        let app = self.deployed_app(app)?;
-        Maps::of(&app).get(&app.name, map, key)
+        maps::get(self.map_open(app, map)?, map, key)
     }
 
     fn map_set(&self, app: &str, map: &str, key: u32, value: u64) -> Result<()> {
-        let app = self.deployed_app(app)?;
-        Maps::of(&app).set(&app.name, map, key, value)
+        maps::set(self.map_open(app, map)?, map, key, value)
     }
 
     fn map_dump(&self, app: &str, map: &str) -> Result<Vec<MapEntry>> {
-        let app = self.deployed_app(app)?;
-        Maps::of(&app).dump(&app.name, map)
+        maps::dump(self.map_open(app, map)?)
     }
 
     fn policy_open(&self, app: &str, hook: &str) -> Result<OwnedFd> {
         let hook = self.engine.hooks.get(hook)?;
-        let app = self.deployed_app(app)?;
-        if !app.hook_dir(hook.spec()).is_dir() {
-            return Err(not_deployed(hook, &app));
-        }
-        Ok(hook.program(&app)?)
+        self.open_of(app, |app| Ok(hook.program(app)?))
     }
 
     fn map_open(&self, app: &str, map: &str) -> Result<OwnedFd> {
-        let app = self.deployed_app(app)?;
-        Maps::of(&app).open(&app.name, map)
+        self.open_of(app, |app| Maps::of(app).open(&app.name, map))
     }
 
     fn register(
@@ -646,15 +616,6 @@ impl AsCaller {
         hook.replace(app, &prepared.link_with(maps)).map_err(|e| prepared.explain(e))?;
         created.keep();
         self.engine.read_one(hook, app).map_err(|e| live_but(app, hook, e))
-    }
-
-    /// An app that exists and is the caller's.
-    fn deployed_app(&self, name: &str) -> Result<App> {
-        let app = self.own_app(name)?;
-        if self.engine.hooks_of(&app).is_empty() {
-            return Err(no_app(name));
-        }
-        Ok(app)
     }
 
     /// The hook at which the app has a policy that takes such a thing.

@@ -28,6 +28,48 @@ impl Hooks {
                 .advise("'syrupctl hooks' says what each one schedules")
         })
     }
+
+    /// What they are, and what this machine offers of them.
+    pub(crate) fn infos(self) -> Vec<HookInfo> {
+        let info = |hook: &dyn Hook| {
+            let (missing, advice) = match hook.probe() {
+                Probe::Available => (None, None),
+                Probe::Missing { what, advice } => (Some(what), Some(advice)),
+            };
+            let spec = hook.spec();
+            HookInfo {
+                name: spec.name.to_owned(),
+                input: spec.input,
+                registers: spec.registers,
+                executor: spec.executors.to_owned(),
+                takes: spec.takes.iter().map(|flag| flag.name.to_owned()).collect(),
+                available: missing.is_none(),
+                missing,
+                advice,
+            }
+        };
+        self.all().map(info).collect()
+    }
+
+    /// The policies that come with them; one that comes with several appears once.
+    pub(crate) fn policies(self) -> Vec<PolicyInfo> {
+        let mut policies: Vec<PolicyInfo> = Vec::new();
+        for spec in self.all().map(Hook::spec) {
+            for builtin in spec.policies {
+                let fits = |p: &&mut PolicyInfo| p.name == builtin.name && p.input == spec.input;
+                match policies.iter_mut().find(fits) {
+                    Some(known) => known.hooks.push(spec.name.to_owned()),
+                    None => policies.push(PolicyInfo {
+                        name: builtin.name.to_owned(),
+                        input: spec.input,
+                        hooks: vec![spec.name.to_owned()],
+                        summary: builtin.summary.to_owned(),
+                    }),
+                }
+            }
+        }
+        policies
+    }
 }
 
 impl fmt::Debug for Hooks {
@@ -60,45 +102,26 @@ pub fn flags() -> Vec<(&'static Flag, Vec<&'static str>)> {
 /// can be told before one runs.
 #[must_use]
 pub fn infos() -> Vec<HookInfo> {
-    SHIPPED
-        .all()
-        .map(|hook| {
-            let (missing, advice) = match hook.probe() {
-                Probe::Available => (None, None),
-                Probe::Missing { what, advice } => (Some(what), Some(advice)),
-            };
-            let spec = hook.spec();
-            HookInfo {
-                name: spec.name.to_owned(),
-                input: spec.input,
-                registers: spec.registers,
-                executor: spec.executors.to_owned(),
-                takes: spec.takes.iter().map(|flag| flag.name.to_owned()).collect(),
-                available: missing.is_none(),
-                missing,
-                advice,
-            }
-        })
-        .collect()
+    SHIPPED.infos()
 }
 
 /// The shipped policies; one that ships with several hooks appears once.
 #[must_use]
 pub fn policies() -> Vec<PolicyInfo> {
-    let mut policies: Vec<PolicyInfo> = Vec::new();
-    for spec in specs() {
-        for builtin in spec.policies {
-            let fits = |p: &&mut PolicyInfo| p.name == builtin.name && p.input == spec.input;
-            match policies.iter_mut().find(fits) {
-                Some(known) => known.hooks.push(spec.name.to_owned()),
-                None => policies.push(PolicyInfo {
-                    name: builtin.name.to_owned(),
-                    input: spec.input,
-                    hooks: vec![spec.name.to_owned()],
-                    summary: builtin.summary.to_owned(),
-                }),
+    SHIPPED.policies()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The CLI has one flag of a name, with the bounds and the help of one of them.
+    #[test]
+    fn a_flag_is_the_same_at_every_hook_that_takes_it() {
+        for (flag, hooks) in flags() {
+            for other in specs().flat_map(|spec| spec.takes).filter(|f| f.name == flag.name) {
+                assert_eq!(format!("{other:?}"), format!("{flag:?}"), "{hooks:?}");
             }
         }
     }
-    policies
 }

@@ -6,6 +6,7 @@
 
 mod engine;
 mod hooks;
+mod lock;
 mod maps;
 mod policy;
 

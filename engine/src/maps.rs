@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::{MapHandle, MapType};
-use syrup_hook::{App, PolicyObject, pin, sys};
+use syrup_hook::{App, PolicyObject, sys};
 use syrup_protocol::{Code, Failure, MapEntry, MapInfo, Result, names};
 
 /// The pin folder of Maps inside an app's folder; no hook has that name.
@@ -56,11 +56,6 @@ struct Shape {
 impl Maps {
     pub(crate) fn of(app: &App) -> Self {
         Self { dir: app.dir().join(FOLDER), uid: app.uid }
-    }
-
-    /// Removes all of them, whoever's they are.
-    pub(crate) fn remove_all(&self) -> Result<()> {
-        Ok(pin::remove_tree(&self.dir)?)
     }
 
     /// Opens or creates the Maps `names` of a linked policy.
@@ -127,41 +122,6 @@ impl Maps {
         })
     }
 
-    pub(crate) fn get(&self, app: &str, name: &str, key: u32) -> Result<MapEntry> {
-        let map = sys::Map::new(self.open(app, name)?)?;
-        let bytes = map
-            .lookup(&key.to_ne_bytes())?
-            .ok_or_else(|| out_of_range(name, key, map.max_entries()))?;
-        Ok(entry(key, &bytes))
-    }
-
-    pub(crate) fn set(&self, app: &str, name: &str, key: u32, value: u64) -> Result<()> {
-        let map = sys::Map::new(self.open(app, name)?)?;
-        if map.value_size() != 8 {
-            return Err(Failure::new(
-                Code::Usage,
-                format!("values of Map '{name}' have {} bytes", map.value_size()),
-            )
-            .advise("'map set' writes u64 values; write others from the application"));
-        }
-        if key >= map.max_entries() {
-            return Err(out_of_range(name, key, map.max_entries()));
-        }
-        Ok(map.update(&key.to_ne_bytes(), &value.to_ne_bytes())?)
-    }
-
-    /// All entries, in order of their keys.
-    pub(crate) fn dump(&self, app: &str, name: &str) -> Result<Vec<MapEntry>> {
-        let map = sys::Map::new(self.open(app, name)?)?;
-        let mut entries = Vec::new();
-        for key in 0..map.max_entries() {
-            if let Some(bytes) = map.lookup(&key.to_ne_bytes())? {
-                entries.push(entry(key, &bytes));
-            }
-        }
-        Ok(entries)
-    }
-
     fn check_shape(&self, name: &str, fd: &OwnedFd, wanted: Shape) -> Result<()> {
         let info = sys::map_info(fd.as_fd())?;
         let found = Shape { value_bytes: info.value_size, entries: info.max_entries };
@@ -190,6 +150,43 @@ impl Maps {
             _ => own(&self.dir, 0, 0o711),
         }
     }
+}
+
+/// An entry of the opened Map `name`.
+pub(crate) fn get(map: OwnedFd, name: &str, key: u32) -> Result<MapEntry> {
+    let map = sys::Map::new(map)?;
+    let bytes = map
+        .lookup(&key.to_ne_bytes())?
+        .ok_or_else(|| out_of_range(name, key, map.max_entries()))?;
+    Ok(entry(key, &bytes))
+}
+
+/// Writes one.
+pub(crate) fn set(map: OwnedFd, name: &str, key: u32, value: u64) -> Result<()> {
+    let map = sys::Map::new(map)?;
+    if map.value_size() != 8 {
+        return Err(Failure::new(
+            Code::Usage,
+            format!("values of Map '{name}' have {} bytes", map.value_size()),
+        )
+        .advise("'map set' writes u64 values; write others from the application"));
+    }
+    if key >= map.max_entries() {
+        return Err(out_of_range(name, key, map.max_entries()));
+    }
+    Ok(map.update(&key.to_ne_bytes(), &value.to_ne_bytes())?)
+}
+
+/// All entries, in order of their keys.
+pub(crate) fn dump(map: OwnedFd) -> Result<Vec<MapEntry>> {
+    let map = sys::Map::new(map)?;
+    let mut entries = Vec::new();
+    for key in 0..map.max_entries() {
+        if let Some(bytes) = map.lookup(&key.to_ne_bytes())? {
+            entries.push(entry(key, &bytes));
+        }
+    }
+    Ok(entries)
 }
 
 /// Gives a pin an owner and a mode.

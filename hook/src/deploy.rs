@@ -109,8 +109,11 @@ impl Dir {
         let replaced = program
             .with_fd(|fd| pin::replace(&self.path, live, fd, &next, || hook.set_policy(self, fd)));
         if let Err(e) = replaced {
-            // The old policy goes on under its own settings.
-            self.settle(hook)?;
+            // The old policy goes on under its own settings. What the user hears is why it
+            // does, not what else failed.
+            if let Err(e) = self.settle(hook) {
+                log::warn!("{e}");
+            }
             return Err(e);
         }
         self.record = next;
@@ -202,6 +205,12 @@ pub trait Deploy {
     /// [`Error::Kernel`].
     fn remove(&self, app: &App) -> Result<()>;
 
+    /// Takes away what dead calls of the app's left here, which no longer is a deployment.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    fn clear(&self, app: &App) -> Result<()>;
+
     /// Adds a socket or a thread: see [`Hook::add`].
     ///
     /// # Errors
@@ -239,7 +248,7 @@ pub trait Deploy {
     /// and nothing else. Returns what was removed.
     ///
     /// # Errors
-    /// [`Error::Kernel`].
+    /// The first failure, after all that can be removed is: the others are logged, as it is.
     fn collect_garbage(&self, bpffs: &Path) -> Result<Vec<PathBuf>>;
 }
 
@@ -256,14 +265,22 @@ impl<H: Hook + ?Sized> Deploy for H {
 
     fn remove(&self, app: &App) -> Result<()> {
         let path = app.hook_dir(self.spec());
-        take_down(self, app, &pin::aside(&path))?;
+        take_down_aside(self, app)?;
         let aside = pin::put_aside(&path)?;
         if let Err(e) = take_down(self, app, &aside) {
             // It goes on, and is to be seen.
             pin::put_back(&aside, &path);
             return Err(e);
         }
-        self.tidy(&app.bpffs).map(drop)
+        tidy(self, &app.bpffs);
+        Ok(())
+    }
+
+    fn clear(&self, app: &App) -> Result<()> {
+        if take_down_aside(self, app)?.is_some() {
+            tidy(self, &app.bpffs);
+        }
+        Ok(())
     }
 
     fn register(&self, app: &App, what: Registration, index: Option<u32>) -> Result<u32> {
@@ -326,33 +343,34 @@ impl<H: Hook + ?Sized> Deploy for H {
     }
 
     fn collect_garbage(&self, bpffs: &Path) -> Result<Vec<PathBuf>> {
-        let mut removed = Vec::new();
-        for folder in pin::app_folders(bpffs)? {
-            let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let app = App { name, uid: 0, bpffs: bpffs.to_owned() };
-            let path = app.hook_dir(self.spec());
-            let aside = pin::aside(&path);
-            if aside.exists() {
-                take_down(self, &app, &aside)?;
-                removed.push(aside);
-            }
-            // One that cannot be read is for `unload` to clear, not for us to guess.
-            let Ok(dir) = Dir::open(self, &app) else { continue };
-            if self.end(&dir) == End::ForGood {
-                take_down(self, &app, &pin::put_aside(&path)?)?;
-                removed.push(path);
-            } else {
-                dir.settle(self)?;
-            }
+        let (mut removed, mut done) = (Vec::new(), Ok(()));
+        for app in apps(bpffs)? {
+            let collected = collect(self, &app, &mut removed);
+            done = done.and(collected.inspect_err(|e| log::warn!("app '{}': {e}", app.name)));
         }
-        removed.extend(self.tidy(bpffs)?);
-        Ok(removed)
+        let tidied = self.tidy(bpffs).inspect_err(|e| log::warn!("{e}"));
+        done.and(tidied).map(|tidied| removed.into_iter().chain(tidied).collect())
     }
+}
+
+/// Removes what is garbage of an app's, and finishes what is not.
+fn collect(hook: &(impl Hook + ?Sized), app: &App, removed: &mut Vec<PathBuf>) -> Result<()> {
+    removed.extend(take_down_aside(hook, app)?);
+    // One that cannot be read is for `unload` to clear, not for us to guess.
+    let Ok(dir) = Dir::open(hook, app) else { return Ok(()) };
+    if hook.end(&dir) != End::ForGood {
+        return dir.settle(hook);
+    }
+    let path = app.hook_dir(hook.spec());
+    take_down(hook, app, &pin::put_aside(&path)?)?;
+    removed.push(path);
+    Ok(())
 }
 
 fn deploy(hook: &(impl Hook + ?Sized), app: &App, policy: &Linked, target: &Facts) -> Result<()> {
     let spec = hook.spec();
     let path = app.hook_dir(spec);
+    clear_asides(hook, app)?;
     if path.exists() {
         if !hook.has_ended(app) {
             return Err(Error::Conflict {
@@ -362,7 +380,6 @@ fn deploy(hook: &(impl Hook + ?Sized), app: &App, policy: &Linked, target: &Fact
         }
         take_down(hook, app, &pin::put_aside(&path)?)?;
     }
-    take_down(hook, app, &pin::aside(&path))?;
 
     let mut staged = Staged::new(&path)?;
     let mut record = Record { uid: app.uid, ..Record::default() };
@@ -375,10 +392,10 @@ fn deploy(hook: &(impl Hook + ?Sized), app: &App, policy: &Linked, target: &Fact
         .and_then(|()| staged.commit());
     if deployed.is_err() {
         // What the user hears is why it failed, not what else did.
-        let undone = take_down(hook, app, &dir.path).and_then(|()| hook.tidy(&app.bpffs));
-        if let Err(e) = undone {
+        if let Err(e) = take_down(hook, app, &dir.path) {
             log::warn!("{e}");
         }
+        tidy(hook, &app.bpffs);
     }
     deployed
 }
@@ -390,4 +407,44 @@ fn take_down(hook: &(impl Hook + ?Sized), app: &App, path: &Path) -> Result<()> 
     }
     hook.detach(app, path)?;
     pin::remove_tree(path)
+}
+
+/// Ends what a dead call put aside, or had not put in place yet, and tells what it was.
+fn take_down_aside(hook: &(impl Hook + ?Sized), app: &App) -> Result<Option<PathBuf>> {
+    let aside = pin::aside(&app.hook_dir(hook.spec()));
+    if !aside.exists() {
+        return Ok(None);
+    }
+    take_down(hook, app, &aside)?;
+    Ok(Some(aside))
+}
+
+/// After a deployment went. What stays of what apps share is no matter of that one's, and
+/// the next call tries again.
+fn tidy(hook: &(impl Hook + ?Sized), bpffs: &Path) {
+    if let Err(e) = hook.tidy(bpffs) {
+        log::warn!("{}: {e}", hook.spec().name);
+    }
+}
+
+/// Ends what dead calls left here, whosever it was: it may hold what the next deployment is
+/// to get, a socket or a slot.
+fn clear_asides(hook: &(impl Hook + ?Sized), app: &App) -> Result<()> {
+    take_down_aside(hook, app)?;
+    for other in apps(&app.bpffs)? {
+        // What it does hold is missed soon, and said by whoever misses it.
+        if let Err(e) = take_down_aside(hook, &other) {
+            log::warn!("app '{}': {e}", other.name);
+        }
+    }
+    Ok(())
+}
+
+/// The apps that have a folder; whose they are is not asked.
+fn apps(bpffs: &Path) -> Result<Vec<App>> {
+    let named = |folder: PathBuf| {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        App { name, uid: 0, bpffs: bpffs.to_owned() }
+    };
+    Ok(pin::app_folders(bpffs)?.into_iter().map(named).collect())
 }

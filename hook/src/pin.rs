@@ -220,7 +220,9 @@ pub fn replace(
             Ok(())
         }
         Err(e) => {
-            remove_tree(&next)?;
+            if let Err(e) = remove_tree(&next) {
+                log::warn!("{e}");
+            }
             Err(e)
         }
     }

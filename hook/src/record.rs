@@ -61,11 +61,14 @@ impl Record {
     pub fn read(dir: &Path) -> Result<Option<Self>> {
         let path = dir.join(RECORD);
         let Some(fd) = sys::obj_get(&path)? else { return Ok(None) };
-        let bytes = Map::new(fd)?.lookup(&0u32.to_ne_bytes())?.unwrap_or_default();
+        let not_ours = |e: &dyn std::fmt::Display| {
+            let reason = format!("not this version's: {e}");
+            Error::Pin { path: path.clone(), reason }
+        };
+        let bytes = Map::new(fd).and_then(|map| map.lookup(&0u32.to_ne_bytes()));
+        let bytes = bytes.map_err(|e| not_ours(&e))?.unwrap_or_default();
         let text = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
-        serde_json::from_slice(text)
-            .map(Some)
-            .map_err(|e| Error::Pin { path, reason: format!("not this version's: {e}") })
+        serde_json::from_slice(text).map(Some).map_err(|e| not_ours(&e))
     }
 
     /// Writes it to `dir`, by a rename: who reads holds no lock, and an array's entry that is

@@ -12,8 +12,10 @@
  *   SYRUP_BPFFS   where the daemon pins; otherwise /sys/fs/bpf/syrup
  *
  * All functions may be called from any thread at any time, and block until it
- * is done; after fork() too. None installs a signal handler, starts a thread or
- * ends the process.
+ * is done; after fork() too, unless another thread was in syr_map_mmap() or
+ * syr_map_munmap() then. They read the variables above when they are called, so no
+ * other thread may change the environment meanwhile: see setenv(3). None installs a
+ * signal handler, starts a thread or ends the process.
  *
  * On failure functions return a negative errno; syr_last_error() has the words.
  * Any function that asks the daemon (syr_deploy_policy, syr_map_open,

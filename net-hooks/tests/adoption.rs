@@ -52,6 +52,28 @@ fn a_running_server_is_adopted_and_given_back() {
 }
 
 #[test]
+fn sockets_that_a_dead_load_of_another_app_holds_go_to_the_next() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let mut server = Server::python("udp", 3);
+    let target = Target { pid: Some(server.pid()), ..Lab::target() };
+    let (place, aside) =
+        ["socket-select", "_new_socket-select"].map(|name| lab.app.dir().join(name)).into();
+    // Killed before its folder was in place, or while it was taken down.
+    lab.hook.deploy(&lab.app, &constant("first", "1"), &target).unwrap();
+    std::fs::rename(&place, &aside).unwrap();
+    let next = app(&lab.bpffs.path(), "next");
+    lab.hook.deploy(&next, &constant("second", "2"), &target).unwrap();
+    assert!(!aside.exists());
+    let flow = flows(1);
+    assert_eq!(server.ask(&flow[0]), "2");
+    assert!(lab.hook.collect_garbage(&lab.bpffs.path()).unwrap().is_empty());
+    assert_eq!(server.ask(&flow[0]), "2");
+}
+
+#[test]
 fn a_deployment_is_the_process_of_the_app_that_was_started_again() {
     if !require(&[Need::Root]) {
         return;

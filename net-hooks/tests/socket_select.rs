@@ -431,6 +431,8 @@ fn whoever_is_killed_while_changing_things_leaves_nothing_the_next_cannot_clear(
     for policy in [constant("first", "0"), constant("second", "1")] {
         std::fs::write(objects.path().join(&policy.name), &policy.object).unwrap();
     }
+    let next = app(&lab.bpffs.path(), "next");
+    let target = Target { pid: Some(server.pid()), ..Lab::target() };
     let mut states = BTreeMap::new();
     for round in 0..12 {
         let mut child = Command::new(std::env::current_exe().unwrap())
@@ -453,6 +455,11 @@ fn whoever_is_killed_while_changing_things_leaves_nothing_the_next_cannot_clear(
 
         let read = lab.hook.read(&lab.app).unwrap();
         *states.entry(read.as_ref().map(|read| read.policy.clone())).or_insert(0) += 1;
+        if read.is_none() && round % 2 == 0 {
+            // What a dead call holds is the next app's.
+            lab.hook.deploy(&next, &builtin("hash"), &target).unwrap();
+            lab.hook.remove(&next).unwrap();
+        }
         let garbage = lab.hook.collect_garbage(&lab.bpffs.path()).unwrap();
         assert!(garbage.len() <= 1, "{garbage:?}");
         match lab.hook.read(&lab.app).unwrap() {

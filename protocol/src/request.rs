@@ -12,7 +12,7 @@ pub const MAX_OBJECT_BYTES: usize = 4 << 20;
 
 /// A policy as the requester has it: bytes and names, never a path.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "kind")]
+#[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
 pub enum PolicySource {
     /// The name of a policy that ships with the hook.
     Builtin {

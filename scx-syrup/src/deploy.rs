@@ -8,7 +8,6 @@ use std::time::Duration;
 use libbpf_rs::MapType;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use syrup_hook::record::Record;
 use syrup_hook::sys::{self, Map};
 use syrup_hook::{
     App, Counters, Dir, Error, Facts, Health, Linked, LoadedProgram, Observed, POLICY_PROGRAM,
@@ -19,6 +18,7 @@ use syrup_sdk::abi::{self, syrup_thread_policy};
 use crate::health::{Cores, Waits};
 use crate::layout::{SYRUP_SCX_ALL_CPUS, SYRUP_SCX_FOUND_CPUS, SYRUP_SCX_RESCUE_MS, syrup_scx_app};
 use crate::root::{Root, nr_cpus};
+use crate::slots::{self, Deployments, Lease};
 use crate::threads::{self, Owner};
 use crate::{SPEC, cpus, health, kernel};
 
@@ -42,7 +42,10 @@ pub struct Target {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct State {
     /// The app's slot in the root scheduler.
-    slot: u32,
+    pub slot: u32,
+    /// What makes it the app's; earlier versions did not say.
+    #[serde(default)]
+    pub lease: Option<Lease>,
     /// The process whose threads it was loaded for.
     #[serde(default)]
     pid: Option<i32>,
@@ -79,8 +82,8 @@ pub(crate) fn attach(dir: &mut Dir, policy: &Linked, target: &Facts) -> Result<(
 
     let bpffs = dir.app().bpffs.clone();
     let root = &Root::ensure(&bpffs)?;
-    sweep(root, &bpffs)?;
-    let slot = free_slot(root)?;
+    slots::sweep(root, &bpffs)?;
+    let slot = slots::free(root, &bpffs)?;
     let generation = root.app(slot)?.generation.wrapping_add(1);
     let owner = Owner { slot, generation };
     let mut conf = syrup_scx_app {
@@ -103,13 +106,14 @@ pub(crate) fn attach(dir: &mut Dir, policy: &Linked, target: &Facts) -> Result<(
     }
 
     sys::obj_pin(verdicts.as_fd(), &dir.path().join(VERDICTS))?;
+    root.reset_slot(slot, generation)?;
     dir.set_state(&State {
         slot,
+        lease: Some(Lease::of(root, slot)?),
         pid: target.pid,
         policy: settings.clone(),
         executors: executors.len() as u32,
     })?;
-    root.reset_slot(slot, generation)?;
     if settings.cores {
         root.make_cores(slot)?;
     }
@@ -170,9 +174,15 @@ fn adopt(root: &Root, app: &App, table: &Map, owner: Owner, pid: i32, cpus: &[u3
 }
 
 /// The slot of a deployment and the root scheduler it is in; `None` when somebody removed
-/// that one's pins: then its threads run under the kernel's default.
+/// that one's pins, whether or not there is another since: then its threads run under the
+/// kernel's default.
 fn slot_of(dir: &Dir) -> Result<(State, Option<Root>)> {
-    Ok((dir.state()?, Root::open(&dir.app().bpffs)?))
+    let state: State = dir.state()?;
+    let root = match Root::open(&dir.app().bpffs)? {
+        Some(root) if slots::has(&root, &state)? => Some(root),
+        _ => None,
+    };
+    Ok((state, root))
 }
 
 /// The same where there must be one.
@@ -238,12 +248,19 @@ pub(crate) fn settle(dir: &Dir) -> Result<()> {
     root.set_app(state.slot, &conf)
 }
 
-/// Empties the slot, if the folder tells which; else [`tidy`] finds it.
+/// Empties the slot, if the folder tells which and no other app has it by now; else [`tidy`]
+/// finds it.
 pub(crate) fn detach(app: &App, path: &Path) -> Result<()> {
-    let Some(root) = Root::open(&app.bpffs)? else { return Ok(()) };
-    match state_in(path)? {
-        Some(Ok(state)) => clear_slot(&root, state.slot),
-        Some(Err(_)) | None => Ok(()),
+    let Some(root) = Root::find(&app.bpffs)? else { return Ok(()) };
+    let Some(Ok(state)) = slots::state_in(path) else { return Ok(()) };
+    match root.info() {
+        Ok(_) if slots::has(&root, &state)? => slots::clear(&root, state.slot),
+        Ok(_) => Ok(()),
+        Err(e) => {
+            // Its threads stay until the last app leaves; they are nobody's from now on.
+            log::warn!("{e}: app '{}' loses its policy, and later its threads", app.name);
+            slots::forsake(&root, &app.bpffs, &state)
+        }
     }
 }
 
@@ -267,6 +284,8 @@ pub(crate) fn add(dir: &Dir, what: Registration, index: Option<u32>) -> Result<u
     let index = index
         .or(present.filter(|&index| index != abi::SYRUP_INDEX_NONE))
         .unwrap_or_else(|| threads::free_index(&others));
+    threads::register(&root, &table, tid, owner, index)?;
+    // Only then: whoever cannot be registered takes nobody's index.
     for other in others.iter().filter(|thread| thread.index == index) {
         match root.set_index(other.tid, owner, abi::SYRUP_INDEX_NONE) {
             // It ended, or left, meanwhile.
@@ -274,7 +293,6 @@ pub(crate) fn add(dir: &Dir, what: Registration, index: Option<u32>) -> Result<u
             other => other?,
         }
     }
-    threads::register(&root, &table, tid, owner, index)?;
     Ok(index)
 }
 
@@ -353,47 +371,17 @@ pub(crate) fn tidy(bpffs: &Path) -> Result<Vec<PathBuf>> {
         removed.push(interrupted.dir().to_owned());
         interrupted.stop()?;
     }
-    if let Some(root) = Root::open(bpffs)? {
-        sweep(&root, bpffs)?;
+    if let Some(root) = Root::find(bpffs)? {
+        // Another version's has slots that are none of ours.
+        if root.info().is_ok() {
+            slots::sweep(&root, bpffs)?;
+        }
         if Deployments::find(bpffs)?.are_none() {
             removed.push(root.dir().to_owned());
             root.stop()?;
         }
     }
     Ok(removed)
-}
-
-/// Empties every slot without a record: a call that died before its record was
-/// in place left it, or one that died after it had taken the record away. Also gives
-/// back threads of apps that are gone.
-fn sweep(root: &Root, bpffs: &Path) -> Result<()> {
-    let deployments = Deployments::find(bpffs)?;
-    if deployments.unreadable > 0 {
-        // Theirs might be any slot.
-        return Ok(());
-    }
-    let known: Vec<u32> = deployments.readable.iter().map(|(_, state)| state.slot).collect();
-    let served = root.info()?.slots_in_use;
-    for slot in (1..abi::SYRUP_MAX_APPS).filter(|slot| !known.contains(slot)) {
-        if served >> slot & 1 == 1 || root.app(slot)?.in_use != 0 || root.program_id(slot)? != 0 {
-            clear_slot(root, slot)?;
-        }
-    }
-    let live = known.iter().map(|&slot| {
-        let generation = root.app(slot)?.generation;
-        Ok(Owner { slot, generation })
-    });
-    threads::release_strays(&root.map("syrup_threads")?, &live.collect::<Result<Vec<_>>>()?)
-}
-
-/// Empties a slot. The order matters: new arrivals go to nobody's slot first,
-/// then the threads leave, and only then the root stops serving the queues.
-fn clear_slot(root: &Root, slot: u32) -> Result<()> {
-    let conf = root.app(slot)?;
-    root.set_app(slot, &syrup_scx_app { in_use: 0, ..conf })?;
-    threads::release_all(root, &root.map("syrup_threads")?, slot)?;
-    root.set_program(slot, None)?;
-    root.serve(slot, false)
 }
 
 /// What a policy asked for, checked and with defaults filled in.
@@ -544,64 +532,6 @@ fn verdict_map(cpus: &[u32]) -> Result<Map> {
     pin::create_map(MapType::PercpuArray, "syrup_verdicts", 8, entries)
 }
 
-/// All thread deployments.
-#[derive(Debug, Default)]
-struct Deployments {
-    /// App name and state.
-    readable: Vec<(String, State)>,
-    /// How many there are besides: another version's, or broken.
-    unreadable: usize,
-}
-
-impl Deployments {
-    fn find(bpffs: &Path) -> Result<Self> {
-        let mut found = Self::default();
-        for folder in pin::app_folders(bpffs)? {
-            match state_in(&folder.join(SPEC.name))? {
-                Some(Ok(state)) => {
-                    let app = folder.file_name().unwrap_or_default().to_string_lossy();
-                    found.readable.push((app.into_owned(), state));
-                }
-                Some(Err(_)) => found.unreadable += 1,
-                None => {}
-            }
-        }
-        Ok(found)
-    }
-
-    fn are_none(&self) -> bool {
-        self.readable.is_empty() && self.unreadable == 0
-    }
-}
-
-/// The state that the record in a folder tells: `None` without a folder, an error inside
-/// when it cannot be understood, outside when it cannot be looked at.
-fn state_in(path: &Path) -> Result<Option<Result<State>>> {
-    if !path.is_dir() {
-        return Ok(None);
-    }
-    let state = match Record::read(path) {
-        Ok(record) => record.unwrap_or_default().state(path),
-        Err(e) => Err(e),
-    };
-    match state {
-        Err(e @ Error::Kernel { .. }) => Err(e),
-        other => Ok(Some(other)),
-    }
-}
-
-fn free_slot(root: &Root) -> Result<u32> {
-    for slot in 1..abi::SYRUP_MAX_APPS {
-        if root.app(slot)?.in_use == 0 && root.program_id(slot)? == 0 {
-            return Ok(slot);
-        }
-    }
-    Err(Error::Conflict {
-        what: format!("all {} app slots are taken", abi::SYRUP_MAX_APPS - 1),
-        advice: "unload a thread policy first".to_owned(),
-    })
-}
-
 /// A thread is one app's: two policies cannot both decide about it, and its app would
 /// lose it without a word.
 fn refuse_taken(root: &Root, bpffs: &Path, tids: &[i32], by: Owner) -> Result<()> {
@@ -613,8 +543,7 @@ fn refuse_taken(root: &Root, bpffs: &Path, tids: &[i32], by: Owner) -> Result<()
         if root.app(owner.slot)?.generation != owner.generation {
             continue;
         }
-        let deployments = Deployments::find(bpffs)?.readable;
-        if let Some((app, _)) = deployments.iter().find(|(_, state)| state.slot == owner.slot) {
+        if let Some(app) = Deployments::find(bpffs)?.app_in(root, owner.slot)? {
             let hook = SPEC.name;
             return Err(Error::Conflict {
                 what: format!("thread {tid} is scheduled for app '{app}'"),

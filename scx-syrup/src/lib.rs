@@ -1,7 +1,8 @@
 //! The thread hook: a resident sched_ext root scheduler that tail-calls app policies.
 //!
 //! Entry point: [`ScxSyrup`]. `root.bpf.c` is the scheduler, `policy.bpf.c` the
-//! trusted half of every policy, `root.rs` its life, `threads.rs` who is scheduled.
+//! trusted half of every policy, `root.rs` its life, `slots.rs` whose a slot of it is,
+//! `threads.rs` who is scheduled.
 //!
 //! Plain libbpf loads the objects; the macros of scx_utils are not used. They
 //! fill in constants and sizes that our objects read by CO-RE or do not have,
@@ -18,6 +19,7 @@ mod health;
 mod kernel;
 mod layout;
 mod root;
+mod slots;
 mod threads;
 
 use std::os::fd::BorrowedFd;

@@ -67,23 +67,20 @@ pub(crate) struct Root {
 impl Root {
     /// The root whose pins are below `bpffs`; `None` when there is none.
     pub fn open(bpffs: &Path) -> Result<Option<Self>> {
-        let root = Self { dir: bpffs.join(DIR) };
-        match root.dir.try_exists() {
-            Ok(true) => {}
-            Ok(false) => return Ok(None),
-            Err(e) => return Err(Error::kernel(format!("read {}", root.dir.display()), e)),
+        match Self::find(bpffs)? {
+            Some(root) => root.info().map(|_| Some(root)),
+            None => Ok(None),
         }
-        let version = root.info()?.version;
-        if version != SYRUP_SCX_VERSION {
-            return Err(Error::Pin {
-                path: root.dir,
-                reason: format!(
-                    "the root scheduler of version {version}, this is {SYRUP_SCX_VERSION}: run \
-                     'syrupctl unload --all' with the version that loaded it"
-                ),
-            });
+    }
+
+    /// The same of whichever version: all that can be done with another's is to stop it.
+    pub fn find(bpffs: &Path) -> Result<Option<Self>> {
+        let dir = bpffs.join(DIR);
+        match dir.try_exists() {
+            Ok(true) => Ok(Some(Self { dir })),
+            Ok(false) => Ok(None),
+            Err(e) => Err(Error::kernel(format!("read {}", dir.display()), e)),
         }
-        Ok(Some(root))
     }
 
     /// The live root, loaded now if there is none.
@@ -252,17 +249,25 @@ impl Root {
             .collect()
     }
 
+    /// What it keeps of itself.
+    ///
+    /// # Errors
+    /// [`Error::Pin`] when it is another version's.
     pub fn info(&self) -> Result<syrup_scx_root> {
         let map = self.map("syrup_root")?;
-        let bytes = map.lookup(&0u32.to_ne_bytes())?.unwrap_or_default();
+        let of = |version: &str| Error::Pin {
+            path: self.dir.clone(),
+            reason: format!("the root scheduler of {version}, this is {SYRUP_SCX_VERSION}"),
+        };
         if map.value_size() as usize != size_of::<syrup_scx_root>() {
-            return Err(Error::Pin {
-                path: self.dir.clone(),
-                reason: "the root scheduler of another version".to_owned(),
-            });
+            return Err(of("another version"));
         }
-        syrup_scx_root::from_bytes(&bytes)
-            .ok_or_else(|| Error::Pin { path: self.dir.clone(), reason: "no content".to_owned() })
+        let bytes = map.lookup(&0u32.to_ne_bytes())?.unwrap_or_default();
+        let info = syrup_scx_root::from_bytes(&bytes).ok_or_else(|| of("no version"))?;
+        if info.version != SYRUP_SCX_VERSION {
+            return Err(of(&format!("version {}", info.version)));
+        }
+        Ok(info)
     }
 
     fn set_info(&self, info: &syrup_scx_root) -> Result<()> {

@@ -74,7 +74,9 @@ pub(crate) fn register(
     match set_policy(tid, SCHED_EXT) {
         Ok(()) => Ok(()),
         Err(e) => {
-            threads.delete(&key)?;
+            if let Err(e) = threads.delete(&key) {
+                log::warn!("{e}");
+            }
             if e.raw_os_error() == Some(libc::ESRCH) {
                 return Err(no_such_thread(tid));
             }

@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -133,6 +135,61 @@ fn an_ordinary_user_may_not_take_a_port_and_is_told_what_it_may() {
     assert_eq!(output.status.code(), Some(5), "{stderr}");
     assert!(stderr.contains("help:") && stderr.contains("syr_register_socket"), "{stderr}");
     ctl.assert_empty();
+}
+
+/// Passes calls on to the daemon and replies back, but for that to `Load`: it hangs up.
+fn pass_on(client: &UnixStream, daemon: &Path) -> io::Result<()> {
+    let daemon = &UnixStream::connect(daemon)?;
+    let [mut calls, mut replies] = [client, daemon].map(BufReader::new);
+    loop {
+        let (mut call, mut reply) = (Vec::new(), Vec::new());
+        if calls.read_until(0, &mut call)? == 0 {
+            return Ok(());
+        }
+        { daemon }.write_all(&call)?;
+        replies.read_until(0, &mut reply)?;
+        if String::from_utf8_lossy(&call).contains(".Load\"") {
+            return Ok(());
+        }
+        { client }.write_all(&reply)?;
+    }
+}
+
+/// A daemon's socket that does so, until the test's process ends.
+fn without_reply_to_load(daemon: PathBuf, socket: &Path) {
+    let listener = UnixListener::bind(socket).unwrap();
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let daemon = daemon.clone();
+            std::thread::spawn(move || pass_on(&client.unwrap(), &daemon));
+        }
+    });
+}
+
+#[test]
+fn a_policy_whose_load_was_not_answered_goes_with_the_command() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    own_network();
+    let ctl = Ctl::new();
+    let served = Served::start(ctl.bpffs());
+    let socket = served.dir.path().join("mute");
+    without_reply_to_load(served.socket(), &socket);
+    let run = || {
+        let mut command = support::syrupctl();
+        command.arg("--socket").arg(&socket);
+        command.args(["run", "--app", "web", "--load", "socket-select=hash", "--port", PORT]);
+        command.args(["--", "python3", "-c", SERVER, PORT, "2", "0"]).output().unwrap()
+    };
+    let output = run();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(list(&served.socket())["deployments"], Value::Array(vec![]), "{output:?}");
+    // What was there before is not ours to unload.
+    let load = ["load", "socket-select", "--app", "web", "--policy", "hash"];
+    ctl.run(&load).ok();
+    assert_eq!(run().status.code(), Some(1));
+    assert_eq!(list(&served.socket())["deployments"][0]["app"], "web");
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use syrup_protocol::reply::{
     AllUnloaded, Deployed, Deployments, Entries, Entry, Hooks, Policies, Registered, Shown,
     Unloaded,
@@ -35,6 +35,12 @@ impl From<Failure> for Refusal {
         Self::Arbiter(error)
     }
 }
+
+/// The parameters of a method without any: what a newer client narrows a call down with is
+/// refused rather than not heard.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoParameters {}
 
 /// A result's JSON and descriptors.
 type Answered = std::result::Result<(serde_json::Value, Vec<OwnedFd>), Refusal>;
@@ -117,17 +123,27 @@ fn arbitrate(
             json(Nothing {})
         }
         "UnloadAll" => {
+            let NoParameters {} = parameters(call)?;
             let unloaded = arbiter().unload_all()?;
             let unloaded = unloaded.into_iter().map(|(app, hook)| Unloaded { app, hook }).collect();
             json(AllUnloaded { unloaded })
         }
-        "List" => json(Deployments { deployments: arbiter().list()? }),
+        "List" => {
+            let NoParameters {} = parameters(call)?;
+            json(Deployments { deployments: arbiter().list()? })
+        }
         "Show" => {
             let AppRef { app } = parameters(call)?;
             json(Shown { app: arbiter().show(&app)? })
         }
-        "Hooks" => json(Hooks { hooks: arbiter().hooks()? }),
-        "Policies" => json(Policies { policies: arbiter().policies()? }),
+        "Hooks" => {
+            let NoParameters {} = parameters(call)?;
+            json(Hooks { hooks: arbiter().hooks()? })
+        }
+        "Policies" => {
+            let NoParameters {} = parameters(call)?;
+            json(Policies { policies: arbiter().policies()? })
+        }
         "PolicyOpen" => {
             let DeploymentRef { hook, app } = parameters(call)?;
             descriptor(arbiter().policy_open(&app, &hook)?)
@@ -317,6 +333,20 @@ mod tests {
             let reply = ask(call);
             let expected = format!("\"error\":\"org.varlink.service.{error}\"");
             assert!(reply.contains(&expected), "{call:.60}: {reply:.200}");
+        }
+    }
+
+    /// `nobody` is asked: what is not understood must not be done half.
+    #[test]
+    fn a_parameter_that_is_not_known_is_refused() {
+        let interface: zlink::idl::Interface<'_> = DESCRIPTION.try_into().unwrap();
+        let load = r#"{"hook":"h","app":"a","policy":{"kind":"builtin","name":"p","later":1}}"#;
+        let calls = interface.methods().map(|m| (m.name().to_string(), r#"{"later":"a"}"#));
+        for (method, parameters) in calls.chain([("Load".to_owned(), load)]) {
+            let call = format!(r#"{{"method":"{INTERFACE}.{method}","parameters":{parameters}}}"#);
+            let reply = ask(&call);
+            assert!(reply.contains("InvalidParameter"), "{method}: {reply}");
+            assert!(reply.contains("later"), "{method}: {reply}");
         }
     }
 

@@ -5,6 +5,7 @@ mod support;
 
 use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -73,6 +74,28 @@ fn one_changer_at_a_time() {
         rustix::fs::flock(&folder, FlockOperation::Unlock).unwrap();
     });
     assert_eq!(done.load(Ordering::SeqCst), VERBS.len() + 1);
+}
+
+#[test]
+fn a_lock_whose_folder_comes_and_goes_is_taken_by_one_after_the_other() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    // Each makes the folder, or finds another's, and removes it as it has nothing in it.
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let engine = lab.engine();
+                (0..1000).for_each(|_| drop(engine.recover().unwrap()));
+            });
+        }
+    });
+    assert!(!lab.bpffs().exists());
+    // Made by one that died before it was everybody's to search.
+    std::fs::DirBuilder::new().mode(0o700).create(lab.bpffs()).unwrap();
+    lab.root().load(&load("mine", builtin("hash"))).unwrap();
+    assert_eq!(lab.owner_and_mode(""), (0, 0o711));
 }
 
 #[test]
@@ -419,23 +442,29 @@ fn a_start_clears_what_interrupted_calls_left_and_nothing_else() {
     lab.root().map_set("mine", "counts", 1, 5).unwrap();
     let before = lab.pins();
     // A load that died before its deployment was in place.
-    let half = lab.bpffs().join("half");
+    let (dead, half) = (lab.bpffs().join("dead"), lab.bpffs().join("half"));
     std::fs::create_dir(&half).unwrap();
     std::fs::create_dir(half.join("maps")).unwrap();
     let map = pin::create_array("counts", 8, 1).unwrap();
     sys::obj_pin(map.as_fd(), &half.join("maps/counts")).unwrap();
-    // One that died while it was built, one while it was taken down.
+    // One while it was taken down, with a socket, and one that died before it attached.
+    let socket = reuseport(9000);
+    lab.root().load(&load("dead", builtin("hash"))).unwrap();
+    lab.register(0, "dead", &socket);
+    let aside = pin::put_aside(&dead.join(HOOK)).unwrap();
     std::fs::create_dir(lab.bpffs().join("mine/_new_socket-select")).unwrap();
     let found = lab.engine().recover().unwrap();
     assert_eq!(found.adopted.len(), 1);
     assert_eq!((found.adopted[0].app.as_str(), found.adopted[0].policy.as_str()), ("mine", "p"));
     let mut removed = found.removed;
     removed.sort();
-    assert_eq!(removed, [half, lab.bpffs().join("mine/_new_socket-select")]);
+    assert_eq!(removed, [dead, aside, half, lab.bpffs().join("mine/_new_socket-select")]);
     assert_eq!(lab.pins(), before);
     assert_eq!(lab.root().map_get("mine", "counts", 1).unwrap().value, Some(5));
     let again = lab.engine().recover().unwrap();
     assert!(again.removed.is_empty(), "{again:?}");
+    // A socket is in one map at a time.
+    assert_eq!(lab.register(0, "mine", &socket), 0);
 
     lab.root().unload_all().unwrap();
     std::fs::create_dir(lab.bpffs()).unwrap();

@@ -4,6 +4,7 @@
 mod support;
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 
 use rustix::process::Uid;
@@ -11,6 +12,7 @@ use serde_json::json;
 use support::{
     Lab, MAPS, OTHER, OWNER, UNKNOWN, as_user, load, load_for, object, replace, reuseport, source,
 };
+use syrup_engine::Caller;
 use syrup_protocol::Arbiter as _;
 use syrup_protocol::{Client, Code, PolicySource, Registration, Result};
 use syrup_tests::{Need, require};
@@ -75,6 +77,39 @@ fn an_app_is_changed_and_read_by_its_owner_and_root_only() {
         }
         assert!(lab.client().list().unwrap().is_empty());
     }
+}
+
+/// Reading waits for nobody, so a name that nobody has may be somebody's a moment later.
+#[test]
+fn whoever_asks_while_an_app_comes_and_goes_gets_nothing_of_it() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let policy = object(MAPS);
+    let as_caller = |uid| lab.engine().as_caller(Caller { uid, pid: 0 });
+    let over = AtomicBool::new(false);
+    let opened = std::thread::scope(|scope| {
+        let ask = || {
+            let stranger = as_caller(OTHER);
+            let mut opened = 0;
+            while !over.load(Ordering::Relaxed) {
+                opened += usize::from(stranger.map_open("mine", "counts").is_ok());
+                opened += usize::from(stranger.policy_open("mine", HOOK).is_ok());
+            }
+            opened
+        };
+        let strangers = [scope.spawn(ask), scope.spawn(ask)];
+        let owner = as_caller(OWNER);
+        for _ in 0..100 {
+            owner.load(&load("mine", policy.clone())).unwrap();
+            owner.map_open("mine", "counts").unwrap();
+            owner.unload(HOOK, "mine").unwrap();
+        }
+        over.store(true, Ordering::Relaxed);
+        strangers.map(|stranger| stranger.join().unwrap())
+    });
+    assert_eq!(opened, [0, 0]);
 }
 
 #[test]

@@ -5,7 +5,7 @@
 mod hook;
 
 use std::fs;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use hook::{DISPATCHER, Skeleton};
@@ -59,7 +59,11 @@ fn replace(policy: PolicySource) -> ReplaceRequest {
 
 /// Runs one packet through the pinned dispatcher; returns what becomes of it.
 fn run(folder: &Path) -> u32 {
-    let program = sys::obj_get_required(&folder.join(DISPATCHER)).unwrap();
+    send(&sys::obj_get_required(&folder.join(DISPATCHER)).unwrap())
+}
+
+/// Runs one packet through a dispatcher.
+fn send(program: &OwnedFd) -> u32 {
     let packet = [0u8; 64];
     let mut options = libbpf_sys::bpf_test_run_opts {
         sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
@@ -84,6 +88,11 @@ fn a_hook_of_three_files_is_served_in_full() {
     const PASS: u32 = 2;
     let lab = Lab { ctl: Ctl::new() };
     let folder = lab.bpffs().join("mine").join(HOOK);
+
+    let hooks = lab.root().hooks().unwrap();
+    let told: Vec<_> = hooks.iter().map(|hook| (hook.name.as_str(), &hook.takes[..])).collect();
+    assert_eq!(told, [(HOOK, &["colour".to_owned()][..])]);
+    assert!(lab.root().policies().unwrap().is_empty());
 
     let colour = |word: &str| Facts::from([("colour".to_owned(), json!([word]))]);
     let error = lab.root().load(&load(says("0"), colour("blue"))).unwrap_err();
@@ -125,11 +134,18 @@ fn a_hook_of_three_files_is_served_in_full() {
     assert_eq!(refused.code, Code::VerifierRejected, "{refused}");
     assert_eq!((run(&folder), read().generation), (DROP, 3), "the old one goes on");
 
-    // A load that died before its folder was in place; the next start clears it.
-    fs::create_dir(lab.bpffs().join("mine/_new_skeleton")).unwrap();
+    // A load that died before its folder was in place decides; the next start ends it.
+    let dead = LoadRequest { app: "dead".to_owned(), ..load(says("SYRUP_DROP"), Facts::new()) };
+    lab.root().load(&dead).unwrap();
+    let aside = lab.bpffs().join("dead/_new_skeleton");
+    fs::rename(lab.bpffs().join("dead").join(HOOK), &aside).unwrap();
+    // Who holds the PROG_ARRAY keeps what is in it.
+    let [dispatcher, _policies] =
+        [DISPATCHER, "policies"].map(|pin| sys::obj_get_required(&aside.join(pin)).unwrap());
+    assert_eq!(send(&dispatcher), DROP);
     let found = Engine::with_hooks(lab.bpffs(), HOOKS).unwrap().recover().unwrap();
-    assert_eq!((found.adopted.len(), found.removed.len()), (1, 1));
-    assert_eq!(run(&folder), DROP);
+    assert_eq!((found.adopted.len(), found.removed.len()), (1, 2));
+    assert_eq!((send(&dispatcher), run(&folder)), (PASS, DROP));
 
     let program = sys::obj_get_required(&folder.join(DISPATCHER)).unwrap();
     lab.root().unload(HOOK, "mine").unwrap();

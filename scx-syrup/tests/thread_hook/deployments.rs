@@ -638,6 +638,10 @@ fn an_index_belongs_to_one_thread_at_a_time() {
     assert_eq!(give(1, Some(9)).unwrap(), 9);
     assert_eq!(give(1, None).unwrap(), 9);
     assert_eq!(told_as(1), 9);
+    // A thread that cannot be registered, as it is the kernel's own, takes nobody's.
+    let kthreadd = Registration::Thread { tid: 2 };
+    ScxSyrup.register(&app, kthreadd, Some(9)).unwrap_err();
+    assert_eq!(told_as(1), 9);
     let refused = give(0, Some(abi::SYRUP_INDEX_NONE)).unwrap_err();
     assert!(matches!(refused, Error::Usage(_)), "{refused:?}");
     assert_eq!(told_as(0), abi::SYRUP_INDEX_NONE);
@@ -649,33 +653,4 @@ fn an_index_belongs_to_one_thread_at_a_time() {
     let other = Crew::parked(1);
     let tid = other.tids()[0];
     assert_eq!(ScxSyrup.register(&app, Registration::Thread { tid }, None).unwrap(), 0);
-}
-
-#[test]
-fn the_root_of_another_version_is_refused_and_left_alone() {
-    let Some(fixture) = Fixture::resident() else { return };
-    let (one, two) = (fixture.app("one"), fixture.app("two"));
-    ScxSyrup.deploy(&one, &policy("fifo"), &Target::default()).unwrap();
-    let root = Map::open(&fixture.bpffs().join("_scx/syrup_root")).unwrap();
-    let key = 0u32.to_ne_bytes();
-    let ours = root.lookup(&key).unwrap().unwrap();
-    // struct syrup_scx_root: two words, then the version.
-    let mut theirs = ours.clone();
-    theirs[16..20].copy_from_slice(&77u32.to_ne_bytes());
-    root.update(&key, &theirs).unwrap();
-    let fifo = policy("fifo");
-    let refusals = [
-        ScxSyrup.deploy(&two, &fifo, &Target::default()),
-        ScxSyrup.replace(&one, &fifo),
-        ScxSyrup.remove(&one),
-    ];
-    let health = ScxSyrup.read(&one).unwrap().unwrap().health;
-    root.update(&key, &ours).unwrap();
-    assert!(matches!(&health, Health::Broken(why) if why.contains("version 77")), "{health:?}");
-    for refused in refusals {
-        let refused = refused.unwrap_err();
-        let said = matches!(&refused, Error::Pin { reason, .. } if reason.contains("version 77"));
-        assert!(said, "{refused:?}");
-    }
-    assert!(is_live(&ScxSyrup.read(&one).unwrap().unwrap()));
 }

@@ -9,6 +9,7 @@
 mod deployments;
 mod policies;
 mod scheduling;
+mod slots;
 #[path = "../support/mod.rs"]
 mod support;
 mod told;

@@ -223,8 +223,7 @@ impl Run {
         }
         if is_root() {
             request.target.extend(pid.map(|pid| ("pid".to_owned(), pid.into())));
-            let deployment = arbiter.load(&request)?;
-            loaded.hooks.push(hook);
+            let deployment = loaded.load(arbiter, hook, &request)?;
             announce(&deployment);
             watch.sockets |= by_port;
             return Ok(true);
@@ -234,8 +233,7 @@ impl Run {
             hook.takes.iter().any(|flag| flag.name == name && flag.who == Who::Root)
         };
         request.target.retain(|name, _| !of_root(name));
-        arbiter.load(&request)?;
-        loaded.hooks.push(hook);
+        loaded.load(arbiter, hook, &request)?;
         match (by_port, pid) {
             (true, _) => {
                 watch.sockets = true;
@@ -355,6 +353,32 @@ struct Loaded<'a> {
 }
 
 impl Loaded<'_> {
+    /// Loads one more. An error may come of one that is live, when it cannot be read back or
+    /// the answer does not arrive: that goes with the others.
+    fn load(
+        &mut self,
+        arbiter: &dyn Arbiter,
+        hook: HookArg,
+        request: &LoadRequest,
+    ) -> Result<Deployment> {
+        let was_there = self.is_there(hook);
+        let outcome = arbiter.load(request);
+        let is_ours = match &outcome {
+            Ok(_) => true,
+            Err(failure) if failure.code == Code::Conflict => false,
+            Err(_) => !was_there && self.is_there(hook),
+        };
+        if is_ours {
+            self.hooks.push(hook);
+        }
+        outcome
+    }
+
+    fn is_there(&self, hook: HookArg) -> bool {
+        let shown = self.context.arbiter().and_then(|arbiter| arbiter.show(self.app));
+        shown.is_ok_and(|app| app.deployments.iter().any(|found| found.hook == hook.name))
+    }
+
     /// Unloads everything; the first failure is returned, the others printed.
     fn unload(&mut self) -> Result<()> {
         let mut first = Ok(());

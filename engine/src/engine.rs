@@ -17,8 +17,8 @@ use rustix::mount::MountFlags;
 use syrup_hook::record::Record;
 use syrup_hook::{App, Deploy as _, Error, Hook, Linked, POLICY_PROGRAM, Probe, Who, pin};
 use syrup_protocol::{
-    AppInfo, Arbiter, Code, Deployment, Facts, Failure, Health, HookInfo, Input, LoadRequest,
-    MapEntry, PolicyInfo, PolicySource, Registration, ReplaceRequest, Result, names,
+    AppInfo, Arbiter, Code, Deployment, Entries, Facts, Failure, Health, HookInfo, Input,
+    LoadRequest, MapEntry, PolicyInfo, PolicySource, Registration, ReplaceRequest, Result, names,
 };
 
 use crate::hooks::{self, Hooks};
@@ -575,9 +575,9 @@ impl Arbiter for AsCaller {
         Maps::of(&app).set(&app.name, map, key, value)
     }
 
-    fn map_dump(&self, app: &str, map: &str) -> Result<Vec<MapEntry>> {
+    fn map_dump(&self, app: &str, map: &str, from: u32) -> Result<Entries> {
         let app = self.deployed_app(app)?;
-        Maps::of(&app).dump(&app.name, map)
+        Maps::of(&app).dump(&app.name, map, from)
     }
 
     fn policy_open(&self, app: &str, hook: &str) -> Result<OwnedFd> {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use libbpf_rs::{MapHandle, MapType};
 use syrup_hook::{App, pin, sys};
-use syrup_protocol::{Code, Failure, MapEntry, MapInfo, Result, names};
+use syrup_protocol::{Code, Entries, Failure, MapEntry, MapInfo, Result, names};
 
 use crate::policy::checked::MapShape;
 
@@ -22,6 +22,10 @@ pub(crate) const MAX_MAP_BYTES: u64 = 64 << 20;
 /// memory, which no limit of the tenant's counts.
 const MAX_APP_MAPS: usize = 256;
 pub(crate) const MAX_APP_BYTES: u64 = 256 << 20;
+
+/// Bytes of text in a page of a dump, about; and of a value that is shown at all.
+const PAGE_BYTES: usize = 4 << 20;
+const MAX_SHOWN_BYTES: u32 = 1 << 20;
 
 /// An app's Maps.
 #[derive(Debug)]
@@ -146,6 +150,7 @@ impl Maps {
 
     pub(crate) fn get(&self, app: &str, name: &str, key: u32) -> Result<MapEntry> {
         let map = sys::Map::new(self.open(app, name)?)?;
+        refuse_large(name, &map)?;
         let bytes = map
             .lookup(&key.to_ne_bytes())?
             .ok_or_else(|| out_of_range(name, key, map.max_entries()))?;
@@ -167,16 +172,21 @@ impl Maps {
         Ok(map.update(&key.to_ne_bytes(), &value.to_ne_bytes())?)
     }
 
-    /// All entries, in order of their keys.
-    pub(crate) fn dump(&self, app: &str, name: &str) -> Result<Vec<MapEntry>> {
+    /// Entries from a key on, in order: a page of them.
+    pub(crate) fn dump(&self, app: &str, name: &str, from: u32) -> Result<Entries> {
         let map = sys::Map::new(self.open(app, name)?)?;
+        refuse_large(name, &map)?;
+        // In hex, with what stands around it.
+        let bytes_of_one = map.value_size() as usize * 2 + 64;
+        let count = (PAGE_BYTES / bytes_of_one).max(1) as u32;
+        let end = from.saturating_add(count).min(map.max_entries());
         let mut entries = Vec::new();
-        for key in 0..map.max_entries() {
+        for key in from..end {
             if let Some(bytes) = map.lookup(&key.to_ne_bytes())? {
                 entries.push(entry(key, &bytes));
             }
         }
-        Ok(entries)
+        Ok(Entries { entries, next: (end < map.max_entries()).then_some(end) })
     }
 
     fn make_folder(&self) -> Result<()> {
@@ -273,6 +283,21 @@ fn entry(key: u32, bytes: &[u8]) -> MapEntry {
         value: bytes.try_into().ok().map(u64::from_ne_bytes),
         bytes: bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
     }
+}
+
+/// A value must fit into a message.
+fn refuse_large(name: &str, map: &sys::Map) -> Result<()> {
+    if map.value_size() <= MAX_SHOWN_BYTES {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Code::Usage,
+        format!(
+            "values of Map '{name}' have {} bytes, the limit is {MAX_SHOWN_BYTES}",
+            map.value_size()
+        ),
+    )
+    .advise("read it from the application, which can map it into memory: syr_map_mmap()"))
 }
 
 fn out_of_range(name: &str, key: u32, entries: u32) -> Failure {

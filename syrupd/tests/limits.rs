@@ -140,6 +140,40 @@ fn a_policy_has_a_longest_object_and_a_longest_source() {
 }
 
 #[test]
+fn a_map_is_dumped_in_pages() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let maps = support::source(
+        "SYRUP_MAP(big, 100000);\nstruct MiB { char bytes[1 << 20]; };\n\
+         struct more { char bytes[(1 << 20) + 1]; };\n\
+         SYRUP_MAP_OF(wide, struct MiB, 1);\nSYRUP_MAP_OF(wider, struct more, 1);",
+        "syrup_map_lookup(&big, 0) && syrup_map_lookup(&wide, 0) && syrup_map_lookup(&wider, 0)",
+    );
+    let client = lab.client();
+    client.load(&load("mine", object(&maps))).unwrap();
+    let (mut from, mut keys, mut pages) = (Some(0), Vec::new(), 0);
+    while let Some(key) = from {
+        let page = client.map_dump("mine", "big", key).unwrap();
+        keys.extend(page.entries.iter().map(|entry| entry.key));
+        (from, pages) = (page.next, pages + 1);
+    }
+    assert!(keys.iter().copied().eq(0..100_000), "{} keys", keys.len());
+    assert_eq!(pages, 2);
+    // From behind the last, there is nothing more.
+    let behind = client.map_dump("mine", "big", u32::MAX).unwrap();
+    assert_eq!((behind.entries.len(), behind.next), (0, None));
+    assert_eq!(client.map_dump("mine", "wide", 0).unwrap().entries[0].bytes.len(), 2 << 20);
+    for error in [
+        client.map_dump("mine", "wider", 0).unwrap_err(),
+        client.map_get("mine", "wider", 0).unwrap_err(),
+    ] {
+        assert!(error.message.contains("1048577 bytes, the limit is 1048576"), "{error}");
+    }
+}
+
+#[test]
 fn an_app_has_so_many_maps_and_bytes_of_them() {
     if !require(&[Need::Root]) {
         return;

@@ -44,6 +44,11 @@ PATCHES := tests/mutants
 mutants: deps ## tests of the tests: defects put in, one at a time (PATCHES=FOLDER: yours)
 	tests/mutants/run --patches $(PATCHES) $(if $(filter $(PATCHES),tests/mutants),--generated 300) $(ARGS)
 
+# Of the reader of policy objects, which tenants write.
+.PHONY: fuzz
+fuzz: deps ## fuzz the reader of policy objects for SECONDS (600)
+	tests/fuzz/run object $(SECONDS)
+
 .PHONY: native
 native: figures ## the same as figures
 

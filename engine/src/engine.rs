@@ -15,8 +15,8 @@ use rustix::mount::MountFlags;
 use syrup_hook::record::Record;
 use syrup_hook::{App, Deploy as _, Error, Hook, Linked, POLICY_PROGRAM, Probe, Who, pin};
 use syrup_protocol::{
-    AppInfo, Arbiter, Code, Deployment, Facts, Failure, Health, HookInfo, Input, LoadRequest,
-    MapEntry, PolicyInfo, PolicySource, Registration, ReplaceRequest, Result, names,
+    AppInfo, Arbiter, Code, Deployment, Entries, Facts, Failure, Health, HookInfo, Input,
+    LoadRequest, MapEntry, PolicyInfo, PolicySource, Registration, ReplaceRequest, Result, names,
 };
 
 use crate::hooks::{self, Hooks};
@@ -209,7 +209,7 @@ impl Engine {
         params: &[(String, String)],
     ) -> Result<CheckReport> {
         let hook = hooks::SHIPPED.get(hook)?;
-        let prepared = policy::prepare(hook, policy, params)?;
+        let prepared = policy::prepare(hook.spec(), policy, params)?;
         let verified = if !rustix::process::geteuid().is_root() {
             Err("only root can ask the verifier".to_owned())
         } else if let Probe::Missing { what, .. } = hook.probe() {
@@ -222,9 +222,9 @@ impl Engine {
         let checked = prepared.checked;
         Ok(CheckReport {
             input: checked.input,
-            instructions: checked.instructions,
-            maps: checked.maps,
-            params: checked.params,
+            instructions: checked.code.len(),
+            maps: checked.maps.into_iter().map(|map| map.name).collect(),
+            params: checked.params.into_iter().map(|param| param.name).collect(),
             verified,
         })
     }
@@ -336,7 +336,7 @@ impl Engine {
 
 impl Prepared {
     /// What a hook needs, with the app's Maps.
-    fn link_with(&self, maps: std::collections::BTreeMap<String, OwnedFd>) -> Linked {
+    pub(crate) fn link_with(&self, maps: std::collections::BTreeMap<String, OwnedFd>) -> Linked {
         Linked {
             name: self.name.clone(),
             sha256: self.sha256,
@@ -449,7 +449,7 @@ impl Arbiter for AsCaller {
         self.may_bring(&request.policy)?;
         self.may_say(hook, &request.target)?;
         // The source's faults come first: they show on any kernel.
-        let prepared = policy::prepare(hook, &request.policy, &request.params)?;
+        let prepared = policy::prepare(hook.spec(), &request.policy, &request.params)?;
         if let Probe::Missing { what, advice } = hook.probe() {
             return Err(Failure::new(
                 Code::Unsupported,
@@ -473,8 +473,7 @@ impl Arbiter for AsCaller {
         }
         self.engine.make_app_folder(&app)?;
         let deployed = (|| -> Result<()> {
-            let (maps, created) =
-                Maps::of(&app).ensure(&prepared.linked, &prepared.checked.maps)?;
+            let (maps, created) = Maps::of(&app).ensure(&prepared.checked.maps)?;
             hook.deploy(&app, &prepared.link_with(maps), &request.target)
                 .map_err(|e| prepared.explain(e))?;
             created.keep();
@@ -496,7 +495,7 @@ impl Arbiter for AsCaller {
         let hook = self.engine.hooks.get(&request.hook)?;
         names::check_app(&request.app)?;
         self.may_bring(&request.policy)?;
-        let prepared = policy::prepare(hook, &request.policy, &request.params)?;
+        let prepared = policy::prepare(hook.spec(), &request.policy, &request.params)?;
 
         let _lock = self.engine.lock()?;
         let app = self.own_app(&request.app)?;
@@ -575,8 +574,8 @@ impl Arbiter for AsCaller {
         maps::set(self.map_open(app, map)?, map, key, value)
     }
 
-    fn map_dump(&self, app: &str, map: &str) -> Result<Vec<MapEntry>> {
-        maps::dump(self.map_open(app, map)?)
+    fn map_dump(&self, app: &str, map: &str, from: u32) -> Result<Entries> {
+        maps::dump(self.map_open(app, map)?, map, from)
     }
 
     fn policy_open(&self, app: &str, hook: &str) -> Result<OwnedFd> {
@@ -612,7 +611,7 @@ impl Arbiter for AsCaller {
 impl AsCaller {
     /// Puts a policy in the place of the app's live one; under the lock.
     fn replace_by(&self, hook: &dyn Hook, app: &App, prepared: &Prepared) -> Result<Deployment> {
-        let (maps, created) = Maps::of(app).ensure(&prepared.linked, &prepared.checked.maps)?;
+        let (maps, created) = Maps::of(app).ensure(&prepared.checked.maps)?;
         hook.replace(app, &prepared.link_with(maps)).map_err(|e| prepared.explain(e))?;
         created.keep();
         self.engine.read_one(hook, app).map_err(|e| live_but(app, hook, e))

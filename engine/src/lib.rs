@@ -12,5 +12,4 @@ mod policy;
 
 pub use engine::{AsCaller, Caller, CheckReport, DEFAULT_BPFFS, Engine, Recovery};
 pub use hooks::{flags, infos as hooks, policies, specs};
-pub use policy::compile;
-pub use policy::link::link;
+pub use policy::{canonical, compile, linked};

@@ -7,14 +7,25 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::{MapHandle, MapType};
-use syrup_hook::{App, PolicyObject, sys};
-use syrup_protocol::{Code, Failure, MapEntry, MapInfo, Result, names};
+use syrup_hook::{App, sys};
+use syrup_protocol::{Code, Entries, Failure, MapEntry, MapInfo, Result, names};
+
+use crate::policy::checked::MapShape;
 
 /// The pin folder of Maps inside an app's folder; no hook has that name.
 const FOLDER: &str = "maps";
 
 /// Most bytes one Map may take.
-const MAX_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_MAP_BYTES: u64 = 64 << 20;
+
+/// Most Maps that one app may have, and most bytes of all of them: they are the kernel's
+/// memory, which no limit of the tenant's counts.
+const MAX_APP_MAPS: usize = 256;
+pub(crate) const MAX_APP_BYTES: u64 = 256 << 20;
+
+/// Bytes of text in a page of a dump, about; and of a value that is shown at all.
+const PAGE_BYTES: usize = 4 << 20;
+const MAX_SHOWN_BYTES: u32 = 1 << 20;
 
 /// An app's Maps.
 #[derive(Debug)]
@@ -46,35 +57,34 @@ impl Drop for Created {
     }
 }
 
-/// Type and sizes of a Map; two policies share one only if these are equal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Shape {
-    value_bytes: u32,
-    entries: u32,
-}
-
 impl Maps {
     pub(crate) fn of(app: &App) -> Self {
         Self { dir: app.dir().join(FOLDER), uid: app.uid }
     }
 
-    /// Opens or creates the Maps `names` of a linked policy.
+    /// Opens or creates the Maps that a policy names.
     pub(crate) fn ensure(
         &self,
-        linked: &[u8],
-        names: &[String],
+        shapes: &[MapShape],
     ) -> Result<(BTreeMap<String, OwnedFd>, Created)> {
         let mut fds = BTreeMap::new();
         let mut created = Created::default();
-        for (name, shape) in shapes(linked, names)? {
-            let path = self.dir.join(&name);
+        let mut room = None;
+        for shape in shapes {
+            let path = self.dir.join(&shape.name);
             let fd = match sys::obj_get(&path)? {
                 Some(fd) => {
-                    self.check_shape(&name, &fd, shape)?;
+                    check_shape(shape, &fd)?;
                     fd
                 }
                 None => {
-                    let fd = create(&name, shape)?;
+                    if room.is_none() {
+                        room = Some(self.room()?);
+                    }
+                    if let Some(room) = &mut room {
+                        room.take(shape)?;
+                    }
+                    let fd = create(shape)?;
                     self.make_folder()?;
                     sys::obj_pin(fd.as_fd(), &path)?;
                     created.paths.push(path.clone());
@@ -82,9 +92,20 @@ impl Maps {
                     fd
                 }
             };
-            fds.insert(name, fd);
+            fds.insert(shape.name.clone(), fd);
         }
         Ok((fds, created))
+    }
+
+    /// What the app may still have.
+    fn room(&self) -> Result<Room> {
+        let mut room = Room::default();
+        for map in self.list()? {
+            room.maps += 1;
+            let MapInfo { name, value_bytes, entries, .. } = map;
+            room.bytes += MapShape { name, value_bytes, entries }.bytes();
+        }
+        Ok(room)
     }
 
     /// The app's Maps by name.
@@ -122,24 +143,6 @@ impl Maps {
         })
     }
 
-    fn check_shape(&self, name: &str, fd: &OwnedFd, wanted: Shape) -> Result<()> {
-        let info = sys::map_info(fd.as_fd())?;
-        let found = Shape { value_bytes: info.value_size, entries: info.max_entries };
-        if found == wanted {
-            return Ok(());
-        }
-        Err(Failure::new(
-            Code::Conflict,
-            format!(
-                "Map '{name}' exists with {} entries of {} bytes; this policy wants {} of {}",
-                found.entries, found.value_bytes, wanted.entries, wanted.value_bytes
-            ),
-        )
-        .advise(
-            "policies of one app that name the same Map share it: declare it alike, or rename it",
-        ))
-    }
-
     fn make_folder(&self) -> Result<()> {
         match fs::create_dir(&self.dir) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => Err(Failure::new(
@@ -155,6 +158,7 @@ impl Maps {
 /// An entry of the opened Map `name`.
 pub(crate) fn get(map: OwnedFd, name: &str, key: u32) -> Result<MapEntry> {
     let map = sys::Map::new(map)?;
+    refuse_large(name, &map)?;
     let bytes = map
         .lookup(&key.to_ne_bytes())?
         .ok_or_else(|| out_of_range(name, key, map.max_entries()))?;
@@ -177,16 +181,21 @@ pub(crate) fn set(map: OwnedFd, name: &str, key: u32, value: u64) -> Result<()> 
     Ok(map.update(&key.to_ne_bytes(), &value.to_ne_bytes())?)
 }
 
-/// All entries, in order of their keys.
-pub(crate) fn dump(map: OwnedFd) -> Result<Vec<MapEntry>> {
+/// Entries from a key on, in order: a page of them.
+pub(crate) fn dump(map: OwnedFd, name: &str, from: u32) -> Result<Entries> {
     let map = sys::Map::new(map)?;
+    refuse_large(name, &map)?;
+    // In hex, with what stands around it.
+    let bytes_of_one = map.value_size() as usize * 2 + 64;
+    let count = (PAGE_BYTES / bytes_of_one).max(1) as u32;
+    let end = from.saturating_add(count).min(map.max_entries());
     let mut entries = Vec::new();
-    for key in 0..map.max_entries() {
+    for key in from..end {
         if let Some(bytes) = map.lookup(&key.to_ne_bytes())? {
             entries.push(entry(key, &bytes));
         }
     }
-    Ok(entries)
+    Ok(Entries { entries, next: (end < map.max_entries()).then_some(end) })
 }
 
 /// Gives a pin an owner and a mode.
@@ -198,39 +207,60 @@ pub(crate) fn own(path: &Path, uid: u32, mode: u32) -> Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)
 }
 
-fn shapes(linked: &[u8], names: &[String]) -> Result<Vec<(String, Shape)>> {
-    if names.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut object = PolicyObject::open_bytes(linked, "policy")?;
-    let mut shapes = Vec::new();
-    for map in object.object_mut().maps() {
-        let name = map.name().to_string_lossy().into_owned();
-        if !names.contains(&name) {
-            continue;
-        }
-        let bad = |why: String| {
-            Failure::new(Code::SourceRejected, format!("Map '{name}': {why}")).advise(
-                "declare Maps with SYRUP_MAP(name, entries) or SYRUP_MAP_OF(name, type, entries)",
-            )
-        };
-        let shape = Shape { value_bytes: map.value_size(), entries: map.max_entries() };
-        let bytes = u64::from(shape.value_bytes.next_multiple_of(8)) * u64::from(shape.entries);
-        if map.map_type() != MapType::Array
-            || map.key_size() != 4
-            || map.map_flags() != libbpf_sys::BPF_F_MMAPABLE
-        {
-            return Err(bad("it is not a memory-mappable array with u32 keys".to_owned()));
-        }
-        if shape.entries == 0 || shape.value_bytes == 0 || bytes > MAX_BYTES {
-            return Err(bad(format!("{bytes} bytes; 1 to {MAX_BYTES} are allowed")));
-        }
-        shapes.push((name, shape));
-    }
-    Ok(shapes)
+/// What the app has already.
+#[derive(Debug, Default)]
+struct Room {
+    maps: usize,
+    bytes: u64,
 }
 
-fn create(name: &str, shape: Shape) -> Result<OwnedFd> {
+impl Room {
+    /// For one more Map.
+    fn take(&mut self, shape: &MapShape) -> Result<()> {
+        self.maps += 1;
+        self.bytes += shape.bytes();
+        let over = |what: String| {
+            Failure::new(Code::SourceRejected, format!("Map '{}': {what}", shape.name)).advise(
+                "declare fewer entries; Maps of earlier policies stay until the app's last \
+                 deployment is unloaded",
+            )
+        };
+        if self.maps > MAX_APP_MAPS {
+            return Err(over(format!(
+                "the app's Map number {}, the limit is {MAX_APP_MAPS}",
+                self.maps
+            )));
+        }
+        if self.bytes > MAX_APP_BYTES {
+            let bytes = self.bytes;
+            return Err(over(format!(
+                "the app's Maps take {bytes} bytes, the limit is {MAX_APP_BYTES}"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Two policies share a Map only if they mean one of the same sizes.
+fn check_shape(wanted: &MapShape, fd: &OwnedFd) -> Result<()> {
+    let MapShape { name, value_bytes, entries } = wanted;
+    let info = sys::map_info(fd.as_fd())?;
+    if (info.value_size, info.max_entries) == (*value_bytes, *entries) {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Code::Conflict,
+        format!(
+            "Map '{name}' exists with {} entries of {} bytes; this policy wants {entries} of \
+             {value_bytes}",
+            info.max_entries, info.value_size
+        ),
+    )
+    .advise("policies of one app that name the same Map share it: declare it alike, or rename it"))
+}
+
+fn create(shape: &MapShape) -> Result<OwnedFd> {
+    let MapShape { name, value_bytes, entries } = shape;
     let options = libbpf_sys::bpf_map_create_opts {
         sz: size_of::<libbpf_sys::bpf_map_create_opts>() as libbpf_sys::size_t,
         map_flags: libbpf_sys::BPF_F_MMAPABLE,
@@ -239,15 +269,8 @@ fn create(name: &str, shape: Shape) -> Result<OwnedFd> {
     let failed = |e: &dyn std::fmt::Display| {
         Failure::new(Code::Internal, format!("cannot create Map '{name}': {e:#}"))
     };
-    let map = MapHandle::create(
-        MapType::Array,
-        Some(name),
-        4,
-        shape.value_bytes,
-        shape.entries,
-        &options,
-    )
-    .map_err(|e| failed(&e))?;
+    let map = MapHandle::create(MapType::Array, Some(name), 4, *value_bytes, *entries, &options)
+        .map_err(|e| failed(&e))?;
     map.as_fd().try_clone_to_owned().map_err(|e| failed(&e))
 }
 
@@ -257,6 +280,21 @@ fn entry(key: u32, bytes: &[u8]) -> MapEntry {
         value: bytes.try_into().ok().map(u64::from_ne_bytes),
         bytes: bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
     }
+}
+
+/// A value must fit into a message.
+fn refuse_large(name: &str, map: &sys::Map) -> Result<()> {
+    if map.value_size() <= MAX_SHOWN_BYTES {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Code::Usage,
+        format!(
+            "values of Map '{name}' have {} bytes, the limit is {MAX_SHOWN_BYTES}",
+            map.value_size()
+        ),
+    )
+    .advise("read it from the application, which can map it into memory: syr_map_mmap()"))
 }
 
 fn out_of_range(name: &str, key: u32, entries: u32) -> Failure {

@@ -23,7 +23,7 @@ pub use deploy::{Deploy, Dir};
 pub use error::{Error, Result, verifier_lines, verifier_tail};
 pub use freed::Held;
 pub use hook::{App, Counters, End, Hook, Observed, Probe, target};
-pub use load::{LoadedProgram, PolicyObject, constant, route_libbpf_messages, set_constant};
+pub use load::{LoadedProgram, PolicyObject, set_constant};
 pub use policy::{Builtin, Linked, POLICY_PROGRAM};
 pub use spec::{Constant, Flag, Spec, Syntax, Who};
 pub use syrup_protocol::{Deployment, Facts, Health, Input, Kind, Proto, Registration};

@@ -178,9 +178,8 @@ impl LoadedProgram {
     }
 }
 
-/// Writes `value` over the constant `name` in an object's read-only data, in
-/// the file image: before linking for a user's parameters, before opening for
-/// a hook's own. Returns false when there is no such constant.
+/// Writes `value` over the constant `name` in the read-only data of a linked object, in the
+/// file image, before it is opened. Returns false when there is no such constant.
 ///
 /// # Errors
 /// [`Error::Usage`] when the sizes differ or the object is no ELF file.
@@ -193,14 +192,6 @@ pub fn set_constant(image: &mut [u8], name: &str, value: &[u8]) -> Result<bool> 
     }
     image[offset..offset + size].copy_from_slice(value);
     Ok(true)
-}
-
-/// The bytes of the constant `name`, as they stand in the file image.
-///
-/// # Errors
-/// [`Error::Usage`] when the object is no ELF file.
-pub fn constant(image: &[u8], name: &str) -> Result<Option<Vec<u8>>> {
-    Ok(constant_at(image, name)?.map(|(offset, size)| image[offset..offset + size].to_vec()))
 }
 
 fn constant_at(image: &[u8], name: &str) -> Result<Option<(usize, usize)>> {
@@ -235,8 +226,8 @@ fn constant_at(image: &[u8], name: &str) -> Result<Option<(usize, usize)>> {
 /// and send the rest to the log crate. Called before anything that opens an object.
 ///
 /// Not through `libbpf_rs::set_print`: that one panics, and so aborts, on a
-/// message that is not UTF-8, and messages quote names out of tenants' objects.
-pub fn route_libbpf_messages() {
+/// message that is not UTF-8.
+fn route_libbpf_messages() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let print: unsafe extern "C" fn(_, _, *mut c_void) -> c_int = print;

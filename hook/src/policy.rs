@@ -26,7 +26,7 @@ pub struct Builtin {
 pub struct Linked {
     /// Built-in name or file stem, as `list` shows it.
     pub name: String,
-    /// SHA-256 of the user's object, before parameters were set.
+    /// SHA-256 of the canonical object, before parameters were set.
     pub sha256: [u8; 32],
     /// The linked ELF object.
     pub object: Vec<u8>,

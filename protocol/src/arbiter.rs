@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 
 use crate::deployment::{Deployment, Kind};
 use crate::failure::Result;
-use crate::reply::{AppInfo, HookInfo, MapEntry, PolicyInfo};
+use crate::reply::{AppInfo, Entries, HookInfo, MapEntry, PolicyInfo};
 use crate::request::{LoadRequest, ReplaceRequest};
 
 /// What an app registers.
@@ -54,8 +54,9 @@ pub trait Arbiter {
     fn map_get(&self, app: &str, map: &str, key: u32) -> Result<MapEntry>;
     /// Writes one entry of a Map whose values have 8 bytes.
     fn map_set(&self, app: &str, map: &str, key: u32, value: u64) -> Result<()>;
-    /// All entries of a Map.
-    fn map_dump(&self, app: &str, map: &str) -> Result<Vec<MapEntry>>;
+    /// Entries of a Map, from a key on: as many as one reply should hold, and where the
+    /// next one begins.
+    fn map_dump(&self, app: &str, map: &str, from: u32) -> Result<Entries>;
     /// An fd of a deployment's policy program: it names the deployment to the
     /// kernel (its id, its statistics) and lets nobody change it.
     fn policy_open(&self, app: &str, hook: &str) -> Result<OwnedFd>;

@@ -12,7 +12,7 @@ use crate::reply::{
     Policies, PolicyInfo, Registered, Shown,
 };
 use crate::request::{
-    AppRef, DeploymentRef, LoadRequest, MapGet, MapRef, MapSet, Register, ReplaceRequest,
+    AppRef, DeploymentRef, LoadRequest, MapDump, MapGet, MapRef, MapSet, Register, ReplaceRequest,
 };
 use crate::varlink::{Nothing, SERVICE, ServiceInfo};
 use crate::wire::Connection;
@@ -128,9 +128,8 @@ impl Arbiter for Client {
         self.call("MapSet", what).map(|Nothing {}| ())
     }
 
-    fn map_dump(&self, app: &str, map: &str) -> Result<Vec<MapEntry>> {
-        let what = MapRef { app: app.to_owned(), map: map.to_owned() };
-        self.call("MapDump", what).map(|Entries { entries }| entries)
+    fn map_dump(&self, app: &str, map: &str, from: u32) -> Result<Entries> {
+        self.call("MapDump", MapDump { app: app.to_owned(), map: map.to_owned(), from })
     }
 
     fn policy_open(&self, app: &str, hook: &str) -> Result<OwnedFd> {

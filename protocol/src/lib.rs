@@ -19,6 +19,6 @@ pub use arbiter::{Arbiter, Registration};
 pub use client::Client;
 pub use deployment::{Deployment, Facts, Health, Input, Kind, Proto};
 pub use failure::{Code, Failure, Result};
-pub use reply::{AppInfo, HookInfo, MapEntry, MapInfo, PolicyInfo};
+pub use reply::{AppInfo, Entries, HookInfo, MapEntry, MapInfo, PolicyInfo};
 pub use request::{LoadRequest, PolicySource, ReplaceRequest};
 pub use varlink::DEFAULT_SOCKET;

@@ -136,8 +136,11 @@ pub struct Entry {
 /// Reply of `MapDump`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Entries {
-    /// In the order of their keys.
+    /// In the order of their keys, as many as one message should hold.
     pub entries: Vec<MapEntry>,
+    /// The key to go on with; none after the last.
+    #[serde(default)]
+    pub next: Option<u32>,
 }
 
 /// Reply of `Register`.

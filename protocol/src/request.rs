@@ -90,8 +90,20 @@ pub struct DeploymentRef {
     pub app: String,
 }
 
-/// Parameters of `MapOpen` and `MapDump`: one Map. The reply of `MapOpen`
-/// carries its descriptor.
+/// Parameters of `MapDump`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MapDump {
+    /// App name.
+    pub app: String,
+    /// Map name.
+    pub map: String,
+    /// The first key.
+    #[serde(default)]
+    pub from: u32,
+}
+
+/// Parameters of `MapOpen`: one Map. The reply carries its descriptor.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MapRef {

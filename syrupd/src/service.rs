@@ -6,10 +6,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use syrup_protocol::reply::{
-    AllUnloaded, Deployed, Deployments, Entries, Entry, Hooks, Policies, Registered, Shown,
-    Unloaded,
+    AllUnloaded, Deployed, Deployments, Entry, Hooks, Policies, Registered, Shown, Unloaded,
 };
-use syrup_protocol::request::{AppRef, DeploymentRef, MapGet, MapRef, MapSet, Register};
+use syrup_protocol::request::{AppRef, DeploymentRef, MapDump, MapGet, MapRef, MapSet, Register};
 use syrup_protocol::varlink::{
     DESCRIPTION, FAILED, INTERFACE, InterfaceRef, InterfaceText, Nothing, ReceivedCall, Reply,
     SERVICE, ServiceInfo,
@@ -158,8 +157,8 @@ fn arbitrate(
             json(Nothing {})
         }
         "MapDump" => {
-            let MapRef { app, map } = parameters(call)?;
-            json(Entries { entries: arbiter().map_dump(&app, &map)? })
+            let MapDump { app, map, from } = parameters(call)?;
+            json(arbiter().map_dump(&app, &map, from)?)
         }
         "MapOpen" => {
             let MapRef { app, map } = parameters(call)?;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use syrup_engine::Caller;
 use syrup_protocol::{
-    AppInfo, Arbiter, Client, Code, Deployment, Failure, HookInfo, LoadRequest, MapEntry,
+    AppInfo, Arbiter, Client, Code, Deployment, Entries, Failure, HookInfo, LoadRequest, MapEntry,
     PolicyInfo, PolicySource, Registration, ReplaceRequest, Result,
 };
 use syrupd::{Arbiters, Daemon};
@@ -91,9 +91,9 @@ impl Arbiter for Odd {
     fn map_set(&self, _: &str, _: &str, _: u32, _: u64) -> Result<()> {
         nothing()
     }
-    fn map_dump(&self, _: &str, _: &str) -> Result<Vec<MapEntry>> {
+    fn map_dump(&self, _: &str, _: &str, from: u32) -> Result<Entries> {
         let entry = |key| MapEntry { key, value: Some(1), bytes: "0100000000000000".to_owned() };
-        Ok((0..65536).map(entry).collect())
+        Ok(Entries { entries: (from..65536).map(entry).collect(), next: Some(65536) })
     }
     fn map_open(&self, _: &str, _: &str) -> Result<OwnedFd> {
         let mut file = tempfile::tempfile().unwrap();
@@ -233,7 +233,8 @@ fn values_and_large_replies_arrive_whole() {
     let served = Served::new();
     let client = served.client();
     assert_eq!(client.map_get("a", "m", 3).unwrap().value, Some(u64::MAX));
-    assert_eq!(client.map_dump("a", "m").unwrap().len(), 65536);
+    let page = client.map_dump("a", "m", 6).unwrap();
+    assert_eq!((page.entries.len(), page.next), (65530, Some(65536)));
 }
 
 #[test]

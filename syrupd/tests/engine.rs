@@ -271,8 +271,9 @@ fn a_maps_keys_end_where_its_entries_do() {
         assert_eq!(error.code, Code::Usage);
         assert!(error.advice.unwrap().contains("0..3"));
     }
-    let dump = root.map_dump("mine", "counts").unwrap();
-    let values: Vec<_> = dump.iter().map(|entry| (entry.key, entry.value)).collect();
+    let dump = root.map_dump("mine", "counts", 0).unwrap();
+    assert_eq!(dump.next, None);
+    let values: Vec<_> = dump.entries.iter().map(|entry| (entry.key, entry.value)).collect();
     assert_eq!(values, [(0, Some(0)), (1, Some(0)), (2, Some(0)), (3, Some(0x0102))]);
 
     // Values of another size are read as bytes, and not written.
@@ -386,7 +387,7 @@ fn what_is_not_deployed_can_be_neither_changed_nor_read() {
         root.unload("scx-syrup", "mine"),
         root.show("absent").map(drop),
         root.map_get("absent", "counts", 0).map(drop),
-        root.map_dump("absent", "counts").map(drop),
+        root.map_dump("absent", "counts", 0).map(drop),
         root.policy_open("absent", HOOK).map(drop),
         root.register("absent", None, socket(&reuseport(9000)), None).map(drop),
     ];

@@ -12,10 +12,9 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use support::{Lab, MAPS, OTHER, OWNER, as_user, load, object};
-use syrup_protocol::Arbiter as _;
-use syrup_protocol::PolicySource;
 use syrup_protocol::request::MAX_OBJECT_BYTES;
 use syrup_protocol::varlink::{MAX_FDS, MAX_MESSAGE_BYTES};
+use syrup_protocol::{Arbiter as _, Code, PolicySource};
 use syrup_tests::{Need, require, wait_for};
 
 const LIST: &[u8] = b"{\"method\":\"org.syrup.Arbiter1.List\"}\0";
@@ -138,6 +137,75 @@ fn a_policy_has_a_longest_object_and_a_longest_source() {
     assert!(said(image(MAX_OBJECT_BYTES + 1)).contains("4194305 bytes, the limit is 4194304"));
     assert!(said(text((1 << 20) + 1)).contains("1048577 bytes, the limit is 1048576"));
     lab.client().load(&load("mine", text(1 << 20))).unwrap();
+}
+
+#[test]
+fn a_map_is_dumped_in_pages() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let maps = support::source(
+        "SYRUP_MAP(big, 100000);\nstruct MiB { char bytes[1 << 20]; };\n\
+         struct more { char bytes[(1 << 20) + 1]; };\n\
+         SYRUP_MAP_OF(wide, struct MiB, 1);\nSYRUP_MAP_OF(wider, struct more, 1);",
+        "syrup_map_lookup(&big, 0) && syrup_map_lookup(&wide, 0) && syrup_map_lookup(&wider, 0)",
+    );
+    let client = lab.client();
+    client.load(&load("mine", object(&maps))).unwrap();
+    let (mut from, mut keys, mut pages) = (Some(0), Vec::new(), 0);
+    while let Some(key) = from {
+        let page = client.map_dump("mine", "big", key).unwrap();
+        keys.extend(page.entries.iter().map(|entry| entry.key));
+        (from, pages) = (page.next, pages + 1);
+    }
+    assert!(keys.iter().copied().eq(0..100_000), "{} keys", keys.len());
+    assert_eq!(pages, 2);
+    // From behind the last, there is nothing more.
+    let behind = client.map_dump("mine", "big", u32::MAX).unwrap();
+    assert_eq!((behind.entries.len(), behind.next), (0, None));
+    assert_eq!(client.map_dump("mine", "wide", 0).unwrap().entries[0].bytes.len(), 2 << 20);
+    for error in [
+        client.map_dump("mine", "wider", 0).unwrap_err(),
+        client.map_get("mine", "wider", 0).unwrap_err(),
+    ] {
+        assert!(error.message.contains("1048577 bytes, the limit is 1048576"), "{error}");
+    }
+}
+
+#[test]
+fn an_app_has_so_many_maps_and_bytes_of_them() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let client = lab.client();
+    // Of 64 MiB each, but for the last.
+    let policy = |names: &[&str], entries: &str| {
+        let maps: String =
+            names.iter().map(|name| format!("SYRUP_MAP({name}, {entries});\n")).collect();
+        object(&support::source(&maps, "0"))
+    };
+    let replace = |policy| client.replace(&support::replace("mine", policy));
+    client.load(&load("mine", policy(&["a", "b"], "8 << 20"))).unwrap();
+    // Those that are there are not counted twice.
+    replace(policy(&["a", "b", "c"], "8 << 20")).unwrap();
+    replace(policy(&["d"], "(8 << 20) - 1")).unwrap();
+    replace(policy(&["e"], "1")).unwrap();
+    let error = replace(policy(&["f"], "1")).unwrap_err();
+    assert_eq!(error.code, Code::SourceRejected);
+    let said = "Map 'f': the app's Maps take 268435464 bytes, the limit is 268435456";
+    assert!(error.message.contains(said), "{error}");
+    assert_eq!(client.show("mine").unwrap().maps.len(), 5, "the refused one is not there");
+
+    let names: Vec<String> = (0..256).map(|i| format!("m{i}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    client.load(&load("other", policy(&names[..64], "1"))).unwrap();
+    for some in names[64..].chunks(64) {
+        client.replace(&support::replace("other", policy(some, "1"))).unwrap();
+    }
+    let error = client.replace(&support::replace("other", policy(&["f"], "1"))).unwrap_err();
+    assert!(error.message.contains("the app's Map number 257, the limit is 256"), "{error}");
 }
 
 /// Both at once: each takes the ten seconds that a peer is given.

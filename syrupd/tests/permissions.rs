@@ -29,7 +29,7 @@ const VERBS: &[(&str, Verb, Option<Code>)] = &[
     ("replace", |c, _| c.replace(&replace("mine", object(MAPS))).map(drop), None),
     ("map get", |c, _| c.map_get("mine", "counts", 0).map(drop), None),
     ("map set", |c, _| c.map_set("mine", "counts", 0, 1), None),
-    ("map dump", |c, _| c.map_dump("mine", "counts").map(drop), None),
+    ("map dump", |c, _| c.map_dump("mine", "counts", 0).map(drop), None),
     ("map open", |c, _| c.map_open("mine", "counts").map(drop), None),
     ("policy open", |c, _| c.policy_open("mine", HOOK).map(drop), None),
     (

@@ -72,6 +72,23 @@ fn a_kernel_function_is_refused_before_the_kernel_sees_it() {
 }
 
 #[test]
+fn a_map_larger_than_the_machine_is_refused_before_it_is_made() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let ctl = Ctl::new();
+    let source = format!(
+        "#include <syrup/packet.h>\nSYRUP_MAP(m, 2000000000);\n{}",
+        packet_policy("\treturn syrup_map_lookup(&m, 0) ? 0 : 1;\n")
+    );
+    let file = ctl.file("huge.c", &source);
+    let said = "Map 'm': 16000000000 bytes; 1 to 67108864 are allowed";
+    ctl.run(&["check", &file, "--hook", "socket-select"]).fails(3, said);
+    load(&ctl, &file).fails(3, said);
+    ctl.assert_empty();
+}
+
+#[test]
 fn a_packet_policy_does_not_fit_the_thread_hook() {
     if !require(&[Need::Root]) {
         return;

@@ -1,20 +1,24 @@
-//! From what the requester has to an object a hook can load: find or compile,
-//! check, set parameters, link.
+//! From what the requester has to an object a hook can load: find or compile, read and
+//! check, set parameters, write the canonical object, link that.
 
 mod btf;
-pub(crate) mod check;
-mod lines;
+pub(crate) mod checked;
 pub(crate) mod link;
 mod params;
+mod read;
 pub(crate) mod verifier;
+mod write;
+
+use std::collections::BTreeMap;
 
 use sha2::{Digest as _, Sha256};
-use syrup_hook::Hook;
+use syrup_hook::{Linked, Spec};
 use syrup_protocol::request::{MAX_OBJECT_BYTES, MAX_SOURCE_BYTES};
 use syrup_protocol::{Code, Failure, PolicySource, Result, names};
 use syrup_sdk::{CompileError, Compiler};
 
-use self::check::Checked;
+use self::checked::Checked;
+use self::write::Source;
 
 /// A policy that was checked and linked for one hook.
 #[derive(Debug)]
@@ -25,7 +29,7 @@ pub(crate) struct Prepared {
     pub(crate) file_name: String,
     /// The user's text, to quote lines of.
     pub(crate) source: Option<String>,
-    /// Of the object before parameters were set.
+    /// Of the canonical object before parameters were set.
     pub(crate) sha256: [u8; 32],
     /// What the check found.
     pub(crate) checked: Checked,
@@ -35,15 +39,14 @@ pub(crate) struct Prepared {
     pub(crate) linked: Vec<u8>,
 }
 
-/// Prepares `policy` for `hook`.
+/// Prepares `policy` for the hook of `spec`.
 pub(crate) fn prepare(
-    hook: &dyn Hook,
+    spec: &Spec,
     policy: &PolicySource,
     params: &[(String, String)],
 ) -> Result<Prepared> {
-    let spec = hook.spec();
-    let Found { name, file_name, source, mut object } = find(hook, policy)?;
-    let checked = check::check(&file_name, &object)?;
+    let Found { name, file_name, source, object } = find(spec, policy)?;
+    let mut checked = read::read(&file_name, &object)?;
     if checked.input != spec.input {
         return Err(Failure::new(
             Code::SourceRejected,
@@ -59,16 +62,35 @@ pub(crate) fn prepare(
             spec.input.header()
         )));
     }
-    let sha256 = Sha256::digest(&object).into();
     let mut settings = Vec::new();
     if let Some(constant) = &spec.settings {
-        settings = syrup_hook::constant(&object, constant.name)?.unwrap_or_default();
+        settings = checked.settings(constant.name);
         (constant.check)(&settings)
             .map_err(|why| Failure::new(Code::SourceRejected, format!("{file_name}: {why}")))?;
     }
-    params::set(&mut object, &checked.params, params)?;
+    let text = source.as_deref().map(|text| Source { file_name: &file_name, text });
+    let sha256 = Sha256::digest(write::write(&checked, text)?).into();
+    params::set(&mut checked, params)?;
+    let object = write::write(&checked, text)?;
     let linked = link::link(&object, spec.trusted_half)?;
     Ok(Prepared { name, file_name, source, sha256, checked, settings, linked })
+}
+
+/// A policy as a hook takes it, without Maps: for who has no engine.
+///
+/// # Errors
+/// As `load` would refuse it.
+pub fn linked(spec: &Spec, policy: &PolicySource) -> Result<Linked> {
+    Ok(prepare(spec, policy, &[])?.link_with(BTreeMap::new()))
+}
+
+/// The canonical object of a compiled policy: what is linked, loaded and hashed in its place.
+/// `file_name` is for messages.
+///
+/// # Errors
+/// [`Code::SourceRejected`] when it is no policy, or does what none may.
+pub fn canonical(file_name: &str, image: &[u8]) -> Result<Vec<u8>> {
+    write::write(&read::read(file_name, image)?, None)
 }
 
 struct Found {
@@ -78,21 +100,17 @@ struct Found {
     object: Vec<u8>,
 }
 
-fn find(hook: &dyn Hook, policy: &PolicySource) -> Result<Found> {
+fn find(spec: &Spec, policy: &PolicySource) -> Result<Found> {
     let too_large = |what: &str, len: usize, most: usize| {
         Failure::new(Code::SourceRejected, format!("{what}: {len} bytes, the limit is {most}"))
     };
     match policy {
         PolicySource::Builtin { name } => {
-            let builtin =
-                hook.spec().policies.iter().find(|p| p.name == name).ok_or_else(|| {
-                    let known: Vec<&str> = hook.spec().policies.iter().map(|p| p.name).collect();
-                    Failure::new(
-                        Code::Usage,
-                        format!("hook {} has no policy '{name}'", hook.spec().name),
-                    )
+            let builtin = spec.policies.iter().find(|p| p.name == name).ok_or_else(|| {
+                let known: Vec<&str> = spec.policies.iter().map(|p| p.name).collect();
+                Failure::new(Code::Usage, format!("hook {} has no policy '{name}'", spec.name))
                     .advise(format!("one of {}; or a C file, like ./policy.c", known.join(", ")))
-                })?;
+            })?;
             Ok(Found {
                 name: name.clone(),
                 file_name: format!("{name}.c"),
@@ -168,39 +186,4 @@ fn stem(file_name: &str) -> String {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_policy_wants_of_its_hook_has_limits() {
-        let with = |settings: &str| {
-            let text = format!(
-                "#include <syrup/thread.h>\n{settings}\n\
-                 __s32 schedule(struct syrup_thread *t) {{ return t->index; }}\n"
-            );
-            let policy = PolicySource::Source { file_name: "p.c".to_owned(), text };
-            prepare(crate::hooks::SHIPPED.get("scx-syrup").unwrap(), &policy, &[])
-                .map(|p| p.settings)
-        };
-        let words = |words: [u32; 4]| Ok(words.map(u32::to_ne_bytes).concat());
-        assert_eq!(with(""), Ok(Vec::new()));
-        assert_eq!(with("SYRUP_THREAD_POLICY(.rescue_ms = 70);"), words([0, 0, 0, 70]));
-        let both = with("SYRUP_THREAD_POLICY(.queues = 8, .preempt = true);");
-        assert_eq!(both, words([8, 1, 0, 0]));
-        let refused = |settings: &str| {
-            let failure = with(settings).unwrap_err();
-            assert_eq!(failure.code, Code::SourceRejected, "{failure}");
-            failure.message
-        };
-        assert!(refused("SYRUP_THREAD_POLICY(.queues = 9);").starts_with("p.c: "));
-        assert!(refused("SYRUP_THREAD_POLICY(.queues = 9);").contains(".queues = 9"));
-        assert!(refused("SYRUP_THREAD_POLICY(.preempt = 2);").contains(".preempt is true"));
-        for words in [3, 5] {
-            let settings =
-                format!("const __u32 syrup_thread_policy[{words}] __attribute__((used)) = {{1}};");
-            assert!(refused(&settings).contains("has the wrong size"), "{words} words");
-        }
-        let bytes = "const char syrup_thread_policy[17] __attribute__((used)) = {1};";
-        assert!(refused(bytes).contains("has the wrong size"));
-    }
-}
+mod tests;

@@ -1,17 +1,16 @@
-//! `--set NAME=VALUE`: parameters, written into the object before it is linked.
+//! `--set NAME=VALUE`: parameters, set before the canonical object is written.
 
-use libbpf_rs::btf::{BtfKind, BtfType, ReferencesType as _, types};
-use syrup_hook::set_constant;
 use syrup_protocol::{Code, Failure, Result};
 
-use super::btf;
+use super::checked::{Checked, Integer};
 
-/// Sets each parameter in the image. Values are integers (decimal, 0x hex) or
-/// true and false, and must fit the parameter's type.
+/// Sets each parameter. Values are integers (decimal, 0x hex) or true and false, and must
+/// fit the parameter's type.
 ///
 /// # Errors
 /// [`Code::Usage`] naming the parameters there are.
-pub fn set(image: &mut [u8], known: &[String], params: &[(String, String)]) -> Result<()> {
+pub(crate) fn set(policy: &mut Checked, params: &[(String, String)]) -> Result<()> {
+    let known: Vec<&str> = policy.params.iter().map(|param| param.name.as_str()).collect();
     for (name, text) in params {
         let bad = |why: String| {
             Failure::new(Code::Usage, format!("--set {name}={text}: {why}")).advise(
@@ -22,35 +21,34 @@ pub fn set(image: &mut [u8], known: &[String], params: &[(String, String)]) -> R
                 },
             )
         };
-        if !known.contains(name) {
-            return Err(bad("the policy has no such parameter".to_owned()));
-        }
-        let of = {
-            let btf = object::File::parse(&*image).ok().as_ref().and_then(btf::types);
-            btf.as_ref()
-                .and_then(|btf| btf.type_by_name::<types::Var<'_>>(name))
-                .and_then(|var| Type::of(var.referenced_type().skip_mods_and_typedefs()))
-                .ok_or_else(|| bad("it is not an integer".to_owned()))?
-        };
-        let value = encode(text, of).map_err(bad)?;
-        let set = set_constant(image, name, &value).map_err(|e| bad(e.to_string()))?;
-        if !set {
-            return Err(bad("the policy has no such parameter".to_owned()));
-        }
+        let param = policy.params.iter().find(|param| param.name == *name);
+        let param = param.ok_or_else(|| bad("the policy has no such parameter".to_owned()))?;
+        let of = param.integer.ok_or_else(|| bad("it is not an integer".to_owned()))?;
+        let value = encode(text, Range::of(of)).map_err(bad)?;
+        policy.variables.rodata[param.at..][..param.bytes].copy_from_slice(&value);
     }
     Ok(())
 }
 
-/// A parameter's type.
+/// What a parameter may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Type {
+struct Range {
     bytes: usize,
     /// Smallest and largest value.
     low: i128,
     high: i128,
 }
 
-impl Type {
+impl Range {
+    const BOOL: Self = Self { bytes: 1, low: 0, high: 1 };
+
+    fn of(integer: Integer) -> Self {
+        match integer {
+            Integer { bits: 8, bool: true, .. } => Self::BOOL,
+            Integer { bits, signed, .. } => Self::integer(usize::from(bits) / 8, signed),
+        }
+    }
+
     fn integer(bytes: usize, signed: bool) -> Self {
         let bits = bytes * 8;
         let (low, high) = match signed {
@@ -59,26 +57,9 @@ impl Type {
         };
         Self { bytes, low, high }
     }
-
-    const BOOL: Self = Self { bytes: 1, low: 0, high: 1 };
-
-    fn of(ty: BtfType<'_>) -> Option<Self> {
-        if ty.kind() != BtfKind::Int {
-            return None;
-        }
-        let int = types::Int::try_from(ty).ok()?;
-        match (int.bits, &int.encoding) {
-            (8, types::IntEncoding::Bool) => Some(Self::BOOL),
-            (8 | 16 | 32 | 64, encoding) => {
-                let signed = matches!(encoding, types::IntEncoding::Signed);
-                Some(Self::integer(usize::from(int.bits) / 8, signed))
-            }
-            _ => None,
-        }
-    }
 }
 
-fn encode(text: &str, of: Type) -> std::result::Result<Vec<u8>, String> {
+fn encode(text: &str, of: Range) -> std::result::Result<Vec<u8>, String> {
     let (sign, digits) = text.strip_prefix('-').map_or((1, text), |rest| (-1, rest));
     let magnitude = |digits: &str, radix| match u64::from_str_radix(digits, radix) {
         // A sign would be taken, too.
@@ -91,7 +72,7 @@ fn encode(text: &str, of: Type) -> std::result::Result<Vec<u8>, String> {
         (_, Some(hex)) => sign * magnitude(hex, 16)?,
         _ => sign * magnitude(digits, 10)?,
     };
-    let Type { bytes, low, high } = of;
+    let Range { bytes, low, high } = of;
     if !(low..=high).contains(&value) {
         return Err(format!("out of range {low}..={high}"));
     }
@@ -103,15 +84,15 @@ mod tests {
     use super::*;
 
     fn encode(text: &str, bytes: usize, signed: bool) -> std::result::Result<Vec<u8>, String> {
-        super::encode(text, Type::integer(bytes, signed))
+        super::encode(text, Range::integer(bytes, signed))
     }
 
     #[test]
     fn a_bool_is_0_or_1() {
         for (text, value) in [("true", 1), ("false", 0), ("1", 1), ("0x0", 0)] {
-            assert_eq!(super::encode(text, Type::BOOL), Ok(vec![value]));
+            assert_eq!(super::encode(text, Range::BOOL), Ok(vec![value]));
         }
-        assert!(super::encode("2", Type::BOOL).unwrap_err().contains("0..=1"));
+        assert!(super::encode("2", Range::BOOL).unwrap_err().contains("0..=1"));
     }
 
     #[test]
@@ -163,11 +144,10 @@ mod tests {
             __s32 schedule(void *s, void *e)\n{\n\
             \treturn FLAG ? SMALL : SIGNED + PAIR.a + (POINTER ? 1 : 0);\n}\n";
         let image = syrup_sdk::Compiler::find().unwrap().compile("p.c", source).unwrap().object;
-        let known: Vec<String> =
-            ["SMALL", "SIGNED", "FLAG", "PAIR", "POINTER"].map(str::to_owned).into();
+        let policy = crate::policy::read::read("p.c", &image).unwrap();
         let set_one = |name: &str, value: &str| {
-            let mut image = image.clone();
-            set(&mut image, &known, &[(name.to_owned(), value.to_owned())]).map(|()| image)
+            let mut policy = policy.clone();
+            set(&mut policy, &[(name.to_owned(), value.to_owned())]).map(|()| policy)
         };
         for (name, value, bytes) in [
             ("SMALL", "65535", &[0xff, 0xff][..]),
@@ -175,9 +155,13 @@ mod tests {
             ("FLAG", "true", &[1]),
         ] {
             let changed = set_one(name, value).unwrap();
-            assert_eq!(syrup_hook::constant(&changed, name).unwrap().unwrap(), bytes, "{name}");
-            let differ = changed.iter().zip(&image).filter(|(a, b)| a != b).count();
-            assert!(differ <= bytes.len(), "{name}: {differ} bytes changed");
+            let param = changed.params.iter().find(|param| param.name == name).unwrap();
+            let range = param.at..param.at + param.bytes;
+            assert_eq!(&changed.variables.rodata[range.clone()], bytes, "{name}");
+            let mut back = changed.clone();
+            let before = &policy.variables.rodata[range.clone()];
+            back.variables.rodata[range].copy_from_slice(before);
+            assert_eq!(back, policy, "{name}: nothing else changed");
         }
         let refused = |name: &str, value: &str| {
             let error = set_one(name, value).unwrap_err();
@@ -186,16 +170,13 @@ mod tests {
             error
         };
         assert!(refused("SMALL", "65536").message.contains("out of range 0..=65535"));
-        assert!(refused("SMALL", "x").advice.unwrap().contains("SMALL, SIGNED, FLAG"));
+        assert!(refused("SMALL", "x").advice.unwrap().contains("FLAG, PAIR, POINTER, SIGNED"));
         assert!(refused("PAIR", "1").message.contains("not an integer"));
         assert!(refused("POINTER", "1").message.contains("not an integer"));
         let unknown = refused("OTHER", "1");
         assert!(unknown.message.contains("no such parameter"), "{unknown}");
-        let none = set(&mut image.clone(), &[], &[("A".to_owned(), "1".to_owned())]).unwrap_err();
+        let mut bare = Checked { params: Vec::new(), ..policy };
+        let none = set(&mut bare, &[("A".to_owned(), "1".to_owned())]).unwrap_err();
         assert_eq!(none.advice.unwrap(), "this policy has no parameters");
-        // Known by name, but not in the object.
-        let gone = ["GONE".to_owned()];
-        let error = set(&mut image.clone(), &gone, &[("GONE".to_owned(), "1".to_owned())]);
-        assert_eq!(error.unwrap_err().code, Code::Usage);
     }
 }

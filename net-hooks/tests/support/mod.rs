@@ -2,7 +2,6 @@
 //! and one BPF file system, linked policies, and real sockets.
 #![allow(dead_code)]
 
-use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::io::Read as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -11,13 +10,12 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use libbpf_rs::Linker;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use syrup_hook::sys::{self, Map};
 use syrup_hook::{App, Deploy as _, Deployment, Linked, Registration, pin};
+use syrup_net_hooks::SocketSelect;
 use syrup_net_hooks::Target;
-use syrup_net_hooks::{POLICIES, SocketSelect};
-use syrup_sdk::Compiler;
+use syrup_protocol::PolicySource;
 use syrup_sdk::abi::{SYRUP_INPUTS, syrup_counter};
 use syrup_tests::{Numbers as _, own_network, wait_for};
 use tempfile::TempDir;
@@ -116,15 +114,13 @@ impl Drop for Bpffs {
 
 /// A shipped policy, linked.
 pub fn builtin(name: &str) -> Linked {
-    let policy = POLICIES.iter().find(|policy| policy.name == name).expect(name);
-    linked(name, policy.object)
+    linked(name, &PolicySource::Builtin { name: name.to_owned() })
 }
 
 /// A policy from its source, linked.
 pub fn source(name: &str, text: &str) -> Linked {
     let text = format!("#include <syrup/packet.h>\n{text}");
-    let compiled = Compiler::find().unwrap().compile(&format!("{name}.c"), &text).unwrap();
-    linked(name, &compiled.object)
+    linked(name, &PolicySource::Source { file_name: format!("{name}.c"), text })
 }
 
 /// A policy that always says the same.
@@ -132,23 +128,11 @@ pub fn constant(name: &str, verdict: &str) -> Linked {
     source(name, &format!("__s32 schedule(void *s, void *e)\n{{\n\treturn {verdict};\n}}\n"))
 }
 
-fn linked(name: &str, object: &[u8]) -> Linked {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("linked.o");
-    let mut linker = Linker::new(&path).unwrap();
-    linker.add_buf(syrup_net_hooks::SOCKET_SELECT.trusted_half).unwrap();
-    linker.add_buf(object).unwrap();
-    linker.link().unwrap();
-    drop(linker);
+fn linked(name: &str, policy: &PolicySource) -> Linked {
     let mut sha256 = [0; 32];
     sha256[0] = name.len() as u8;
-    Linked {
-        name: name.to_owned(),
-        sha256,
-        object: std::fs::read(&path).unwrap(),
-        maps: BTreeMap::new(),
-        settings: Vec::new(),
-    }
+    let linked = syrup_engine::linked(&syrup_net_hooks::SOCKET_SELECT, policy).unwrap();
+    Linked { sha256, ..linked }
 }
 
 /// Gives a policy one of the app's Maps, and the test a handle on it.

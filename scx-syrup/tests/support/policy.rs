@@ -1,11 +1,10 @@
 //! Policies to deploy, and Maps to speak with them. All were compiled on the host.
 
-use std::collections::BTreeMap;
-use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use libbpf_rs::{Linker, MapCore as _, MapFlags, MapHandle, MapType};
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapType};
 use syrup_hook::{Builtin, Linked};
+use syrup_protocol::PolicySource;
 use syrup_scx::SPEC;
 use syrup_sdk::abi::{self, syrup_thread, syrup_thread_policy};
 
@@ -24,26 +23,10 @@ pub fn with_maps(name: &str, maps: &[(&str, &TestMap)]) -> Linked {
     link(name, found.object, maps)
 }
 
-/// Links it as the engine does.
 fn link(name: &str, object: &[u8], maps: &[(&str, &TestMap)]) -> Linked {
-    let dir = tempfile::tempdir().unwrap();
-    let output = dir.path().join("linked.o");
-    let mut linker = Linker::new(&output).unwrap();
-    linker.add_buf(SPEC.trusted_half).unwrap();
-    linker.add_buf(object).unwrap();
-    linker.link().unwrap();
-    drop(linker);
-    let settings = syrup_hook::constant(object, "syrup_thread_policy").unwrap();
-    Linked {
-        name: name.to_owned(),
-        sha256: [7; 32],
-        object: fs::read(&output).unwrap(),
-        maps: maps
-            .iter()
-            .map(|(name, map)| ((*name).to_owned(), map.fd()))
-            .collect::<BTreeMap<_, _>>(),
-        settings: settings.unwrap_or_default(),
-    }
+    let policy = PolicySource::Object { file_name: format!("{name}.o"), image: object.to_vec() };
+    let maps = maps.iter().map(|(name, map)| ((*name).to_owned(), map.fd())).collect();
+    Linked { sha256: [7; 32], maps, ..syrup_engine::linked(&SPEC, &policy).unwrap() }
 }
 
 /// A Map of an app.

@@ -118,8 +118,12 @@ impl Map {
                 })?;
             }
             Verb::Dump { map: MapName { app, map }, all } => {
-                let mut entries = arbiter.map_dump(&app, &map)?;
-                entries.retain(|entry| all || !is_zero(entry));
+                let (mut entries, mut from) = (Vec::new(), Some(0));
+                while let Some(key) = from {
+                    let page = arbiter.map_dump(&app, &map, key)?;
+                    entries.extend(page.entries.into_iter().filter(|e| all || !is_zero(e)));
+                    from = page.next;
+                }
                 let body = Body { app: &app, map: &map, entries };
                 context.output.print(&body, || text(&body.entries))?;
             }

@@ -180,7 +180,7 @@ impl Lab {
                 let (app, name) = (Path::new(path).components().nth_back(2), Path::new(path));
                 let app = app.unwrap().as_os_str().to_str().unwrap().to_owned();
                 let name = name.file_name().unwrap().to_str().unwrap().to_owned();
-                self.root().map_dump(&app, &name).unwrap()
+                self.root().map_dump(&app, &name, 0).unwrap()
             })
             .collect();
         format!("{deployments:#?}\n{values:?}\n{:#?}", self.pins())

@@ -24,7 +24,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::failure::{Code, Failure};
-use crate::varlink::{Call, FAILED, INTERFACE, MAX_FDS, MAX_MESSAGE_BYTES, ReceivedReply};
+use crate::varlink::{FAILED, INTERFACE, MAX_FDS, MAX_MESSAGE_BYTES, ReceivedReply, SentCall};
 
 const CHUNK: usize = 64 << 10;
 
@@ -310,7 +310,7 @@ impl Connection {
         timeout: Duration,
     ) -> Result<(R, Vec<OwnedFd>), Error> {
         let deadline = Instant::now() + timeout;
-        let bytes = encode(&Call { method, parameters }).map_err(Error::Broken)?;
+        let bytes = encode(&SentCall { method, parameters }).map_err(Error::Broken)?;
         if bytes.len() > MAX_MESSAGE_BYTES {
             let size = bytes.len();
             return Err(Error::Refused(
@@ -595,7 +595,7 @@ mod tests {
         // What the reply carries is not what was asked for.
         let (dir, thread) = answering(b"{\"parameters\":{\"index\":\"x\"}}\0");
         let connection = Connection::open(&dir.path().join("s")).unwrap();
-        let result = connection.call::<crate::reply::Registered>("List", (), &[], LONG);
+        let result = connection.call::<crate::call::Registered>("List", (), &[], LONG);
         assert_eq!(Failure::from(result.unwrap_err()).code, Code::Internal);
         drop(thread.join().unwrap());
 
@@ -624,7 +624,7 @@ mod tests {
         let (ours, theirs) = pair();
         let connection = Connection { socket: ours.into(), path: "/s".into() };
         // {"method":"org.syrup.Arbiter1.L","parameters":"..."} and its NUL byte.
-        let around = encode(&Call { method: "org.syrup.Arbiter1.L", parameters: "" }).unwrap();
+        let around = encode(&SentCall { method: "org.syrup.Arbiter1.L", parameters: "" }).unwrap();
         let long = "x".repeat(MAX_MESSAGE_BYTES - around.len() + 1);
         let error = Failure::from(connection.call::<Nothing>("L", &long, &[], LONG).unwrap_err());
         assert_eq!(error.code, Code::Usage);

@@ -13,9 +13,8 @@ use std::time::{Duration, Instant};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use support::{Lab, MAPS, OTHER, OWNER, as_user, load, object};
 use syrup_protocol::Arbiter as _;
-use syrup_protocol::PolicySource;
-use syrup_protocol::request::MAX_OBJECT_BYTES;
 use syrup_protocol::varlink::{MAX_FDS, MAX_MESSAGE_BYTES};
+use syrup_protocol::{MAX_OBJECT_BYTES, PolicySource};
 use syrup_tests::{Need, require, wait_for};
 
 const LIST: &[u8] = b"{\"method\":\"org.syrup.Arbiter1.List\"}\0";

@@ -12,6 +12,7 @@ use support::{
     Lab, MAPS, OTHER, OWNER, UNKNOWN, as_user, load, load_for, object, replace, reuseport, source,
 };
 use syrup_protocol::Arbiter as _;
+use syrup_protocol::call::DeploymentRef;
 use syrup_protocol::{Client, Code, PolicySource, Registration, Result};
 use syrup_tests::{Need, require};
 
@@ -106,10 +107,10 @@ fn unload_all_takes_what_is_the_callers() {
     let left = || -> Vec<String> {
         lab.client().list().unwrap().into_iter().map(|found| found.app).collect()
     };
-    assert_eq!(as_user(UNKNOWN, || lab.client().unload_all()).unwrap(), []);
+    assert_eq!(as_user(UNKNOWN, || lab.client().unload_all()).unwrap().len(), 0);
     assert_eq!(left(), ["mine", "roots", "theirs"]);
     let gone = as_user(OTHER, || lab.client().unload_all()).unwrap();
-    assert_eq!(gone, [("theirs".to_owned(), HOOK.to_owned())]);
+    assert_eq!(gone, [DeploymentRef { app: "theirs".to_owned(), hook: HOOK.to_owned() }]);
     assert_eq!(left(), ["mine", "roots"]);
     assert_eq!(lab.client().unload_all().unwrap().len(), 2);
     assert!(!lab.bpffs().exists(), "root's leaves no folder");

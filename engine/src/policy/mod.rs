@@ -10,8 +10,9 @@ pub(crate) mod verifier;
 
 use sha2::{Digest as _, Sha256};
 use syrup_hook::Hook;
-use syrup_protocol::request::{MAX_OBJECT_BYTES, MAX_SOURCE_BYTES};
-use syrup_protocol::{Code, Failure, PolicySource, Result, names};
+use syrup_protocol::{
+    Code, Failure, MAX_OBJECT_BYTES, MAX_SOURCE_BYTES, PolicySource, Result, names,
+};
 use syrup_sdk::{CompileError, Compiler};
 
 use self::check::Checked;

@@ -1,4 +1,4 @@
-//! What the arbiter answers.
+//! What the arbiter tells of apps, hooks, policies and Maps.
 
 use serde::{Deserialize, Serialize};
 
@@ -73,76 +73,4 @@ pub struct MapEntry {
     pub value: Option<u64>,
     /// The value's bytes, hex.
     pub bytes: String,
-}
-
-/// Reply of `Load` and `Replace`.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Deployed {
-    /// As it is now.
-    pub deployment: Deployment,
-}
-
-/// One (app, hook) pair.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Unloaded {
-    /// App name.
-    pub app: String,
-    /// Hook name.
-    pub hook: String,
-}
-
-/// Reply of `UnloadAll`.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct AllUnloaded {
-    /// What was there.
-    pub unloaded: Vec<Unloaded>,
-}
-
-/// Reply of `List`.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Deployments {
-    /// Of all apps.
-    pub deployments: Vec<Deployment>,
-}
-
-/// Reply of `Show`.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Shown {
-    /// The app.
-    pub app: AppInfo,
-}
-
-/// Reply of `Hooks`.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Hooks {
-    /// All of them.
-    pub hooks: Vec<HookInfo>,
-}
-
-/// Reply of `Policies`.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Policies {
-    /// Of all hooks.
-    pub policies: Vec<PolicyInfo>,
-}
-
-/// Reply of `MapGet`.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Entry {
-    /// The entry.
-    pub entry: MapEntry,
-}
-
-/// Reply of `MapDump`.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Entries {
-    /// In the order of their keys.
-    pub entries: Vec<MapEntry>,
-}
-
-/// Reply of `Register`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Registered {
-    /// The index it has now.
-    pub index: u32,
 }

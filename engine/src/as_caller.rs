@@ -1,0 +1,384 @@
+//! What each call does on behalf of whoever asks, who may do it or not.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+
+use syrup_hook::{App, Deploy as _, Hook, Probe, Who};
+use syrup_protocol::call::{
+    AllUnloaded, AppRef, Deployed, DeploymentRef, Deployments, Entries, Entry, Hooks, MapKey,
+    MapRef, MapSet, Opened, Policies, Register, Registered, Shown,
+};
+use syrup_protocol::varlink::Nothing;
+use syrup_protocol::{
+    AppInfo, Arbiter, Call, Code, Deployment, Facts, Failure, Health, LoadRequest, PolicySource,
+    Registration, ReplaceRequest, Reply, Result, names,
+};
+
+use crate::engine::{Engine, not_deployed};
+use crate::hooks;
+use crate::maps::Maps;
+use crate::policy::{self, Prepared};
+
+/// Who asks. Root may do everything; others act on their own apps only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    /// From the kernel: the peer's credentials, or our own.
+    pub uid: u32,
+    /// The asking process.
+    pub pid: i32,
+}
+
+impl Caller {
+    /// Root, in this process.
+    pub const ROOT: Self = Self { uid: 0, pid: 0 };
+}
+
+/// The engine on behalf of a caller.
+#[derive(Debug, Clone)]
+pub struct AsCaller {
+    engine: Engine,
+    caller: Caller,
+}
+
+impl AsCaller {
+    pub(crate) fn new(engine: Engine, caller: Caller) -> Self {
+        Self { engine, caller }
+    }
+
+    fn is_root(&self) -> bool {
+        self.caller.uid == 0
+    }
+
+    /// An app the caller may change. A name nobody uses is free for anybody.
+    fn own_app(&self, name: &str) -> Result<App> {
+        names::check_app(name)?;
+        let mut app = self.engine.app(name);
+        if self.engine.hooks_of(&app).is_empty() {
+            app.uid = self.caller.uid;
+        }
+        if !self.is_root() && app.uid != self.caller.uid {
+            return Err(Failure::new(
+                Code::NotPermitted,
+                format!("app '{name}' belongs to user {}", app.uid),
+            )
+            .advise("choose another app name, or ask its owner or root"));
+        }
+        Ok(app)
+    }
+
+    fn may_bring(&self, policy: &PolicySource) -> Result<()> {
+        match policy {
+            // clang reads any file its user can read into the object or its
+            // diagnostics, so the daemon compiles for root only.
+            PolicySource::Source { file_name, .. } if !self.is_root() => Err(Failure::new(
+                Code::NotPermitted,
+                format!("{file_name}: the daemon compiles C for root only"),
+            )
+            .advise("give a compiled policy object (FILE.o) or a built-in policy's name")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks what a deployment is told.
+    fn may_say(&self, hook: &dyn Hook, target: &Facts) -> Result<()> {
+        let spec = hook.spec();
+        for (name, value) in target {
+            let Some(flag) = spec.takes.iter().find(|flag| flag.name == name) else {
+                let message = format!("--{name} means nothing at hook {}", spec.name);
+                return Err(Failure::new(Code::Usage, message));
+            };
+            if flag.who == Who::Root && !self.is_root() {
+                let message = format!("only root may say --{name}");
+                return Err(Failure::new(Code::NotPermitted, message).advise(
+                    "let the application register its sockets and threads: \
+                     syr_register_socket(), syr_register_thread()",
+                ));
+            }
+            flag.check(value)
+                .map_err(|why| Failure::new(Code::Usage, format!("--{name}: {why}")))?;
+        }
+        Ok(())
+    }
+}
+
+impl Arbiter for AsCaller {
+    fn answer(&self, call: Call) -> Result<Reply> {
+        Ok(match call {
+            Call::Load(request) => Reply::Load(Deployed { deployment: self.deploy(&request)? }),
+            Call::Replace(request) => {
+                Reply::Replace(Deployed { deployment: self.put_in_place(&request)? })
+            }
+            Call::Unload(deployment) => {
+                self.take_away(&deployment)?;
+                Reply::Unload(Nothing {})
+            }
+            Call::UnloadAll(Nothing {}) => {
+                Reply::UnloadAll(AllUnloaded { unloaded: self.take_all_away()? })
+            }
+            Call::List(Nothing {}) => {
+                Reply::List(Deployments { deployments: self.engine.read_all()? })
+            }
+            Call::Show(AppRef { app }) => Reply::Show(Shown { app: self.tell_of(&app)? }),
+            Call::Hooks(Nothing {}) => Reply::Hooks(Hooks { hooks: hooks::infos() }),
+            Call::Policies(Nothing {}) => Reply::Policies(Policies { policies: hooks::policies() }),
+            Call::PolicyOpen(deployment) => {
+                Reply::PolicyOpen(Opened { fd: Some(self.program(&deployment)?) })
+            }
+            Call::MapGet(MapKey { app, map, key }) => {
+                let app = self.deployed_app(&app)?;
+                Reply::MapGet(Entry { entry: Maps::of(&app).get(&app.name, &map, key)? })
+            }
+            Call::MapSet(MapSet { app, map, key, value }) => {
+                let app = self.deployed_app(&app)?;
+                Maps::of(&app).set(&app.name, &map, key, value)?;
+                Reply::MapSet(Nothing {})
+            }
+            Call::MapDump(MapRef { app, map }) => {
+                let app = self.deployed_app(&app)?;
+                Reply::MapDump(Entries { entries: Maps::of(&app).dump(&app.name, &map)? })
+            }
+            Call::MapOpen(MapRef { app, map }) => {
+                let app = self.deployed_app(&app)?;
+                Reply::MapOpen(Opened { fd: Some(Maps::of(&app).open(&app.name, &map)?) })
+            }
+            Call::Register(request) => Reply::Register(Registered { index: self.add(request)? }),
+        })
+    }
+}
+
+impl AsCaller {
+    fn deploy(&self, request: &LoadRequest) -> Result<Deployment> {
+        let hook = self.engine.hooks.get(&request.hook)?;
+        names::check_app(&request.app)?;
+        self.may_bring(&request.policy)?;
+        self.may_say(hook, &request.target)?;
+        // The source's faults come first: they show on any kernel.
+        let prepared = policy::prepare(hook, &request.policy, &request.params)?;
+        if let Probe::Missing { what, advice } = hook.probe() {
+            return Err(Failure::new(
+                Code::Unsupported,
+                format!("hook {} is not available: {what}", hook.spec().name),
+            )
+            .advise(advice));
+        }
+
+        let _lock = self.engine.lock()?;
+        let app = self.own_app(&request.app)?;
+        if app.hook_dir(hook.spec()).is_dir() && !hook.has_ended(&app) {
+            if !request.or_replace {
+                return Err(already(&app, hook));
+            }
+            same_target(&self.engine.read_one(hook, &app)?, &request.target)?;
+            return self.replace_by(hook, &app, &prepared);
+        }
+        if self.engine.hooks_of(&app).is_empty() {
+            // Of a load that died: not for whoever takes the name next.
+            Maps::of(&app).remove_all()?;
+        }
+        self.engine.make_app_folder(&app)?;
+        let deployed = (|| -> Result<()> {
+            let (maps, created) =
+                Maps::of(&app).ensure(&prepared.linked, &prepared.checked.maps)?;
+            hook.deploy(&app, &prepared.link_with(maps), &request.target)
+                .map_err(|e| prepared.explain(e))?;
+            created.keep();
+            Ok(())
+        })();
+        if deployed.is_err() && self.engine.hooks_of(&app).is_empty() {
+            self.engine.forget(&app)?;
+        }
+        deployed?;
+        self.engine.observe(hook, &app).map_err(|e| live_but(&app, hook, e))
+    }
+
+    fn put_in_place(&self, request: &ReplaceRequest) -> Result<Deployment> {
+        let hook = self.engine.hooks.get(&request.hook)?;
+        names::check_app(&request.app)?;
+        self.may_bring(&request.policy)?;
+        let prepared = policy::prepare(hook, &request.policy, &request.params)?;
+
+        let _lock = self.engine.lock()?;
+        let app = self.own_app(&request.app)?;
+        if !app.hook_dir(hook.spec()).is_dir() {
+            return Err(not_deployed(hook, &app));
+        }
+        self.replace_by(hook, &app, &prepared)
+    }
+
+    fn take_away(&self, DeploymentRef { app, hook }: &DeploymentRef) -> Result<()> {
+        let hook = self.engine.hooks.get(hook)?;
+        let _lock = self.engine.lock()?;
+        let app = self.own_app(app)?;
+        if !app.hook_dir(hook.spec()).is_dir() {
+            return Err(not_deployed(hook, &app));
+        }
+        self.engine.unload_locked(&app, hook)
+    }
+
+    fn take_all_away(&self) -> Result<Vec<DeploymentRef>> {
+        let _lock = self.engine.lock()?;
+        let mut gone = Vec::new();
+        for name in self.engine.app_names()? {
+            let app = self.engine.app(&name);
+            if !self.is_root() && app.uid != self.caller.uid {
+                continue;
+            }
+            for hook in self.engine.hooks_of(&app) {
+                self.engine.unload_locked(&app, hook)?;
+                gone.push(DeploymentRef { app: name.clone(), hook: hook.spec().name.to_owned() });
+            }
+        }
+        if self.is_root() {
+            for hook in self.engine.hooks.all() {
+                hook.collect_garbage(&self.engine.bpffs)?;
+            }
+        }
+        Ok(gone)
+    }
+
+    fn tell_of(&self, app: &str) -> Result<AppInfo> {
+        names::check_app(app)?;
+        let app = self.engine.app(app);
+        let deployments = self.engine.read_app(&app)?;
+        if deployments.is_empty() {
+            return Err(no_app(&app.name));
+        }
+        Ok(AppInfo { maps: Maps::of(&app).list()?, uid: app.uid, app: app.name, deployments })
+    }
+
+    fn program(&self, DeploymentRef { app, hook }: &DeploymentRef) -> Result<OwnedFd> {
+        let hook = self.engine.hooks.get(hook)?;
+        let app = self.deployed_app(app)?;
+        if !app.hook_dir(hook.spec()).is_dir() {
+            return Err(not_deployed(hook, &app));
+        }
+        Ok(hook.program(&app)?)
+    }
+
+    fn add(&self, mut request: Register) -> Result<u32> {
+        let what = request.take()?;
+        let Register { app, hook, index, .. } = &request;
+        let named = hook.as_deref().map(|name| self.engine.hooks.get(name)).transpose()?;
+        let _lock = self.engine.lock()?;
+        let app = self.deployed_app(app)?;
+        if let Registration::Thread { tid } = what {
+            self.may_schedule(tid)?;
+        }
+        let hook = match named {
+            Some(hook) => hook,
+            None => self.only_hook(&app, &what)?,
+        };
+        Ok(hook.register(&app, what, *index)?)
+    }
+
+    /// Puts a policy in the place of the app's live one; under the lock.
+    fn replace_by(&self, hook: &dyn Hook, app: &App, prepared: &Prepared) -> Result<Deployment> {
+        let (maps, created) = Maps::of(app).ensure(&prepared.linked, &prepared.checked.maps)?;
+        hook.replace(app, &prepared.link_with(maps)).map_err(|e| prepared.explain(e))?;
+        created.keep();
+        self.engine.read_one(hook, app).map_err(|e| live_but(app, hook, e))
+    }
+
+    /// An app that exists and is the caller's.
+    fn deployed_app(&self, name: &str) -> Result<App> {
+        let app = self.own_app(name)?;
+        if self.engine.hooks_of(&app).is_empty() {
+            return Err(no_app(name));
+        }
+        Ok(app)
+    }
+
+    /// The hook at which the app has a policy that takes such a thing.
+    fn only_hook(&self, app: &App, what: &Registration) -> Result<&'static dyn Hook> {
+        let kind = what.kind();
+        let takes = self.engine.hooks.all().filter(|hook| hook.spec().registers == kind);
+        let is_deployed = |hook: &&dyn Hook| app.hook_dir(hook.spec()).is_dir();
+        let (deployed, missing): (Vec<_>, Vec<_>) = takes.partition(is_deployed);
+        match (deployed.as_slice(), missing.as_slice()) {
+            ([hook], _) => Ok(*hook),
+            ([], [hook, ..]) => Err(not_deployed(*hook, app)),
+            ([], []) => Err(Failure::new(Code::Internal, format!("no hook takes a {kind}"))),
+            (several, _) => {
+                let names: Vec<&str> = several.iter().map(|hook| hook.spec().name).collect();
+                let message = format!(
+                    "app '{}' has policies for {kind}s at several hooks: {}",
+                    app.name,
+                    names.join(", ")
+                );
+                Err(Failure::new(Code::Usage, message).advise("name the hook"))
+            }
+        }
+    }
+
+    /// A thread of the caller's own process or user; root may schedule any.
+    fn may_schedule(&self, tid: i32) -> Result<()> {
+        let owner = owner_of(tid).ok_or_else(|| {
+            Failure::new(Code::NotFound, format!("there is no thread {tid}"))
+                .advise("register a thread while it runs, from its own process")
+        })?;
+        if self.is_root() || owner == self.caller.uid {
+            return Ok(());
+        }
+        Err(Failure::new(Code::NotPermitted, format!("thread {tid} belongs to user {owner}")))
+    }
+}
+
+/// The effective user of a thread.
+fn owner_of(tid: i32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    ids.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// A second `load`: for another policy, or for executors that were not there before.
+fn already(app: &App, hook: &dyn Hook) -> Failure {
+    let name = hook.spec().name;
+    let what = format!("app '{}' has a policy at {name} already", app.name);
+    let replace = format!("syrupctl replace {name} --app {} --policy ...", app.name);
+    let unload = format!("syrupctl unload {name} --app {}", app.name);
+    let without_executors = hook.read(app).ok().flatten().is_some_and(|deployment| {
+        deployment.executors == 0 || matches!(deployment.health, Health::Live(Some(_)))
+    });
+    Failure::new(Code::Conflict, what).advise(if without_executors {
+        format!(
+            "'{replace}' changes the policy; it has no executors, and adopts some when it is loaded \
+             again after '{unload}'"
+        )
+    } else {
+        format!("{replace}, or {unload}")
+    })
+}
+
+/// A replacement changes the policy, and nothing of what it is for.
+fn same_target(deployment: &Deployment, asked: &Facts) -> Result<()> {
+    for (name, value) in asked {
+        let is = deployment.target.get(name);
+        if is == Some(value) {
+            continue;
+        }
+        let Deployment { app, hook, .. } = deployment;
+        let is = is.map_or("none".to_owned(), ToString::to_string);
+        let message = format!("--{name} {value}: the deployment of app '{app}' at {hook} has {is}");
+        return Err(Failure::new(Code::Conflict, message)
+            .advise(format!("leave --{name} out, or 'syrupctl unload {hook} --app {app}' first")));
+    }
+    Ok(())
+}
+
+/// What failed after a policy became live, which it stays.
+fn live_but(app: &App, hook: &dyn Hook, error: Failure) -> Failure {
+    let Failure { message, .. } = &error;
+    Failure {
+        message: format!(
+            "the policy of app '{}' is live at {}, but cannot be read back: {message}",
+            app.name,
+            hook.spec().name
+        ),
+        ..error
+    }
+}
+
+fn no_app(app: &str) -> Failure {
+    Failure::new(Code::NotFound, format!("there is no app '{app}'"))
+        .advise("an app exists while it has a deployment: 'syrupctl list' shows them")
+}

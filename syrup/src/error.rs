@@ -69,6 +69,7 @@ impl Error {
             Self::Daemon(failure) => failure.code,
             Self::Compile(CompileError::NoCompiler { .. }) => Code::Unsupported,
             Self::Compile(CompileError::Rejected { .. }) => Code::SourceRejected,
+            Self::Compile(CompileError::TimedOut { .. }) => Code::Timeout,
             Self::Compile(_) => Code::Internal,
             Self::File { .. } | Self::Socket(_) | Self::Usage(_) => Code::Usage,
             Self::Map { source, .. } => match source.kind() {

@@ -5,9 +5,12 @@
 
 mod support;
 
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use support::{as_nobody, syrupctl};
+use syrup_tests::wait_for;
 
 /// Every command, with its subcommands, as the help lists them.
 fn commands() -> Vec<Vec<String>> {
@@ -171,6 +174,37 @@ fn the_compilers_words_reach_the_user_with_file_and_line() {
     let path = path.to_str().unwrap();
     let output = run(&["check", path, "--hook", "socket-select"]);
     fails(&output, 3, &[&format!("{path}:4:"), "nxt"]);
+}
+
+#[test]
+fn an_interrupted_command_takes_the_compiler_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::write(at("p.c"), "#include <syrup/packet.h>\n").unwrap();
+    std::fs::write(at("script"), "#!/bin/sh\necho $$ >\"$0.pid\"\nexec sleep 1000\n").unwrap();
+    // Another process makes it: see `support::as_nobody`.
+    let (script, clang) = (at("script"), at("clang"));
+    let made = Command::new("install").args(["-m", "755"]).args([script, clang]).status();
+    assert!(made.unwrap().success());
+    let mut child = syrupctl()
+        .env("BPF_CLANG", at("clang"))
+        // What it had there stays, as after any other end by a signal.
+        .env("TMPDIR", dir.path())
+        .args(["check", "--hook", "socket-select"])
+        .arg(at("p.c"))
+        .spawn()
+        .unwrap();
+    let limit = Duration::from_secs(20);
+    let pid: i32 = wait_for("the compiler", limit, || {
+        std::fs::read_to_string(at("clang.pid")).ok()?.trim().parse().ok()
+    });
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    child.wait().unwrap();
+    wait_for("the compiler's end", limit, || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // Gone, or dead and not waited for.
+        (stat.is_empty() || stat.contains(") Z ")).then_some(())
+    });
 }
 
 #[test]

@@ -156,6 +156,10 @@ fn compile_error(file_name: &str, error: &CompileError) -> Failure {
                 .detail(diagnostics.trim_end())
                 .advise("a policy sees the headers below <syrup/> only, and warnings are errors")
         }
+        CompileError::TimedOut { .. } => {
+            Failure::new(Code::Timeout, format!("cannot compile {file_name}: {error}"))
+                .advise("make the policy smaller, or give a compiled policy object (FILE.o)")
+        }
         other => Failure::new(Code::Internal, format!("cannot compile {file_name}: {other}")),
     }
 }

@@ -70,8 +70,8 @@ pub fn infos() -> Vec<HookInfo> {
             let spec = hook.spec();
             HookInfo {
                 name: spec.name.to_owned(),
-                input: spec.input,
-                registers: spec.registers,
+                input: spec.input.into(),
+                registers: spec.registers.into(),
                 executor: spec.executors.to_owned(),
                 takes: spec.takes.iter().map(|flag| flag.name.to_owned()).collect(),
                 available: missing.is_none(),
@@ -93,7 +93,7 @@ pub fn policies() -> Vec<PolicyInfo> {
                 Some(known) => known.hooks.push(spec.name.to_owned()),
                 None => policies.push(PolicyInfo {
                     name: builtin.name.to_owned(),
-                    input: spec.input,
+                    input: spec.input.into(),
                     hooks: vec![spec.name.to_owned()],
                     summary: builtin.summary.to_owned(),
                 }),

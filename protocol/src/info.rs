@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::deployment::{Deployment, Input, Kind};
+use crate::deployment::{Deployment, Input, Kind, Word};
 
 /// A Map of an app.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,9 +36,9 @@ pub struct HookInfo {
     /// Hook name.
     pub name: String,
     /// What it schedules.
-    pub input: Input,
+    pub input: Word<Input>,
     /// What its apps register.
-    pub registers: Kind,
+    pub registers: Word<Kind>,
     /// What a verdict names.
     pub executor: String,
     /// What a request's target may say: the flags of `load`.
@@ -57,7 +57,7 @@ pub struct PolicyInfo {
     /// The name users type.
     pub name: String,
     /// What it schedules.
-    pub input: Input,
+    pub input: Word<Input>,
     /// Hooks it fits.
     pub hooks: Vec<String>,
     /// What it does.

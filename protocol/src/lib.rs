@@ -17,7 +17,7 @@ pub mod wire;
 
 pub use call::{Arbiter, Call, LoadRequest, Registration, ReplaceRequest, Reply};
 pub use client::Client;
-pub use deployment::{Deployment, Facts, Health, Input, Kind, Proto};
+pub use deployment::{Deployment, Facts, Health, Input, Kind, Proto, Word};
 pub use failure::{Code, Failure, Result};
 pub use info::{AppInfo, HookInfo, MapEntry, MapInfo, PolicyInfo};
 pub use policy::{MAX_OBJECT_BYTES, MAX_SOURCE_BYTES, PolicySource};

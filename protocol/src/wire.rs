@@ -606,6 +606,49 @@ mod tests {
         assert_eq!(Failure::from(denied).code, Code::NotPermitted);
     }
 
+    /// A client of yesterday and a daemon of tomorrow.
+    #[test]
+    fn words_that_are_not_known_yet_are_told_as_they_are() {
+        use crate::{Arbiter as _, Client, Health};
+        let client = |dir: &tempfile::TempDir| Client::at(dir.path().join("s")).with_timeout(LONG);
+
+        let (dir, thread) = answering(
+            b"{\"error\":\"org.syrup.Arbiter1.Failed\",\"parameters\":{\"code\":\"over_quota\",\
+              \"message\":\"64 deployments\",\"advice\":\"a\",\"since\":7}}\0",
+        );
+        let failure = client(&dir).unload("h", "a").unwrap_err();
+        let expected = Failure::new(Code::Internal, "over_quota: 64 deployments").advise("a");
+        assert_eq!(failure, expected);
+        drop(thread.join().unwrap());
+
+        let (dir, thread) = answering(
+            b"{\"parameters\":{\"deployments\":[{\"app\":\"a\",\"uid\":0,\"hook\":\"late-binding\",\
+              \"policy\":\"p\",\"policy_sha256\":\"\",\"program_id\":7,\"generation\":0,\
+              \"deployed_at\":0,\"inputs\":\"\",\"executor\":\"class\",\"executors\":1,\
+              \"target\":{\"tier\":2},\"state\":\"asleep\",\"reason\":\"it is night\",\
+              \"counters\":{\"woken\":3},\"verdicts\":[],\"colour\":\"red\"}]}}\0",
+        );
+        let found = client(&dir).list().unwrap().remove(0);
+        let (state, reason) = ("asleep".to_owned(), Some("it is night".to_owned()));
+        assert_eq!(found.health, Health::Other { state, reason });
+        assert!(!found.health.is_live());
+        assert_eq!((found.counters["woken"], found.target["tier"].as_u64()), (3, Some(2)));
+        drop(thread.join().unwrap());
+
+        let (dir, thread) = answering(
+            b"{\"parameters\":{\"hooks\":[{\"name\":\"h\",\"input\":\"call\",\"registers\":\"file\",\
+              \"executor\":\"a file\",\"takes\":[],\"available\":true,\"missing\":null,\
+              \"advice\":null}]}}\0",
+        );
+        let hook = client(&dir).hooks().unwrap().remove(0);
+        assert_eq!(
+            (hook.input.to_string(), hook.registers.to_string()),
+            ("call".into(), "file".into())
+        );
+        assert_eq!(serde_json::to_value(&hook).unwrap()["input"], "call");
+        drop(thread.join().unwrap());
+    }
+
     #[test]
     fn descriptors_travel_with_a_call_once_and_back() {
         let (dir, thread) = answering(b"{}\0");

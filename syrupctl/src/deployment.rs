@@ -40,6 +40,9 @@ pub fn trouble(deployment: &Deployment) -> Option<Failure> {
         Health::Broken(_) => {
             format!("'syrupctl unload {hook} --app {app}' takes away what is left of it")
         }
+        Health::Other { .. } => {
+            "this syrupctl does not know that state: is it of the daemon's version?".to_owned()
+        }
         _ => format!(
             "the kernel's default decides some or all inputs; \
              'syrupctl show {app}' has the counters"

@@ -131,7 +131,7 @@ mod tests {
     fn policy(name: &str, hook: HookArg) -> PolicyInfo {
         PolicyInfo {
             name: name.to_owned(),
-            input: syrup_hook::Input::Packet,
+            input: syrup_hook::Input::Packet.into(),
             hooks: vec![hook.name.to_owned()],
             summary: String::new(),
         }

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use syrup_hook::{App, Deploy as _, Hook, Probe, Who};
 use syrup_protocol::call::{
     AllUnloaded, AppRef, Deployed, DeploymentRef, Deployments, Entries, Entry, Hooks, MapKey,
-    MapRef, MapSet, Opened, Policies, Register, Registered, Shown,
+    MapRef, MapSet, Opened, Policies, Register, Registered, Shown, Unregister,
 };
 use syrup_protocol::varlink::Nothing;
 use syrup_protocol::{
@@ -142,6 +142,10 @@ impl Arbiter for AsCaller {
                 Reply::MapOpen(Opened { fd: Some(Maps::of(&app).open(&app.name, &map)?) })
             }
             Call::Register(request) => Reply::Register(Registered { index: self.add(request)? }),
+            Call::Unregister(request) => {
+                self.let_go(request)?;
+                Reply::Unregister(Nothing {})
+            }
         })
     }
 }
@@ -257,18 +261,21 @@ impl AsCaller {
 
     fn add(&self, mut request: Register) -> Result<u32> {
         let what = request.take()?;
-        let Register { app, hook, index, .. } = &request;
-        let named = hook.as_deref().map(|name| self.engine.hooks.get(name)).transpose()?;
+        let Register { app, hook, index, .. } = request;
         let _lock = self.engine.lock()?;
-        let app = self.deployed_app(app)?;
+        let app = self.deployed_app(&app)?;
         if let Registration::Thread { tid } = what {
             self.may_schedule(tid)?;
         }
-        let hook = match named {
-            Some(hook) => hook,
-            None => self.only_hook(&app, &what)?,
-        };
-        Ok(hook.register(&app, what, *index)?)
+        Ok(self.hook_for(&app, hook.as_deref(), &what)?.register(&app, what, index)?)
+    }
+
+    fn let_go(&self, mut request: Unregister) -> Result<()> {
+        let what = request.take()?;
+        let Unregister { app, hook, .. } = request;
+        let _lock = self.engine.lock()?;
+        let app = self.deployed_app(&app)?;
+        Ok(self.hook_for(&app, hook.as_deref(), &what)?.unregister(&app, &what)?)
     }
 
     /// Puts a policy in the place of the app's live one; under the lock.
@@ -288,8 +295,17 @@ impl AsCaller {
         Ok(app)
     }
 
-    /// The hook at which the app has a policy that takes such a thing.
-    fn only_hook(&self, app: &App, what: &Registration) -> Result<&'static dyn Hook> {
+    /// The hook of that name; without one, the hook at which the app has a policy that takes
+    /// such a thing.
+    fn hook_for(
+        &self,
+        app: &App,
+        name: Option<&str>,
+        what: &Registration,
+    ) -> Result<&'static dyn Hook> {
+        if let Some(name) = name {
+            return self.engine.hooks.get(name);
+        }
         let kind = what.kind();
         let takes = self.engine.hooks.all().filter(|hook| hook.spec().registers == kind);
         let is_deployed = |hook: &&dyn Hook| app.hook_dir(hook.spec()).is_dir();

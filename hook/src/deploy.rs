@@ -199,6 +199,12 @@ pub trait Deploy {
     /// [`Error::NotFound`] without a deployment; what the hook says.
     fn register(&self, app: &App, what: Registration, index: Option<u32>) -> Result<u32>;
 
+    /// Lets go of a socket or a thread: see [`Hook::release`].
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] without a deployment, or when it is none of its; what the hook says.
+    fn unregister(&self, app: &App, what: &Registration) -> Result<()>;
+
     /// Whether what the deployment was for has ended, so that a load takes its place.
     fn has_ended(&self, app: &App) -> bool;
 
@@ -247,14 +253,13 @@ impl<H: Hook + ?Sized> Deploy for H {
     }
 
     fn register(&self, app: &App, what: Registration, index: Option<u32>) -> Result<u32> {
-        let kind = self.spec().registers;
-        if what.kind() != kind {
-            let (name, other) = (self.spec().name, what.kind());
-            return Err(Error::Usage(format!("{name} takes {kind}s, not {other}s")));
-        }
-        let mut dir = Dir::open(self, app)?;
-        dir.settle(self)?;
+        let mut dir = open_for(self, app, &what)?;
         self.add(&mut dir, what, index)
+    }
+
+    fn unregister(&self, app: &App, what: &Registration) -> Result<()> {
+        let mut dir = open_for(self, app, what)?;
+        self.release(&mut dir, what)
     }
 
     fn has_ended(&self, app: &App) -> bool {
@@ -313,6 +318,18 @@ impl<H: Hook + ?Sized> Deploy for H {
         removed.extend(self.tidy(bpffs)?);
         Ok(removed)
     }
+}
+
+/// A settled deployment, for what its hook takes.
+fn open_for(hook: &(impl Hook + ?Sized), app: &App, what: &Registration) -> Result<Dir> {
+    let (spec, other) = (hook.spec(), what.kind());
+    if other != spec.registers {
+        let (name, kind) = (spec.name, spec.registers);
+        return Err(Error::Usage(format!("{name} takes {kind}s, not {other}s")));
+    }
+    let dir = Dir::open(hook, app)?;
+    dir.settle(hook)?;
+    Ok(dir)
 }
 
 fn deploy(hook: &(impl Hook + ?Sized), app: &App, policy: &Linked, target: &Facts) -> Result<()> {

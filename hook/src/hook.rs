@@ -154,6 +154,11 @@ pub trait Hook: Send + Sync {
     /// use replaces it.
     fn add(&self, dir: &mut Dir, what: Registration, index: Option<u32>) -> Result<u32>;
 
+    /// Lets go of a socket or a thread that was added: no verdict reaches it any more, the
+    /// kernel's default has it, and its index is free. [`Error::NotFound`] when it is none of
+    /// this deployment's.
+    fn release(&self, dir: &mut Dir, what: &Registration) -> Result<()>;
+
     /// What was counted since the first deployment of this app here.
     fn counters(&self, dir: &Dir) -> Result<Counters>;
 

@@ -2,7 +2,7 @@
 //! answered. The engine answers them in-process, the client over the daemon's socket, and
 //! the daemon reads them from there; adding one is adding a line to the list.
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use serde::{Deserialize, Serialize};
 
@@ -111,21 +111,30 @@ calls! {
     AT_ONCE MapOpen(MapRef) -> Opened;
     /// Makes a socket or a thread the app's.
     QUEUED Register(Register) -> Registered;
+    /// Lets go of a socket or a thread of the app.
+    QUEUED Unregister(Unregister) -> Nothing;
 }
 
 impl Call {
     /// The descriptors that are sent beside it.
     pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         match self {
-            Self::Register(register) => register.socket.iter().map(|fd| fd.as_fd()).collect(),
+            Self::Register(Register { socket, .. })
+            | Self::Unregister(Unregister { socket, .. }) => {
+                socket.iter().map(AsFd::as_fd).collect()
+            }
             _ => Vec::new(),
         }
     }
 
     /// Gives it the descriptors that came beside it.
     pub fn attach(&mut self, descriptors: Vec<OwnedFd>) {
-        if let Self::Register(register) = self {
-            register.socket = descriptors;
+        match self {
+            Self::Register(Register { socket, .. })
+            | Self::Unregister(Unregister { socket, .. }) => {
+                *socket = descriptors;
+            }
+            _ => {}
         }
     }
 }
@@ -260,6 +269,13 @@ impl Registration {
             Self::Thread { .. } => Kind::Thread,
         }
     }
+
+    fn parts(self) -> (Option<i32>, Vec<OwnedFd>) {
+        match self {
+            Self::Socket(socket) => (None, vec![socket]),
+            Self::Thread { tid } => (Some(tid), Vec::new()),
+        }
+    }
 }
 
 /// A [`Registration`] as it travels.
@@ -290,17 +306,50 @@ impl Register {
     /// # Errors
     /// [`Code::Usage`] when it is not one socket or one thread.
     pub fn take(&mut self) -> Result<Registration> {
-        let wrong = match (self.kind, self.tid, self.socket.len()) {
-            (Kind::Socket, None, 1) => match self.socket.pop() {
-                Some(socket) => return Ok(Registration::Socket(socket)),
-                None => "no descriptor",
-            },
-            (Kind::Thread, Some(tid), 0) => return Ok(Registration::Thread { tid }),
-            (Kind::Socket, ..) => "a socket is registered by one descriptor beside the call",
-            (Kind::Thread, ..) => "a thread is registered by its tid, without descriptors",
-        };
-        Err(Failure::new(Code::Usage, wrong))
+        arrived(self.kind, self.tid, &mut self.socket)
     }
+}
+
+/// A [`Registration`] that ends, as it travels.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unregister {
+    /// App name.
+    pub app: String,
+    /// Hook name; none: the one where the app has a policy that takes such a thing.
+    #[serde(default)]
+    pub hook: Option<String>,
+    /// What was registered.
+    pub kind: Kind,
+    /// The thread's id in the daemon's pid namespace.
+    #[serde(default)]
+    pub tid: Option<i32>,
+    /// The socket, beside the text.
+    #[serde(skip)]
+    pub socket: Vec<OwnedFd>,
+}
+
+impl Unregister {
+    /// What was registered.
+    ///
+    /// # Errors
+    /// [`Code::Usage`] when it is not one socket or one thread.
+    pub fn take(&mut self) -> Result<Registration> {
+        arrived(self.kind, self.tid, &mut self.socket)
+    }
+}
+
+fn arrived(kind: Kind, tid: Option<i32>, socket: &mut Vec<OwnedFd>) -> Result<Registration> {
+    let wrong = match (kind, tid, socket.len()) {
+        (Kind::Socket, None, 1) => match socket.pop() {
+            Some(socket) => return Ok(Registration::Socket(socket)),
+            None => "no descriptor",
+        },
+        (Kind::Thread, Some(tid), 0) => return Ok(Registration::Thread { tid }),
+        (Kind::Socket, ..) => "a socket is named by one descriptor beside the call",
+        (Kind::Thread, ..) => "a thread is named by its tid, without descriptors",
+    };
+    Err(Failure::new(Code::Usage, wrong))
 }
 
 /// What became of a policy.
@@ -474,12 +523,17 @@ pub trait Arbiter {
         index: Option<u32>,
     ) -> Result<u32> {
         let (app, hook, kind) = (app.into(), hook.map(str::to_owned), what.kind());
-        let (tid, socket) = match what {
-            Registration::Socket(socket) => (None, vec![socket]),
-            Registration::Thread { tid } => (Some(tid), Vec::new()),
-        };
+        let (tid, socket) = what.parts();
         ask!(self, Register(Register { app, hook, kind, tid, index, socket }))
             .map(|reply| reply.index)
+    }
+
+    /// Lets go of a socket or a thread: no verdict reaches it any more, the kernel's default
+    /// has it, and its index is free.
+    fn unregister(&self, app: &str, hook: Option<&str>, what: Registration) -> Result<()> {
+        let (app, hook, kind) = (app.into(), hook.map(str::to_owned), what.kind());
+        let (tid, socket) = what.parts();
+        ask!(self, Unregister(Unregister { app, hook, kind, tid, socket })).map(drop)
     }
 }
 

@@ -278,6 +278,19 @@ pub(crate) fn add(dir: &Dir, what: Registration, index: Option<u32>) -> Result<u
     Ok(index)
 }
 
+/// Gives a thread of a live deployment back to the kernel's default scheduler.
+pub(crate) fn release(dir: &Dir, what: &Registration) -> Result<()> {
+    let Registration::Thread { tid } = *what else {
+        return Err(Error::Usage(format!("{} takes threads", SPEC.name)));
+    };
+    let (State { slot, .. }, root) = running(dir)?;
+    let owner = Owner { slot, generation: root.app(slot)?.generation };
+    if threads::owner_of(&root.map("syrup_threads")?, tid)? != Some(owner) {
+        return Err(Error::not_registered(&format!("thread {tid}"), &dir.app().name));
+    }
+    threads::release(tid)
+}
+
 /// What was counted for a deployment since its app came.
 pub(crate) fn counters(dir: &Dir) -> Result<Counters> {
     let mut counters = Counters::default();

@@ -106,6 +106,10 @@ impl Hook for ScxSyrup {
         deploy::add(dir, what, index)
     }
 
+    fn release(&self, dir: &mut Dir, what: &Registration) -> Result<()> {
+        deploy::release(dir, what)
+    }
+
     fn counters(&self, dir: &Dir) -> Result<Counters> {
         deploy::counters(dir)
     }

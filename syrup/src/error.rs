@@ -33,7 +33,7 @@ pub enum Error {
         /// Why.
         source: Box<Failure>,
     },
-    /// What was to be registered is no thread, or none any more.
+    /// There is no such thread, or none that is registered.
     NoThread(Failure),
     /// The daemon refused, or did not answer ([`Code::Unreachable`], [`Code::Timeout`]).
     Daemon(Failure),

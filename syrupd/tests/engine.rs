@@ -39,6 +39,7 @@ fn one_changer_at_a_time() {
         ("unload", |root| root.unload(HOOK, "gone")),
         ("unload all", |root| root.unload_all().map(drop)),
         ("register", |root| root.register("mine", None, socket(&reuseport(9000)), None).map(drop)),
+        ("unregister", |root| root.unregister("mine", None, socket(&reuseport(9000)))),
     ];
     let lab = Lab::new();
     for app in ["mine", "gone"] {

@@ -115,7 +115,7 @@ fn a_message_carries_eight_descriptors_at_most() {
     };
     // Taken, and refused for what it means: the connection goes on.
     let (said, goes_on) = ask(MAX_FDS);
-    assert!(said.contains("a socket is registered by one descriptor") && goes_on, "{said}");
+    assert!(said.contains("by one descriptor beside the call") && goes_on, "{said}");
     let (said, goes_on) = ask(MAX_FDS + 1);
     assert!(said.contains("more than 8 descriptors") && !goes_on, "{said}");
     assert_eq!(MAX_FDS, 8);

@@ -42,6 +42,8 @@ const VERBS: &[(&str, Verb, Option<Code>)] = &[
         // There is no sched_ext here, so no deployment to register it with.
         Some(Code::NotFound),
     ),
+    ("let go of a socket", |c, fd| c.unregister("mine", None, Registration::Socket(fd)), None),
+    ("let go of a thread", |c, _| c.unregister("mine", None, own_thread()), Some(Code::NotFound)),
     ("unload", |c, _| c.unload(HOOK, "mine"), None),
 ];
 

@@ -13,6 +13,7 @@ pub(crate) mod sockets;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 
+use rustix::net::sockopt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use syrup_hook::record::Record;
@@ -242,6 +243,23 @@ impl Hook for SocketSelect {
             pins.insert(present, &member)?;
         }
         added.map(|()| wanted)
+    }
+
+    fn release(&self, dir: &mut Dir, what: &Registration) -> Result<()> {
+        let Registration::Socket(fd) = what else {
+            return Err(Error::Usage(format!("{} takes sockets", SPEC.name)));
+        };
+        let cookie = sockopt::socket_cookie(fd)
+            .map_err(|e| Error::Usage(format!("the descriptor is no socket: {e}")))?;
+        let pins = Pins::open(dir.path())?;
+        let cookies = pins.cookies()?;
+        let index = cookies.iter().position(|there| *there == Some(cookie));
+        let index = index.ok_or_else(|| Error::not_registered("the socket", &dir.app().name))?;
+        if cookies.iter().flatten().count() == 1 {
+            // Its group has none for a verdict to name.
+            sockets::detach(fd.as_fd())?;
+        }
+        pins.release(dir, index as u32)
     }
 
     fn counters(&self, dir: &Dir) -> Result<Counters> {

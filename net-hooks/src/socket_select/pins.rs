@@ -168,6 +168,15 @@ impl Pins {
         done
     }
 
+    /// Takes the socket at an index out.
+    pub fn release(&self, dir: &mut Dir, index: u32) -> Result<()> {
+        let mut state: State = dir.state()?;
+        self.executors.delete(&index.to_ne_bytes())?;
+        state.indexes.remove(&index);
+        dir.set_state(&state)?;
+        self.set_registered(&state)
+    }
+
     /// A socket that a map of ours held until a moment ago is busy until the
     /// kernel has freed that map.
     pub fn insert(&self, index: u32, member: &Member) -> Result<()> {

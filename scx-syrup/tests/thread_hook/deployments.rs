@@ -652,6 +652,43 @@ fn an_index_belongs_to_one_thread_at_a_time() {
 }
 
 #[test]
+fn a_thread_that_is_let_go_is_the_kernels_again_and_its_index_is_free() {
+    let Some(fixture) = Fixture::resident() else { return };
+    let (app, other) = (fixture.app("one"), fixture.app("two"));
+    for app in [&app, &other] {
+        ScxSyrup.deploy(app, &policy("fifo"), &Target::default()).unwrap();
+    }
+    let crew = Crew::parked(2);
+    let tids = crew.tids();
+    register(&app, &crew, 0);
+    // SAFETY: a plain system call on numbers.
+    let class = |number: usize| unsafe { libc::sched_getscheduler(tids[number]) };
+    let let_go = |app: &App, number: usize| {
+        ScxSyrup.unregister(app, &Registration::Thread { tid: tids[number] })
+    };
+    let not_its = |refused: syrup_hook::Result<()>| {
+        let refused = refused.unwrap_err();
+        assert!(
+            matches!(&refused, Error::NotFound { what, .. } if what.contains("not registered"))
+        );
+    };
+    not_its(let_go(&other, 0));
+    assert_eq!([0, 1].map(class), [7, 7]);
+    let_go(&app, 0).unwrap();
+    assert_eq!([0, 1].map(class), [0, 7]);
+    not_its(let_go(&app, 0));
+    eventually("one thread to be left", || {
+        (ScxSyrup.read(&app).unwrap().unwrap().fact("threads") == Some(1)).then_some(())
+    });
+    // It may go elsewhere, and its index to others.
+    ScxSyrup.register(&other, Registration::Thread { tid: tids[0] }, None).unwrap();
+    assert_eq!([0, 1].map(class), [7, 7]);
+    let next = Crew::parked(1);
+    let tid = next.tids()[0];
+    assert_eq!(ScxSyrup.register(&app, Registration::Thread { tid }, None).unwrap(), 0);
+}
+
+#[test]
 fn the_root_of_another_version_is_refused_and_left_alone() {
     let Some(fixture) = Fixture::resident() else { return };
     let (one, two) = (fixture.app("one"), fixture.app("two"));

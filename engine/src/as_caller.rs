@@ -49,6 +49,22 @@ impl AsCaller {
         self.caller.uid == 0
     }
 
+    /// Whose a new app is. A name nobody uses is free for anybody.
+    fn may_own(&self, owner: Option<u32>) -> Result<u32> {
+        match owner {
+            // What chown(2) takes for nobody.
+            Some(u32::MAX) => {
+                Err(Failure::new(Code::Usage, format!("--user {}: it is no user", u32::MAX)))
+            }
+            Some(owner) if !self.is_root() && owner != self.caller.uid => {
+                let message = format!("only root may deploy for another user: --user {owner}");
+                Err(Failure::new(Code::NotPermitted, message)
+                    .advise("leave --user out: what you load is yours"))
+            }
+            owner => Ok(owner.unwrap_or(self.caller.uid)),
+        }
+    }
+
     /// An app the caller may change. A name nobody uses is free for anybody.
     fn own_app(&self, name: &str) -> Result<App> {
         names::check_app(name)?;
@@ -154,6 +170,7 @@ impl AsCaller {
     fn deploy(&self, request: &LoadRequest) -> Result<Deployment> {
         let hook = self.engine.hooks.get(&request.hook)?;
         names::check_app(&request.app)?;
+        let owner = self.may_own(request.owner)?;
         self.may_bring(&request.policy)?;
         self.may_say(hook, &request.target)?;
         // The source's faults come first: they show on any kernel.
@@ -167,7 +184,13 @@ impl AsCaller {
         }
 
         let _lock = self.engine.lock()?;
-        let app = self.own_app(&request.app)?;
+        let mut app = self.own_app(&request.app)?;
+        let is_new = self.engine.hooks_of(&app).is_empty();
+        if is_new {
+            app.uid = owner;
+        } else if request.owner.is_some_and(|owner| owner != app.uid) {
+            return Err(of_another(&app, owner));
+        }
         if app.hook_dir(hook.spec()).is_dir() && !hook.has_ended(&app) {
             if !request.or_replace {
                 return Err(already(&app, hook));
@@ -175,7 +198,7 @@ impl AsCaller {
             same_target(&self.engine.read_one(hook, &app)?, &request.target)?;
             return self.replace_by(hook, &app, &prepared);
         }
-        if self.engine.hooks_of(&app).is_empty() {
+        if is_new {
             // Of a load that died: not for whoever takes the name next.
             Maps::of(&app).remove_all()?;
         }
@@ -363,6 +386,14 @@ fn already(app: &App, hook: &dyn Hook) -> Failure {
     } else {
         format!("{replace}, or {unload}")
     })
+}
+
+/// An app has one owner, from its first deployment to its last.
+fn of_another(app: &App, owner: u32) -> Failure {
+    let App { name, uid, .. } = app;
+    let message = format!("--user {owner}: app '{name}' belongs to user {uid}");
+    Failure::new(Code::Conflict, message)
+        .advise(format!("leave --user out, or unload all of app '{name}' first"))
 }
 
 /// A replacement changes the policy, and nothing of what it is for.

@@ -177,6 +177,9 @@ pub struct LoadRequest {
     /// Where the app has a policy already: put this one in its place, instead of refusing.
     #[serde(default)]
     pub or_replace: bool,
+    /// The user whose app it is, if not the caller's; for root to say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<u32>,
 }
 
 /// Another policy in the place of the live one.

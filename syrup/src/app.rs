@@ -130,6 +130,7 @@ impl App {
             params: params.iter().map(param).collect(),
             target: Facts::new(),
             or_replace: true,
+            owner: None,
         };
         self.daemon.load(&request)?;
         let program =

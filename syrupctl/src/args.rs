@@ -2,6 +2,7 @@
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
+use nix::unistd::User;
 use serde_json::Value;
 use syrup_hook::{Facts, Proto, Spec};
 use syrup_protocol::names;
@@ -102,6 +103,20 @@ pub fn app_name(text: &str) -> Result<String, String> {
     }
 }
 
+/// A user, by name or number.
+pub fn user(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        // What chown(2) takes for nobody.
+        Ok(u32::MAX) => Err(format!("{text} is no user")),
+        Ok(uid) => Ok(uid),
+        Err(_) => match User::from_name(text) {
+            Ok(Some(user)) => Ok(user.uid.as_raw()),
+            Ok(None) => Err(format!("there is no user '{text}'")),
+            Err(e) => Err(format!("cannot look up user '{text}': {e}")),
+        },
+    }
+}
+
 /// `NAME=VALUE`
 pub fn assignment(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -141,6 +156,15 @@ mod tests {
             assert!(integer(bad).is_err(), "{bad}");
         }
         assert!(integer_u32("0x100000000").is_err());
+    }
+
+    #[test]
+    fn users_have_names_and_numbers() {
+        assert_eq!(user("root"), Ok(0));
+        assert_eq!(user("4000000000"), Ok(4_000_000_000));
+        for bad in ["", "no such user", "-1", "4294967295", "4294967296"] {
+            assert!(user(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

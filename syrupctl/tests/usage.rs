@@ -82,6 +82,8 @@ fn arguments_that_make_no_sense_are_refused_before_anything_happens() {
         &["load", "socket-select", "--policy", "hash", "--app", "_scx"],
         &["load", "scx-syrup", "--policy", "fifo", "--cpus", "3-1"],
         &["load", "scx-syrup", "--policy", "fifo", "--weight", "0"],
+        &["load", "socket-select", "--policy", "hash", "--user", "no such user"],
+        &["run", "--load", "scx-syrup=fifo", "--user", "-1", "--", "true"],
         &["unload"],
         &["unload", "socket-select", "--all"],
         &["map", "get", "app", "map", "x"],

@@ -184,6 +184,7 @@ fn load(image: Vec<u8>) -> LoadRequest {
         params: vec![("N".to_owned(), "1".to_owned())],
         target: Default::default(),
         or_replace: false,
+        owner: None,
     }
 }
 

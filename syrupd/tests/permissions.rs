@@ -13,7 +13,7 @@ use support::{
 };
 use syrup_protocol::Arbiter as _;
 use syrup_protocol::call::DeploymentRef;
-use syrup_protocol::{Client, Code, PolicySource, Registration, Result};
+use syrup_protocol::{Client, Code, LoadRequest, PolicySource, Registration, Result};
 use syrup_tests::{Need, require};
 
 const HOOK: &str = "socket-select";
@@ -141,6 +141,49 @@ fn ownership_lasts_as_long_as_the_deployment_whoever_replaces_the_policy() {
     as_user(OTHER, || lab.client().load(&load("mine", object(MAPS)))).unwrap();
     let error = as_user(OWNER, || lab.client().unload(HOOK, "mine")).unwrap_err();
     assert_eq!(error.code, Code::NotPermitted, "{error}");
+}
+
+#[test]
+fn root_deploys_for_a_user_whose_it_is_then() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let of = |owner: u32| LoadRequest { owner: Some(owner), ..load("mine", object(MAPS)) };
+    // Nobody else may, whatever there is; saying who one is anyway is no claim.
+    let error = as_user(OTHER, || lab.client().load(&of(OWNER))).unwrap_err();
+    assert_eq!(error.code, Code::NotPermitted, "{error}");
+    assert!(error.message.contains("only root may deploy for another user"), "{error}");
+    assert!(!lab.bpffs().exists());
+    as_user(OTHER, || lab.client().load(&of(OTHER))).unwrap();
+    as_user(OTHER, || lab.client().unload(HOOK, "mine")).unwrap();
+
+    assert_eq!(lab.client().load(&of(OWNER)).unwrap().uid, OWNER);
+    assert_eq!(lab.owner_and_mode("mine/maps/counts"), (OWNER, 0o600));
+    let other = as_user(OTHER, || lab.client().replace(&replace("mine", object(MAPS))));
+    assert_eq!(other.unwrap_err().code, Code::NotPermitted);
+    as_user(OWNER, || -> Result<()> {
+        lab.client().map_set("mine", "counts", 1, 7)?;
+        lab.client().replace(&replace("mine", object(MAPS)))?;
+        let socket = Registration::Socket(reuseport(9000));
+        lab.client().register("mine", None, socket, None).map(drop)
+    })
+    .unwrap();
+
+    // Applied again it is the same; an app has one owner.
+    let apply = |owner| LoadRequest { or_replace: true, ..of(owner) };
+    assert_eq!(lab.client().load(&apply(OWNER)).unwrap().generation, 2);
+    let error = lab.client().load(&apply(OTHER)).unwrap_err();
+    assert_eq!(error.code, Code::Conflict, "{error}");
+    assert!(error.message.contains("'mine' belongs to user 65534"), "{error}");
+    // Root without a word leaves it whose it is.
+    let apply = LoadRequest { owner: None, ..apply(0) };
+    assert_eq!(lab.client().load(&apply).unwrap().uid, OWNER);
+    as_user(OWNER, || lab.client().unload(HOOK, "mine")).unwrap();
+    assert!(!lab.bpffs().exists());
+    // chown(2) would leave the owner as it is.
+    let error = lab.client().load(&of(u32::MAX)).unwrap_err();
+    assert_eq!(error.code, Code::Usage, "{error}");
 }
 
 #[test]

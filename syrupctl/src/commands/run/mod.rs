@@ -23,7 +23,7 @@ use syrup_protocol::{
 
 use self::child::{Child, Signals};
 use self::tree::BoundSocket;
-use crate::args::{self, DEFAULT_APP, HookArg, Target, app_name, assignment};
+use crate::args::{self, DEFAULT_APP, HookArg, Target, app_name, assignment, user};
 use crate::backend::{Backend, Place, is_root};
 use crate::context::Context;
 use crate::policy::{self, PolicyArg};
@@ -66,6 +66,11 @@ pub struct Run {
     /// The app
     #[arg(long, default_value = DEFAULT_APP, value_parser = app_name)]
     app: String,
+
+    /// The user whose app it is, by name or number; only root may say. The command runs as
+    /// whoever runs this [default: the same]
+    #[arg(long, value_name = "USER", value_parser = user)]
+    user: Option<u32>,
 
     #[command(flatten)]
     target: Target<false>,
@@ -192,6 +197,7 @@ impl Run {
             params,
             target,
             or_replace: false,
+            owner: self.user,
         }
     }
 

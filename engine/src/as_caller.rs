@@ -11,7 +11,7 @@ use syrup_protocol::call::{
 use syrup_protocol::varlink::Nothing;
 use syrup_protocol::{
     AppInfo, Arbiter, Call, Code, Deployment, Facts, Failure, Health, LoadRequest, PolicySource,
-    Registration, ReplaceRequest, Reply, Result, names,
+    Registration, ReplaceRequest, Reply, Result, SetRequest, names,
 };
 
 use crate::engine::{Engine, not_deployed};
@@ -101,7 +101,10 @@ impl AsCaller {
         for (name, value) in target {
             let Some(flag) = spec.takes.iter().find(|flag| flag.name == name) else {
                 let message = format!("--{name} means nothing at hook {}", spec.name);
-                return Err(Failure::new(Code::Usage, message));
+                let takes: Vec<String> =
+                    spec.takes.iter().map(|flag| format!("--{}", flag.name)).collect();
+                return Err(Failure::new(Code::Usage, message)
+                    .advise(format!("it takes {}", takes.join(", "))));
             };
             if flag.who == Who::Root && !self.is_root() {
                 let message = format!("only root may say --{name}");
@@ -124,6 +127,7 @@ impl Arbiter for AsCaller {
             Call::Replace(request) => {
                 Reply::Replace(Deployed { deployment: self.put_in_place(&request)? })
             }
+            Call::Set(request) => Reply::Set(Deployed { deployment: self.change(&request)? }),
             Call::Unload(deployment) => {
                 self.take_away(&deployment)?;
                 Reply::Unload(Nothing {})
@@ -230,6 +234,30 @@ impl AsCaller {
             return Err(not_deployed(hook, &app));
         }
         self.replace_by(hook, &app, &prepared)
+    }
+
+    fn change(&self, request: &SetRequest) -> Result<Deployment> {
+        let hook = self.engine.hooks.get(&request.hook)?;
+        self.may_say(hook, &request.target)?;
+        may_change(hook, request)?;
+
+        let _lock = self.engine.lock()?;
+        let app = self.own_app(&request.app)?;
+        if !app.hook_dir(hook.spec()).is_dir() {
+            return Err(not_deployed(hook, &app));
+        }
+        // Before anything changes.
+        let next = match request.params.is_empty() {
+            true => None,
+            false => Some(with_params(hook, &self.engine.read_one(hook, &app)?, &request.params)?),
+        };
+        if !request.target.is_empty() {
+            hook.set(&app, &request.target)?;
+        }
+        match next {
+            Some(prepared) => self.replace_by(hook, &app, &prepared),
+            None => self.engine.read_one(hook, &app),
+        }
     }
 
     fn take_away(&self, DeploymentRef { app, hook }: &DeploymentRef) -> Result<()> {
@@ -394,6 +422,51 @@ fn of_another(app: &App, owner: u32) -> Failure {
     let message = format!("--user {owner}: app '{name}' belongs to user {uid}");
     Failure::new(Code::Conflict, message)
         .advise(format!("leave --user out, or unload all of app '{name}' first"))
+}
+
+/// Refuses what cannot change while a policy is live.
+fn may_change(hook: &dyn Hook, SetRequest { app, params, target, .. }: &SetRequest) -> Result<()> {
+    let spec = hook.spec();
+    let can: Vec<&str> = spec.changeable.iter().map(|flag| flag.name).collect();
+    if let Some(fixed) = target.keys().find(|name| !can.contains(&name.as_str())) {
+        let message = format!("--{fixed} of a live deployment at {spec} cannot change");
+        return Err(Failure::new(Code::Usage, message)
+            .advise(format!("'syrupctl unload {spec} --app {app}' and load it again")));
+    }
+    if params.is_empty() && target.is_empty() {
+        let flags = can.iter().map(|name| format!("--{name}, ")).collect::<String>();
+        return Err(Failure::new(Code::Usage, "nothing was named that should change")
+            .advise(format!("at {spec}: {flags}--set NAME=VALUE")));
+    }
+    Ok(())
+}
+
+/// The live policy once more, with other values for some parameters: one that ships with the
+/// hook. What a file held is not kept.
+fn with_params(
+    hook: &dyn Hook,
+    deployment: &Deployment,
+    params: &[(String, String)],
+) -> Result<Prepared> {
+    let Deployment { app, hook: at, policy: name, policy_sha256, .. } = deployment;
+    let mut all = deployment.params.clone();
+    all.extend(params.iter().cloned());
+    let all: Vec<(String, String)> = all.into_iter().collect();
+    let policy = PolicySource::Builtin { name: name.clone() };
+    if hook.spec().policies.iter().any(|shipped| shipped.name == name) {
+        let prepared = policy::prepare(hook, &policy, &all)?;
+        if syrup_hook::hex(&prepared.sha256) == *policy_sha256 {
+            return Ok(prepared);
+        }
+    }
+    let message = format!(
+        "the live policy of app '{app}' at {at} is none that ships with it, so parameters cannot \
+         be set without its file"
+    );
+    let sets = all.iter().map(|(name, value)| format!(" --set {name}={value}")).collect::<String>();
+    Err(Failure::new(Code::Conflict, message).advise(format!(
+        "syrupctl replace {at} --app {app} --policy FILE{sets}: also without a gap"
+    )))
 }
 
 /// A replacement changes the policy, and nothing of what it is for.

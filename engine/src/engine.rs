@@ -357,6 +357,7 @@ impl Prepared {
         Linked {
             name: self.name.clone(),
             sha256: self.sha256,
+            params: self.params.clone(),
             object: self.linked.clone(),
             maps,
             settings: self.settings.clone(),

@@ -74,6 +74,7 @@ pub fn infos() -> Vec<HookInfo> {
                 registers: spec.registers.into(),
                 executor: spec.executors.to_owned(),
                 takes: spec.takes.iter().map(|flag| flag.name.to_owned()).collect(),
+                changeable: spec.changeable.iter().map(|flag| flag.name.to_owned()).collect(),
                 available: missing.is_none(),
                 missing,
                 advice,

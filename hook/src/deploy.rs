@@ -2,6 +2,7 @@
 //! into place, its record says what the kernel does not, and which of two policies is live
 //! is what the kernel runs.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -125,6 +126,7 @@ impl Dir {
         Ok(Deployment {
             policy: record.policy.clone(),
             policy_sha256: record.policy_sha256.clone(),
+            params: record.params.clone(),
             program_id: hook.live(self)?,
             generation: record.generation,
             deployed_at: record.deployed_at_ns / 1_000_000_000,
@@ -147,6 +149,7 @@ fn nothing_known(hook: &Spec, app: &App, uid: u32) -> Deployment {
         hook: hook.name.to_owned(),
         policy: String::new(),
         policy_sha256: String::new(),
+        params: BTreeMap::new(),
         program_id: 0,
         generation: 0,
         deployed_at: 0,
@@ -160,9 +163,16 @@ fn nothing_known(hook: &Spec, app: &App, uid: u32) -> Deployment {
     }
 }
 
+/// A hash as it is written.
+#[must_use]
+pub fn hex(sha256: &[u8; 32]) -> String {
+    sha256.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn describe(record: &mut Record, policy: &Linked) {
     record.policy.clone_from(&policy.name);
-    record.policy_sha256 = policy.sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+    record.params.clone_from(&policy.params);
+    record.policy_sha256 = hex(&policy.sha256);
     record.deployed_at_ns = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
@@ -185,6 +195,12 @@ pub trait Deploy {
     /// # Errors
     /// [`Error::NotFound`] without a deployment; what the hook says.
     fn replace(&self, app: &App, policy: &Linked) -> Result<()>;
+
+    /// Changes what a live deployment is for: see [`Hook::change`].
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] without a deployment; what the hook says.
+    fn set(&self, app: &App, target: &Facts) -> Result<()>;
 
     /// Takes the deployment away; inputs get the kernel's default again. Succeeds on what
     /// is left of a deployment that broke.
@@ -238,6 +254,12 @@ impl<H: Hook + ?Sized> Deploy for H {
 
     fn replace(&self, app: &App, policy: &Linked) -> Result<()> {
         Dir::open(self, app)?.replace(self, policy)
+    }
+
+    fn set(&self, app: &App, target: &Facts) -> Result<()> {
+        let mut dir = Dir::open(self, app)?;
+        dir.settle(self)?;
+        self.change(&mut dir, target)
     }
 
     fn remove(&self, app: &App) -> Result<()> {

@@ -145,6 +145,12 @@ pub trait Hook: Send + Sync {
     /// after a replacement, done or not, also one that died in between.
     fn settle(&self, dir: &Dir) -> Result<()>;
 
+    /// Changes what a live deployment is for, of what is [`Spec::changeable`], while its policy
+    /// goes on.
+    fn change(&self, _dir: &mut Dir, _target: &Facts) -> Result<()> {
+        Ok(())
+    }
+
     /// Ends what [`Hook::attach`] began, as far as it came, in the folder `path`, whatever is
     /// left of it and whichever version wrote it. The folder is removed next.
     fn detach(&self, app: &App, path: &Path) -> Result<()>;

@@ -86,6 +86,8 @@ calls! {
     QUEUED Load(LoadRequest) -> Deployed;
     /// Puts another policy in the place of the live one, atomically.
     QUEUED Replace(ReplaceRequest) -> Deployed;
+    /// Changes parameters and settings of a live deployment.
+    QUEUED Set(SetRequest) -> Deployed;
     /// Takes a deployment away.
     QUEUED Unload(DeploymentRef) -> Nothing;
     /// Takes away everything of the caller's; everything there is when root asks.
@@ -195,6 +197,22 @@ pub struct ReplaceRequest {
     /// `--set NAME=VALUE`
     #[serde(default)]
     pub params: Vec<(String, String)>,
+}
+
+/// What of a live deployment changes; the rest stays.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetRequest {
+    /// Hook name.
+    pub hook: String,
+    /// App name.
+    pub app: String,
+    /// `--set NAME=VALUE`
+    #[serde(default)]
+    pub params: Vec<(String, String)>,
+    /// Of what it is for, by flag: see [`HookInfo::changeable`](crate::HookInfo::changeable).
+    #[serde(default)]
+    pub target: Facts,
 }
 
 /// One app.
@@ -456,6 +474,11 @@ pub trait Arbiter {
     /// Replaces a policy atomically.
     fn replace(&self, request: &ReplaceRequest) -> Result<Deployment> {
         ask!(self, Replace(request.clone())).map(|reply| reply.deployment)
+    }
+
+    /// Changes parameters and settings of a live deployment.
+    fn set(&self, request: &SetRequest) -> Result<Deployment> {
+        ask!(self, Set(request.clone())).map(|reply| reply.deployment)
     }
 
     /// Takes a deployment away.

@@ -25,6 +25,9 @@ pub struct Deployment {
     pub policy: String,
     /// SHA-256 of the policy's object, hex.
     pub policy_sha256: String,
+    /// Parameters that do not have the policy's own values, by name.
+    #[serde(default)]
+    pub params: BTreeMap<String, String>,
     /// Kernel id of the policy's program; 0 when there is none.
     pub program_id: u32,
     /// How often it was replaced.
@@ -269,6 +272,7 @@ mod tests {
             hook: "socket-select".to_owned(),
             policy: "hash".to_owned(),
             policy_sha256: String::new(),
+            params: BTreeMap::new(),
             program_id: 7,
             generation: 0,
             deployed_at: 0,

@@ -43,6 +43,9 @@ pub struct HookInfo {
     pub executor: String,
     /// What a request's target may say: the flags of `load`.
     pub takes: Vec<String>,
+    /// What of it may change while a policy is live: the flags of `set`.
+    #[serde(default)]
+    pub changeable: Vec<String>,
     /// Whether this kernel can host it.
     pub available: bool,
     /// Why not.

@@ -15,7 +15,7 @@ mod policy;
 pub mod varlink;
 pub mod wire;
 
-pub use call::{Arbiter, Call, LoadRequest, Registration, ReplaceRequest, Reply};
+pub use call::{Arbiter, Call, LoadRequest, Registration, ReplaceRequest, Reply, SetRequest};
 pub use client::Client;
 pub use deployment::{Deployment, Facts, Health, Input, Kind, Proto, Word};
 pub use failure::{Code, Failure, Result};

@@ -95,7 +95,7 @@ pub(crate) fn attach(dir: &mut Dir, policy: &Linked, target: &Facts) -> Result<(
     };
     cpus::set(&mut conf, &cpus);
     let executors = settings.executors(&cpus)?;
-    let verdicts = verdict_map(&cpus)?;
+    let verdicts = verdict_map()?;
     settings.keep(&executors, &mut conf);
     let cpus = &cpus::get(&conf)[..];
     if let Some(pid) = target.pid {
@@ -235,6 +235,34 @@ pub(crate) fn settle(dir: &Dir) -> Result<()> {
     let (state, Some(root)) = slot_of(dir)? else { return Ok(()) };
     let mut conf = root.app(state.slot)?;
     state.policy.apply(&mut conf);
+    root.set_app(state.slot, &conf)
+}
+
+/// Changes an app's share and cores while its policy goes on.
+pub(crate) fn change(dir: &Dir, facts: &Facts) -> Result<()> {
+    let target: Target = syrup_hook::target(facts)?;
+    let (state, root) = running(dir)?;
+    let mut conf = root.app(state.slot)?;
+    if target.weight.is_some() {
+        conf.weight = weight(&target)?;
+    }
+    if facts.contains_key("cpus") {
+        if state.policy.cores {
+            let (name, app) = (SPEC.name, &dir.app().name);
+            return Err(Error::Conflict {
+                what: format!("the policy of app '{app}' chooses among its cores by number"),
+                advice: format!(
+                    "'syrupctl unload {name} --app {app}' and load it again with other --cpus"
+                ),
+            });
+        }
+        let cpus = cpus::checked(&target.cpus, nr_cpus()?, &cpus::online()?)?;
+        let owner = Owner { slot: state.slot, generation: conf.generation };
+        for thread in threads::of(&root.map("syrup_threads")?, owner)? {
+            check_affinity(thread.tid, &cpus)?;
+        }
+        cpus::set(&mut conf, &cpus);
+    }
     root.set_app(state.slot, &conf)
 }
 
@@ -550,10 +578,10 @@ fn open(
     Ok(object)
 }
 
-/// Choices per executor: enough entries for any policy that may replace the first.
-fn verdict_map(cpus: &[u32]) -> Result<Map> {
-    let cores = if cpus.is_empty() { nr_cpus()? } else { cpus.len() as u32 };
-    let entries = cores.max(abi::SYRUP_MAX_QUEUES);
+/// Choices per executor: enough entries for any policy that may replace the first, with
+/// whatever cores the app has then.
+fn verdict_map() -> Result<Map> {
+    let entries = nr_cpus()?.max(abi::SYRUP_MAX_QUEUES);
     pin::create_map(MapType::PercpuArray, "syrup_verdicts", 8, entries)
 }
 

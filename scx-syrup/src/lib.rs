@@ -43,6 +43,7 @@ pub static SPEC: Spec = Spec {
     executors: "a run queue of the app (0 is served first), or a core of the app",
     registers: Kind::Thread,
     takes: &[PID, CPUS, WEIGHT],
+    changeable: &[CPUS, WEIGHT],
     settings: Some(Constant {
         name: "syrup_thread_policy",
         check: |bytes| deploy::settings(bytes).map(drop),
@@ -96,6 +97,10 @@ impl Hook for ScxSyrup {
 
     fn settle(&self, dir: &Dir) -> Result<()> {
         deploy::settle(dir)
+    }
+
+    fn change(&self, dir: &mut Dir, target: &Facts) -> Result<()> {
+        deploy::change(dir, target)
     }
 
     fn detach(&self, app: &App, path: &Path) -> Result<()> {

@@ -27,12 +27,19 @@ pub fn hook(name: &str) -> Result<HookArg, String> {
     })
 }
 
-/// What a deployment is told: a flag for each that some hook takes. Without `PID`, all but
-/// the process, for a command that knows it.
+/// What a deployment is told: a flag for each that some hook takes, of those that a command
+/// has: [`ALL`], [`BUT_PROCESS`] or [`CHANGEABLE`].
 #[derive(Debug, Clone, Default)]
-pub struct Target<const PID: bool>(pub Facts);
+pub struct Target<const WHICH: u8>(pub Facts);
 
-impl<const PID: bool> Target<PID> {
+/// All of them.
+pub const ALL: u8 = 0;
+/// All but the process, for a command that knows it.
+pub const BUT_PROCESS: u8 = 1;
+/// Those that may change while a policy is live.
+pub const CHANGEABLE: u8 = 2;
+
+impl<const WHICH: u8> Target<WHICH> {
     /// What of it is for this hook.
     pub fn of(&self, hook: HookArg) -> Facts {
         let taken = |name: &String| hook.takes.iter().any(|flag| flag.name == name);
@@ -51,11 +58,18 @@ impl<const PID: bool> Target<PID> {
     }
 }
 
-impl<const PID: bool> Args for Target<PID> {
+impl<const WHICH: u8> Args for Target<WHICH> {
     fn augment_args(mut command: Command) -> Command {
         let nr_hooks = syrup_engine::specs().count();
         for (flag, hooks) in syrup_engine::flags() {
-            if flag.name == "pid" && !PID {
+            let is_changeable = || {
+                syrup_engine::specs().flat_map(|spec| spec.changeable).any(|f| f.name == flag.name)
+            };
+            if match WHICH {
+                BUT_PROCESS => flag.name == "pid",
+                CHANGEABLE => !is_changeable(),
+                _ => false,
+            } {
                 continue;
             }
             let help = match hooks.len() {
@@ -78,7 +92,7 @@ impl<const PID: bool> Args for Target<PID> {
     }
 }
 
-impl<const PID: bool> FromArgMatches for Target<PID> {
+impl<const WHICH: u8> FromArgMatches for Target<WHICH> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let mut target = Self::default();
         target.update_from_arg_matches(matches)?;

@@ -47,6 +47,28 @@ fn an_empty_list_is_an_empty_list() {
 }
 
 #[test]
+fn a_parameter_is_set_while_its_policy_is_live() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    own_network();
+    let ctl = Ctl::new();
+    let set = |args: &[&str]| ctl.run(&[&["set", "socket-select", "--app", "web"], args].concat());
+    set(&["--set", "NR_SCAN_EXECUTORS=2"]).fails(7, "no policy at socket-select");
+    let load = ["load", "socket-select", "--app", "web", "--policy", "sita", "--port", "7413"];
+    ctl.run(&load).ok();
+    let said = set(&["--set", "NR_SCAN_EXECUTORS=2"]).ok();
+    assert!(said.starts_with("sita is live at socket-select for app web"), "{said}");
+    let show = ctl.run(&["show", "web"]).ok();
+    assert!(show.contains("params     NR_SCAN_EXECUTORS=2"), "{show}");
+    let params = ctl.deployment("web", "socket-select")["params"].clone();
+    assert_eq!(params, serde_json::json!({"NR_SCAN_EXECUTORS": "2"}));
+    set(&[]).fails(2, "nothing was named");
+    set(&["--weight", "200"]).fails(2, "--weight means nothing");
+    set(&["--port", "1"]).fails(2, "--port");
+}
+
+#[test]
 fn root_loads_and_runs_for_another_user() {
     if !require(&[Need::Root]) {
         return;

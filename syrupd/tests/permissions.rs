@@ -13,7 +13,7 @@ use support::{
 };
 use syrup_protocol::Arbiter as _;
 use syrup_protocol::call::DeploymentRef;
-use syrup_protocol::{Client, Code, LoadRequest, PolicySource, Registration, Result};
+use syrup_protocol::{Client, Code, LoadRequest, PolicySource, Registration, Result, SetRequest};
 use syrup_tests::{Need, require};
 
 const HOOK: &str = "socket-select";
@@ -26,6 +26,8 @@ type Verb = fn(&Client, OwnedFd) -> Result<()>;
 const VERBS: &[(&str, Verb, Option<Code>)] = &[
     ("load", |c, _| c.load(&load("mine", object(MAPS))).map(drop), Some(Code::Conflict)),
     ("replace", |c, _| c.replace(&replace("mine", object(MAPS))).map(drop), None),
+    // What an object held is not kept.
+    ("set", |c, _| c.set(&set_one("mine")).map(drop), Some(Code::Conflict)),
     ("map get", |c, _| c.map_get("mine", "counts", 0).map(drop), None),
     ("map set", |c, _| c.map_set("mine", "counts", 0, 1), None),
     ("map dump", |c, _| c.map_dump("mine", "counts").map(drop), None),
@@ -46,6 +48,12 @@ const VERBS: &[(&str, Verb, Option<Code>)] = &[
     ("let go of a thread", |c, _| c.unregister("mine", None, own_thread()), Some(Code::NotFound)),
     ("unload", |c, _| c.unload(HOOK, "mine"), None),
 ];
+
+fn set_one(app: &str) -> SetRequest {
+    let (hook, app) = (HOOK.to_owned(), app.to_owned());
+    let params = vec![("ONE".to_owned(), "1".to_owned())];
+    SetRequest { hook, app, params, target: Default::default() }
+}
 
 fn own_thread() -> Registration {
     Registration::Thread { tid: rustix::thread::gettid().as_raw_nonzero().get() }

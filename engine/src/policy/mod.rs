@@ -8,6 +8,8 @@ pub(crate) mod link;
 mod params;
 pub(crate) mod verifier;
 
+use std::collections::BTreeMap;
+
 use sha2::{Digest as _, Sha256};
 use syrup_hook::Hook;
 use syrup_protocol::{
@@ -28,6 +30,8 @@ pub(crate) struct Prepared {
     pub(crate) source: Option<String>,
     /// Of the object before parameters were set.
     pub(crate) sha256: [u8; 32],
+    /// Parameters that were set.
+    pub(crate) params: BTreeMap<String, String>,
     /// What the check found.
     pub(crate) checked: Checked,
     /// What it wants of the hook ([`syrup_hook::Spec::settings`]).
@@ -69,7 +73,8 @@ pub(crate) fn prepare(
     }
     params::set(&mut object, &checked.params, params)?;
     let linked = link::link(&object, spec.trusted_half)?;
-    Ok(Prepared { name, file_name, source, sha256, checked, settings, linked })
+    let params = params.iter().cloned().collect();
+    Ok(Prepared { name, file_name, source, sha256, params, checked, settings, linked })
 }
 
 struct Found {

@@ -53,6 +53,7 @@ fn spec() -> &'static Spec {
         executors: "a number",
         registers: Kind::Socket,
         takes: &[COLOUR],
+        changeable: &[],
         settings: None,
         trusted_half: compiled(include_str!("policy.bpf.c")),
         policies: &[],

@@ -47,6 +47,7 @@ pub static SPEC: Spec = Spec {
     executors: "a socket of the app's reuseport group",
     registers: Kind::Socket,
     takes: &[PORT, PROTO, PID],
+    changeable: &[],
     settings: None,
     trusted_half: include_bytes!(concat!(env!("OUT_DIR"), "/socket_select_policy.o")),
     policies: POLICIES,

@@ -147,6 +147,7 @@ fn linked(name: &str, object: &[u8]) -> Linked {
     Linked {
         name: name.to_owned(),
         sha256,
+        params: BTreeMap::new(),
         object: std::fs::read(&path).unwrap(),
         maps: BTreeMap::new(),
         settings: Vec::new(),

@@ -37,6 +37,7 @@ fn link(name: &str, object: &[u8], maps: &[(&str, &TestMap)]) -> Linked {
     Linked {
         name: name.to_owned(),
         sha256: [7; 32],
+        params: BTreeMap::new(),
         object: fs::read(&output).unwrap(),
         maps: maps
             .iter()

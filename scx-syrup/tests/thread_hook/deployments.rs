@@ -689,6 +689,45 @@ fn a_thread_that_is_let_go_is_the_kernels_again_and_its_index_is_free() {
 }
 
 #[test]
+fn share_and_cores_change_while_the_policy_goes_on() {
+    let Some(fixture) = Fixture::resident() else { return };
+    let app = fixture.app("one");
+    ScxSyrup.deploy(&app, &policy("fifo"), &on_cpus(&[0, 1])).unwrap();
+    let crew = Crew::parked(2);
+    register(&app, &crew, 0);
+    let set =
+        |facts: serde_json::Value| ScxSyrup.set(&app, &serde_json::from_value(facts).unwrap());
+    let told = || {
+        let read = ScxSyrup.read(&app).unwrap().unwrap();
+        (read.target["weight"].clone(), read.target["cpus"].clone(), read.program_id)
+    };
+    let (_, _, program) = told();
+    set(serde_json::json!({"weight": 300})).unwrap();
+    assert_eq!(told(), (300.into(), vec![0, 1].into(), program));
+    set(serde_json::json!({"cpus": [1]})).unwrap();
+    assert_eq!(told(), (300.into(), vec![1].into(), program));
+    // They run, on the core that is left.
+    crew.wake(0);
+    crew.wake(1);
+    for bad in [serde_json::json!({"weight": 0}), serde_json::json!({"cpus": [511]})] {
+        let refused = set(bad).unwrap_err();
+        assert!(matches!(refused, Error::Usage(_)), "{refused:?}");
+    }
+    assert_eq!(told(), (300.into(), vec![1].into(), program));
+    set(serde_json::json!({"cpus": []})).unwrap();
+    assert_eq!(told(), (300.into(), Vec::<u32>::new().into(), program));
+    ScxSyrup.remove(&app).unwrap();
+    drop(crew);
+
+    // A policy that names cores by number keeps those that it was loaded with.
+    let script = Scripted::new();
+    ScxSyrup.deploy(&app, &script.policy(cores()), &on_cpus(&[0, 1])).unwrap();
+    let refused = set(serde_json::json!({"cpus": [1]})).unwrap_err();
+    assert!(matches!(refused, Error::Conflict { .. }), "{refused:?}");
+    set(serde_json::json!({"weight": 5})).unwrap();
+}
+
+#[test]
 fn the_root_of_another_version_is_refused_and_left_alone() {
     let Some(fixture) = Fixture::resident() else { return };
     let (one, two) = (fixture.app("one"), fixture.app("two"));

@@ -74,6 +74,7 @@ mod tests {
             input: syrup_protocol::Input::Thread.into(),
             registers: syrup_protocol::Kind::Thread.into(),
             takes: vec![],
+            changeable: vec![],
             executor: "a core".to_owned(),
             available: missing.is_none(),
             missing: missing.map(str::to_owned),

@@ -4,7 +4,7 @@ use clap::Args;
 use serde::Serialize;
 use syrup_protocol::{Deployment, LoadRequest, Result};
 
-use crate::args::{DEFAULT_APP, HookArg, Target, app_name, assignment, hook_parser, user};
+use crate::args::{ALL, DEFAULT_APP, HookArg, Target, app_name, assignment, hook_parser, user};
 use crate::context::Context;
 use crate::policy::{self, PolicyArg};
 use crate::{deployment, report};
@@ -56,7 +56,7 @@ pub struct Load {
     user: Option<u32>,
 
     #[command(flatten)]
-    target: Target<true>,
+    target: Target<ALL>,
 
     /// Change a parameter (SYRUP_PARAM) of the policy; may be repeated
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = assignment)]

@@ -364,6 +364,7 @@ mod tests {
             input: syrup_protocol::Input::Thread.into(),
             registers: syrup_protocol::Kind::Thread.into(),
             takes: vec![],
+            changeable: vec![],
             executor: "a core".to_owned(),
             available: false,
             missing: Some("no sched_ext".to_owned()),

@@ -23,7 +23,7 @@ use syrup_protocol::{
 
 use self::child::{Child, Signals};
 use self::tree::BoundSocket;
-use crate::args::{self, DEFAULT_APP, HookArg, Target, app_name, assignment, user};
+use crate::args::{self, BUT_PROCESS, DEFAULT_APP, HookArg, Target, app_name, assignment, user};
 use crate::backend::{Backend, Place, is_root};
 use crate::context::Context;
 use crate::policy::{self, PolicyArg};
@@ -73,7 +73,7 @@ pub struct Run {
     user: Option<u32>,
 
     #[command(flatten)]
-    target: Target<false>,
+    target: Target<BUT_PROCESS>,
 
     /// Change a parameter (SYRUP_PARAM) of a policy; may be repeated
     #[arg(long = "set", value_name = "[HOOK:]NAME=VALUE", value_parser = assignment)]

@@ -69,6 +69,15 @@ figures-vm: demo ## the experiments that need a guest
 release: deps
 	cargo build --release -p syrupctl -p syrupd -p syrup-bench
 
+# What is installed lies below DESTDIR until a package is made of it.
+PREFIX ?= /usr/local
+
+.PHONY: install
+install: release ## syrupctl, syrupd, libsyrup with its header and .pc file (PREFIX, DESTDIR)
+	cargo build --release -p syrup
+	install -D -t $(DESTDIR)$(PREFIX)/bin $(RELEASE)/syrupctl $(RELEASE)/syrupd
+	scripts/install-library $(RELEASE) "$(DESTDIR)" $(PREFIX)
+
 .PHONY: deps
 deps: ## install what building and testing need
 	scripts/install-deps

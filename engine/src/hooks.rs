@@ -39,10 +39,11 @@ impl Hooks {
             let spec = hook.spec();
             HookInfo {
                 name: spec.name.to_owned(),
-                input: spec.input,
-                registers: spec.registers,
+                input: spec.input.into(),
+                registers: spec.registers.into(),
                 executor: spec.executors.to_owned(),
                 takes: spec.takes.iter().map(|flag| flag.name.to_owned()).collect(),
+                changeable: spec.changeable.iter().map(|flag| flag.name.to_owned()).collect(),
                 available: missing.is_none(),
                 missing,
                 advice,
@@ -61,7 +62,7 @@ impl Hooks {
                     Some(known) => known.hooks.push(spec.name.to_owned()),
                     None => policies.push(PolicyInfo {
                         name: builtin.name.to_owned(),
-                        input: spec.input,
+                        input: spec.input.into(),
                         hooks: vec![spec.name.to_owned()],
                         summary: builtin.summary.to_owned(),
                     }),

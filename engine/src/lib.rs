@@ -4,12 +4,14 @@
 //! [`Engine`] is one code path, behind the daemon and behind `syrupctl` as root;
 //! what can be asked of it is [`syrup_protocol::Arbiter`].
 
+mod as_caller;
 mod engine;
 mod hooks;
 mod lock;
 mod maps;
 mod policy;
 
-pub use engine::{AsCaller, Caller, CheckReport, DEFAULT_BPFFS, Engine, Recovery};
+pub use as_caller::{AsCaller, Caller};
+pub use engine::{CheckReport, DEFAULT_BPFFS, Engine, Recovery};
 pub use hooks::{flags, infos as hooks, policies, specs};
 pub use policy::{canonical, compile, linked};

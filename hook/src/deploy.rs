@@ -2,6 +2,7 @@
 //! into place, its record says what the kernel does not, and which of two policies is live
 //! is what the kernel runs.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -137,6 +138,7 @@ impl Dir {
         Ok(Deployment {
             policy: record.policy.clone(),
             policy_sha256: record.policy_sha256.clone(),
+            params: record.params.clone(),
             program_id: hook.live(self)?,
             generation: record.generation,
             deployed_at: record.deployed_at_ns / 1_000_000_000,
@@ -159,6 +161,7 @@ fn nothing_known(hook: &Spec, app: &App, uid: u32) -> Deployment {
         hook: hook.name.to_owned(),
         policy: String::new(),
         policy_sha256: String::new(),
+        params: BTreeMap::new(),
         program_id: 0,
         generation: 0,
         deployed_at: 0,
@@ -172,9 +175,16 @@ fn nothing_known(hook: &Spec, app: &App, uid: u32) -> Deployment {
     }
 }
 
+/// A hash as it is written.
+#[must_use]
+pub fn hex(sha256: &[u8; 32]) -> String {
+    sha256.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn describe(record: &mut Record, policy: &Linked) {
     record.policy.clone_from(&policy.name);
-    record.policy_sha256 = policy.sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+    record.params.clone_from(&policy.params);
+    record.policy_sha256 = hex(&policy.sha256);
     record.deployed_at_ns = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |now| u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
@@ -198,6 +208,12 @@ pub trait Deploy {
     /// [`Error::NotFound`] without a deployment; what the hook says.
     fn replace(&self, app: &App, policy: &Linked) -> Result<()>;
 
+    /// Changes what a live deployment is for: see [`Hook::change`].
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] without a deployment; what the hook says.
+    fn set(&self, app: &App, target: &Facts) -> Result<()>;
+
     /// Takes the deployment away; inputs get the kernel's default again. Succeeds on what
     /// is left of a deployment that broke.
     ///
@@ -216,6 +232,12 @@ pub trait Deploy {
     /// # Errors
     /// [`Error::NotFound`] without a deployment; what the hook says.
     fn register(&self, app: &App, what: Registration, index: Option<u32>) -> Result<u32>;
+
+    /// Lets go of a socket or a thread: see [`Hook::release`].
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] without a deployment, or when it is none of its; what the hook says.
+    fn unregister(&self, app: &App, what: &Registration) -> Result<()>;
 
     /// Whether what the deployment was for has ended, so that a load takes its place.
     fn has_ended(&self, app: &App) -> bool;
@@ -263,6 +285,12 @@ impl<H: Hook + ?Sized> Deploy for H {
         Dir::open(self, app)?.replace(self, policy)
     }
 
+    fn set(&self, app: &App, target: &Facts) -> Result<()> {
+        let mut dir = Dir::open(self, app)?;
+        dir.settle(self)?;
+        self.change(&mut dir, target)
+    }
+
     fn remove(&self, app: &App) -> Result<()> {
         let path = app.hook_dir(self.spec());
         take_down_aside(self, app)?;
@@ -284,14 +312,13 @@ impl<H: Hook + ?Sized> Deploy for H {
     }
 
     fn register(&self, app: &App, what: Registration, index: Option<u32>) -> Result<u32> {
-        let kind = self.spec().registers;
-        if what.kind() != kind {
-            let (name, other) = (self.spec().name, what.kind());
-            return Err(Error::Usage(format!("{name} takes {kind}s, not {other}s")));
-        }
-        let mut dir = Dir::open(self, app)?;
-        dir.settle(self)?;
+        let mut dir = open_for(self, app, &what)?;
         self.add(&mut dir, what, index)
+    }
+
+    fn unregister(&self, app: &App, what: &Registration) -> Result<()> {
+        let mut dir = open_for(self, app, what)?;
+        self.release(&mut dir, what)
     }
 
     fn has_ended(&self, app: &App) -> bool {
@@ -365,6 +392,18 @@ fn collect(hook: &(impl Hook + ?Sized), app: &App, removed: &mut Vec<PathBuf>) -
     take_down(hook, app, &pin::put_aside(&path)?)?;
     removed.push(path);
     Ok(())
+}
+
+/// A settled deployment, for what its hook takes.
+fn open_for(hook: &(impl Hook + ?Sized), app: &App, what: &Registration) -> Result<Dir> {
+    let (spec, other) = (hook.spec(), what.kind());
+    if other != spec.registers {
+        let (name, kind) = (spec.name, spec.registers);
+        return Err(Error::Usage(format!("{name} takes {kind}s, not {other}s")));
+    }
+    let dir = Dir::open(hook, app)?;
+    dir.settle(hook)?;
+    Ok(dir)
 }
 
 fn deploy(hook: &(impl Hook + ?Sized), app: &App, policy: &Linked, target: &Facts) -> Result<()> {

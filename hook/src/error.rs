@@ -100,7 +100,16 @@ impl Error {
         }
     }
 
-    /// The same for the error of libbpf-rs, whose chain is flattened into one text
+    /// What was to be let go is none of an app's.
+    #[must_use]
+    pub fn not_registered(what: &str, app: &str) -> Self {
+        Self::NotFound {
+            what: format!("{what} is not registered for app '{app}'"),
+            advice: "name a socket or thread that the app has registered".to_owned(),
+        }
+    }
+
+    /// A failed kernel operation by the error of libbpf-rs, whose chain is flattened into one text
     /// while its kind is kept.
     pub fn bpf(action: impl Into<String>, source: &libbpf_rs::Error) -> Self {
         Self::Kernel { action: action.into(), source: io_error(source) }

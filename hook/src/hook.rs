@@ -157,6 +157,12 @@ pub trait Hook: Send + Sync {
     /// after a replacement, done or not, also one that died in between.
     fn settle(&self, dir: &Dir) -> Result<()>;
 
+    /// Changes what a live deployment is for, of what is [`Spec::changeable`], while its policy
+    /// goes on.
+    fn change(&self, _dir: &mut Dir, _target: &Facts) -> Result<()> {
+        Ok(())
+    }
+
     /// Ends what [`Hook::attach`] began, as far as it came, in the folder `path`, whatever is
     /// left of it and whichever version wrote it. The folder is removed next.
     fn detach(&self, app: &App, path: &Path) -> Result<()>;
@@ -165,6 +171,11 @@ pub trait Hook: Send + Sync {
     /// `None` means the one it has, else the next free one; taking one that is in
     /// use replaces it.
     fn add(&self, dir: &mut Dir, what: Registration, index: Option<u32>) -> Result<u32>;
+
+    /// Lets go of a socket or a thread that was added: no verdict reaches it any more, the
+    /// kernel's default has it, and its index is free. [`Error::NotFound`] when it is none of
+    /// this deployment's.
+    fn release(&self, dir: &mut Dir, what: &Registration) -> Result<()>;
 
     /// What was counted since the first deployment of this app here.
     fn counters(&self, dir: &Dir) -> Result<Counters>;

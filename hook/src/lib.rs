@@ -19,7 +19,7 @@ pub mod record;
 pub mod spec;
 pub mod sys;
 
-pub use deploy::{Deploy, Dir};
+pub use deploy::{Deploy, Dir, hex};
 pub use error::{Error, Result, verifier_lines, verifier_tail};
 pub use freed::Held;
 pub use hook::{App, Counters, End, Hook, Observed, Probe, target};

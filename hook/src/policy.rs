@@ -28,6 +28,8 @@ pub struct Linked {
     pub name: String,
     /// SHA-256 of the canonical object, before parameters were set.
     pub sha256: [u8; 32],
+    /// Parameters that were set in the object, as they were written.
+    pub params: BTreeMap<String, String>,
     /// The linked ELF object.
     pub object: Vec<u8>,
     /// The app's Maps that the policy names: created, pinned, possibly shared.

@@ -30,6 +30,9 @@ pub struct Record {
     pub policy: String,
     /// SHA-256 of the policy's object, hex.
     pub policy_sha256: String,
+    /// The policy's parameters that were set.
+    #[serde(default)]
+    pub params: BTreeMap<String, String>,
     /// How often the policy was replaced.
     #[serde(default)]
     pub generation: u32,

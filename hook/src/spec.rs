@@ -22,6 +22,8 @@ pub struct Spec {
     pub registers: Kind,
     /// What a deployment may be told.
     pub takes: &'static [Flag],
+    /// What of that may change while a policy is live.
+    pub changeable: &'static [Flag],
     /// A constant by which a policy says what it wants of the hook.
     pub settings: Option<Constant>,
     /// The object with prologue, `extern schedule()` and epilogue, with which the engine

@@ -6,13 +6,28 @@
 //! v3 is what clang 19 needs for 32-bit atomics.
 
 use std::ffi::OsString;
-use std::io::{self, Write as _};
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, set_parent_process_death_signal,
+};
 use tempfile::TempDir;
 
 use crate::HEADERS;
+
+/// How long clang may take, unless told otherwise. A policy at the verifier's limits takes
+/// half of it on a slow machine; a client waits twice as long for its daemon.
+pub const COMPILE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Most bytes of diagnostics that are kept: one error in a macro can make many.
+const MAX_DIAGNOSTICS: u64 = 256 << 10;
 
 /// Compilers tried in order when `BPF_CLANG` is not set.
 const CANDIDATES: &[&str] =
@@ -53,6 +68,12 @@ pub enum CompileError {
         /// What clang printed.
         diagnostics: String,
     },
+    /// clang did not end, and was killed.
+    #[error("clang did not end within {} s and was killed", after.as_secs_f32())]
+    TimedOut {
+        /// How long it had.
+        after: Duration,
+    },
     /// The compiler could not be run, or its files not written.
     #[error("cannot {action}")]
     Io {
@@ -75,6 +96,7 @@ pub struct Compiled {
 #[derive(Debug, Clone)]
 pub struct Compiler {
     path: PathBuf,
+    timeout: Duration,
 }
 
 impl Compiler {
@@ -91,7 +113,7 @@ impl Compiler {
         tried
             .iter()
             .find_map(|name| which(name))
-            .map(|path| Self { path })
+            .map(|path| Self { path, timeout: COMPILE_TIMEOUT })
             .ok_or_else(|| CompileError::NoCompiler { tried: tried.join(", ") })
     }
 
@@ -101,11 +123,18 @@ impl Compiler {
         &self.path
     }
 
+    /// Gives it another time than [`COMPILE_TIMEOUT`].
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
     /// Compiles `source`. Diagnostics and debug lines carry `file_name`, which
     /// is never opened.
     ///
     /// # Errors
-    /// [`CompileError::Rejected`] holds clang's diagnostics.
+    /// [`CompileError::Rejected`] holds clang's diagnostics; [`CompileError::TimedOut`] when
+    /// it hangs: then it was killed, with what it had started.
     pub fn compile(&self, file_name: &str, source: &str) -> Result<Compiled, CompileError> {
         let dir = sdk_dir()?;
         let object = dir.path().join("policy.o");
@@ -114,33 +143,70 @@ impl Compiler {
         let named = file_name.replace('\\', "\\\\").replace('"', "\\\"");
         let text = format!("#line 1 \"{named}\"\n{source}");
 
-        let mut child = Command::new(&self.path)
+        // Files, not pipes: clang waits for nobody, and nobody for more than its end.
+        let (input, output) = (dir.path().join("policy.c"), dir.path().join("diagnostics"));
+        fs::write(&input, text).map_err(io_error("write", input.as_os_str()))?;
+        let input = File::open(&input).map_err(io_error("open", input.as_os_str()))?;
+        let stderr = File::create(&output).map_err(io_error("make", output.as_os_str()))?;
+        let mut command = Command::new(&self.path);
+        command
             .args(FLAGS)
             .arg("-I")
             .arg(dir.path())
             .args(["-x", "c", "-c", "-", "-o"])
             .arg(&object)
-            .stdin(Stdio::piped())
+            .stdin(input)
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(io_error("run", self.path.as_os_str()))?;
-        if let Some(mut stdin) = child.stdin.take() {
-            // A compiler that stops reading has said why on stderr.
-            let _ = stdin.write_all(text.as_bytes());
+            .stderr(stderr)
+            // A wrapper's children end with it.
+            .process_group(0);
+        // The terminal's keys do not reach that group: it ends with who waits for it.
+        // SAFETY: one system call, which the child of a fork may make.
+        unsafe {
+            command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
         }
-        let output =
-            child.wait_with_output().map_err(io_error("wait for", self.path.as_os_str()))?;
-        if !output.status.success() {
-            let mut diagnostics = String::from_utf8_lossy(&output.stderr).into_owned();
+        let mut child = command.spawn().map_err(io_error("run", self.path.as_os_str()))?;
+        let status = wait(&mut child, self.timeout)
+            .map_err(io_error("wait for", self.path.as_os_str()))?
+            .ok_or(CompileError::TimedOut { after: self.timeout })?;
+        if !status.success() {
+            let mut diagnostics = Vec::new();
+            File::open(&output)
+                .and_then(|file| file.take(MAX_DIAGNOSTICS).read_to_end(&mut diagnostics))
+                .map_err(io_error("read", output.as_os_str()))?;
+            let mut diagnostics = String::from_utf8_lossy(&diagnostics).into_owned();
             if diagnostics.trim().is_empty() {
-                diagnostics = format!("clang ended with {}", output.status);
+                diagnostics = format!("clang ended with {status}");
             }
             return Err(CompileError::Rejected { diagnostics });
         }
-        let object = std::fs::read(&object).map_err(io_error("read", object.as_os_str()))?;
+        let object = fs::read(&object).map_err(io_error("read", object.as_os_str()))?;
         Ok(Compiled { object })
     }
+}
+
+/// Waits for a child's end; `None` when it did not come in time, and the child and its
+/// process group were killed.
+fn wait(child: &mut Child, timeout: Duration) -> io::Result<Option<ExitStatus>> {
+    let deadline = Instant::now() + timeout;
+    // Not another's before it is waited for.
+    let pid = Pid::from_child(child);
+    let ended = pidfd_open(pid, PidfdFlags::empty()).and_then(|pidfd| {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let left_until = Timespec::try_from(left).ok();
+            match poll(&mut [PollFd::new(&pidfd.as_fd(), PollFlags::IN)], left_until.as_ref()) {
+                Ok(0) | Err(rustix::io::Errno::INTR) if !left.is_zero() => {}
+                other => return other.map(|ready| ready > 0),
+            }
+        }
+    });
+    if !matches!(ended, Ok(true)) {
+        // It may have ended meanwhile.
+        let _ = kill_process_group(pid, Signal::KILL);
+    }
+    let status = child.wait()?;
+    Ok(ended?.then_some(status))
 }
 
 /// A folder with the SDK's headers, removed with the value.
@@ -152,9 +218,9 @@ fn sdk_dir() -> Result<TempDir, CompileError> {
     for (name, text) in HEADERS {
         let path = dir.path().join(name);
         if let Some(parent) = path.parent() {
-            std::fs::create_dir_all(parent).map_err(io_error("make", parent.as_os_str()))?;
+            fs::create_dir_all(parent).map_err(io_error("make", parent.as_os_str()))?;
         }
-        std::fs::write(&path, text).map_err(io_error("write", path.as_os_str()))?;
+        fs::write(&path, text).map_err(io_error("write", path.as_os_str()))?;
     }
     Ok(dir)
 }
@@ -194,6 +260,52 @@ mod tests {
         let error = Compiler::find().unwrap().compile("my policy.c", &source).unwrap_err();
         let CompileError::Rejected { diagnostics } = error else { panic!("{error:?}") };
         assert!(diagnostics.contains("my policy.c:5:"), "{diagnostics}");
+    }
+
+    /// A script in the place of clang.
+    fn scripted(dir: &Path, script: &str) -> Compiler {
+        let (text, path) = (dir.join("script"), dir.join("clang"));
+        fs::write(&text, format!("#!/bin/sh\n{script}\n")).unwrap();
+        // Another process makes it: one that this process has open for writing while another
+        // thread starts a program is busy.
+        let made = Command::new("install").args(["-m", "755"]).arg(&text).arg(&path).status();
+        assert!(made.unwrap().success());
+        Compiler { path, timeout: COMPILE_TIMEOUT }
+    }
+
+    /// Gone, or dead and not waited for.
+    fn is_over(pid: &str) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+        stat.map_or(true, |stat| stat.rsplit(')').next().is_some_and(|s| s.starts_with(" Z")))
+    }
+
+    #[test]
+    fn a_compiler_that_hangs_is_killed_with_its_children() {
+        let dir = tempfile::tempdir().unwrap();
+        // As a wrapper would: it notes the id of its child.
+        let script = "sleep 1000 &\necho $! >\"$0.child\"\nwait";
+        let compiler = scripted(dir.path(), script).with_timeout(Duration::from_millis(500));
+        let started = Instant::now();
+        let error = compiler.compile("p.c", ROUND_ROBIN).unwrap_err();
+        assert!(matches!(error, CompileError::TimedOut { .. }), "{error:?}");
+        assert_eq!(error.to_string(), "clang did not end within 0.5 s and was killed");
+        assert!(started.elapsed() < Duration::from_secs(20));
+        let child = fs::read_to_string(dir.path().join("clang.child")).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !is_over(&child) {
+            assert!(Instant::now() < deadline, "process {child} goes on");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_compiler_that_reads_nothing_and_says_much_is_not_waited_for_in_vain() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = "head -c 1000000 /dev/zero | tr '\\0' x >&2\nexit 1";
+        let compiler = scripted(dir.path(), script);
+        let error = compiler.compile("p.c", &"\n".repeat(1 << 20)).unwrap_err();
+        let CompileError::Rejected { diagnostics } = error else { panic!("{error:?}") };
+        assert_eq!(diagnostics.len() as u64, MAX_DIAGNOSTICS);
     }
 
     #[test]

@@ -18,10 +18,10 @@
  * signal handler, starts a thread or ends the process.
  *
  * On failure functions return a negative errno; syr_last_error() has the words.
- * Any function that asks the daemon (syr_deploy_policy, syr_map_open,
- * syr_register_*) can fail with
+ * Any function that asks the daemon (syr_deploy_policy, syr_unload, syr_map_open,
+ * syr_register_*, syr_unregister_*) can fail with
  *   -ECONNREFUSED  no daemon answers
- *   -ETIMEDOUT     it did not answer within 120 s
+ *   -ETIMEDOUT     it did not answer within 120 s, or clang did not end within 60 s
  *   -EPERM         it does not let this user do that
  *   -EINVAL        a name, index or argument makes no sense
  *   -EIO           it met a defect, or the system refused something unexpected
@@ -35,6 +35,19 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+/*
+ * The version of this header, as one number that grows: two of them compare by it.
+ * A library of the same major version has all that this header declares, if it is
+ * not older; its file is libsyrup.so.MAJOR.
+ */
+#define SYRUP_VERSION_MAJOR 0
+#define SYRUP_VERSION_MINOR 1
+#define SYRUP_VERSION_PATCH 0
+#define SYRUP_VERSION       (SYRUP_VERSION_MAJOR << 16 | SYRUP_VERSION_MINOR << 8 | SYRUP_VERSION_PATCH)
+
+/* The version of the library that is running, in the form of SYRUP_VERSION. */
+uint32_t syr_version(void);
 
 /*
  * Makes a policy live at a hook ("socket-select", "scx-syrup", ...) for this
@@ -58,6 +71,28 @@ extern "C" {
  * -ETIMEDOUT and -EIO it may have either, and syr_last_error() says what is known.
  */
 int syr_deploy_policy(const char *policy_file, const char *hook);
+
+/*
+ * The same with other values for some of the policy's parameters (SYRUP_PARAM):
+ * an array of "NAME=VALUE" that ends with NULL; NULL: none. Values are integers,
+ * decimal or hexadecimal after 0x, or true and false, in the units that the policy
+ * gives them. Parameters that are not named have the policy's own values, also
+ * where it replaces one that had others.
+ *
+ * Returns what syr_deploy_policy() does.
+ *   -EINVAL  also: the policy has no such parameter, or the value does not fit it
+ */
+int syr_deploy_policy_with(const char *policy_file, const char *hook, const char *const *params);
+
+/*
+ * Takes the policy of `app` (NULL: this process's) at `hook` away. Its sockets and
+ * threads stay and get the kernel's default again. With an app's last policy its
+ * Maps go: descriptors and memory of them stay valid, and no policy sees them.
+ *
+ * Returns 0.
+ *   -ENOENT  the app has no policy there
+ */
+int syr_unload(const char *app, const char *hook);
 
 /*
  * Opens a Map: its name in the policy, for this app; or the path of its pin,
@@ -118,6 +153,20 @@ int syr_map_munmap(void *address);
 int syr_register_socket(int fd, int index);
 
 /*
+ * Ends that: no verdict reaches the socket any more, and its index is free. A policy
+ * that names the index meanwhile gets the kernel's choice, as with a closed socket,
+ * and `syrupctl status` counts it; taking the highest index out leaves no gap. The
+ * socket stays in its SO_REUSEPORT group, where the kernel's hash may choose it for
+ * what the policy passes.
+ *
+ * Returns 0.
+ *   -ENOENT  it is not registered, or this app has no packet policy
+ *   -EINVAL  it is no socket
+ *   -EBADF   not an open descriptor
+ */
+int syr_unregister_socket(int fd);
+
+/*
  * Hands a thread to this app's thread policy, under `index` (what the policy
  * sees as t->index); -1: the one it has, else the next free one. tid 0 is the
  * calling thread. A worker that registers its socket and itself under one index
@@ -131,6 +180,17 @@ int syr_register_socket(int fd, int index);
  *   -EPERM   it is another user's
  */
 int syr_register_thread(pid_t tid, int index);
+
+/*
+ * Ends that: the kernel's default scheduler (SCHED_OTHER) runs the thread again, and
+ * its index is free. tid 0 is the calling thread. Threads that it started meanwhile
+ * stay with the policy.
+ *
+ * Returns 0.
+ *   -ENOENT  this app has no thread policy
+ *   -ESRCH   there is no such thread, or it is not registered
+ */
+int syr_unregister_thread(pid_t tid);
 
 /*
  * Why the last function that failed in this thread did so: what, on which

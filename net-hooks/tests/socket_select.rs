@@ -130,6 +130,46 @@ fn a_closed_sockets_slot_stays_empty_and_its_packets_go_by_the_default() {
 }
 
 #[test]
+fn a_socket_that_is_let_go_is_chosen_no_more_and_its_index_is_free() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let (sockets, flows) = (udp_sockets(3), flows(10));
+    lab.deploy(&constant("second", "1"), &sockets);
+    let let_go = |number: usize| {
+        let fd = sockets[number].as_fd().try_clone_to_owned().unwrap();
+        lab.hook.unregister(&lab.app, &Registration::Socket(fd))
+    };
+    assert_eq!(spread(&sockets, &flows, 1), [0, 10, 0]);
+    let_go(1).unwrap();
+    let read = lab.read();
+    assert_eq!((read.executors, &read.health), (2, &Health::LIVE));
+    let again = let_go(1).unwrap_err();
+    assert!(matches!(&again, Error::NotFound { what, .. } if what.contains("not registered")));
+    // Nobody has the index: the kernel's choice, and a count.
+    spread(&sockets, &flows, 1);
+    assert_eq!(lab.count(SYRUP_ENFORCE_FAILED), 10);
+    assert_eq!(lab.register(&sockets[1], None).unwrap(), 1);
+    assert_eq!(spread(&sockets, &flows, 1), [0, 10, 0]);
+    // From the end: what schedule() may name shrinks.
+    lab.hook.replace(&lab.app, &constant("last", "syrup_num_executors() - 1")).unwrap();
+    assert_eq!(spread(&sockets, &flows, 1), [0, 0, 10]);
+    let_go(2).unwrap();
+    assert_eq!(spread(&sockets, &flows, 1), [0, 10, 0]);
+    // Without any, its group is the kernel's alone, until the next one comes.
+    let_go(1).unwrap();
+    let_go(0).unwrap();
+    let before = lab.count(SYRUP_INPUTS);
+    spread(&sockets, &flows, 1);
+    assert_eq!(lab.count(SYRUP_INPUTS), before);
+    let Health::Degraded(why) = lab.read().health else { panic!("not degraded") };
+    assert!(why.contains("are not registered"), "{why}");
+    assert_eq!(lab.register(&sockets[2], None).unwrap(), 0);
+    assert_eq!(spread(&sockets, &flows, 1), [0, 0, 10]);
+}
+
+#[test]
 fn sockets_are_registered_at_the_index_they_ask_for() {
     if !require(&[Need::Root]) {
         return;

@@ -25,6 +25,9 @@ pub struct Deployment {
     pub policy: String,
     /// SHA-256 of the policy's object, hex.
     pub policy_sha256: String,
+    /// Parameters that do not have the policy's own values, by name.
+    #[serde(default)]
+    pub params: BTreeMap<String, String>,
     /// Kernel id of the policy's program; 0 when there is none.
     pub program_id: u32,
     /// How often it was replaced.
@@ -51,7 +54,7 @@ pub struct Deployment {
 /// Whether a deployment does what it should: `state`, and `reason` why it does not, or
 /// what a live one waits for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "state", content = "reason", rename_all = "lowercase")]
+#[serde(from = "StateAndReason", into = "StateAndReason")]
 pub enum Health {
     /// The policy decides; with a reason: it is in order, and nothing reaches it yet.
     Live(Option<String>),
@@ -61,6 +64,39 @@ pub enum Health {
     Ejected(String),
     /// Its pins cannot be read; it can be unloaded.
     Broken(String),
+    /// What a newer arbiter calls it.
+    Other {
+        /// Its word.
+        state: String,
+        /// What it says of it.
+        reason: Option<String>,
+    },
+}
+
+/// [`Health`] as it travels.
+#[derive(Serialize, Deserialize)]
+struct StateAndReason {
+    state: String,
+    reason: Option<String>,
+}
+
+impl From<Health> for StateAndReason {
+    fn from(health: Health) -> Self {
+        let (state, reason) = (health.state(), health.reason());
+        Self { state: state.to_owned(), reason: reason.map(str::to_owned) }
+    }
+}
+
+impl From<StateAndReason> for Health {
+    fn from(StateAndReason { state, reason }: StateAndReason) -> Self {
+        match (state.as_str(), reason) {
+            ("live", reason) => Self::Live(reason),
+            ("degraded", reason) => Self::Degraded(reason.unwrap_or_default()),
+            ("ejected", reason) => Self::Ejected(reason.unwrap_or_default()),
+            ("broken", reason) => Self::Broken(reason.unwrap_or_default()),
+            (_, reason) => Self::Other { state, reason },
+        }
+    }
 }
 
 impl Health {
@@ -75,12 +111,13 @@ impl Health {
 
     /// One word.
     #[must_use]
-    pub fn state(&self) -> &'static str {
+    pub fn state(&self) -> &str {
         match self {
             Self::Live(_) => "live",
             Self::Degraded(_) => "degraded",
             Self::Ejected(_) => "ejected",
             Self::Broken(_) => "broken",
+            Self::Other { state, .. } => state,
         }
     }
 
@@ -88,7 +125,7 @@ impl Health {
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
         match self {
-            Self::Live(reason) => reason.as_deref(),
+            Self::Live(reason) | Self::Other { reason, .. } => reason.as_deref(),
             Self::Degraded(reason) | Self::Ejected(reason) | Self::Broken(reason) => Some(reason),
         }
     }
@@ -97,6 +134,38 @@ impl Health {
     #[must_use]
     pub fn is_live(&self) -> bool {
         matches!(self, Self::Live(_))
+    }
+}
+
+/// A word of a set in a reply. One that this version does not know is shown as it is: a
+/// newer arbiter is no reason for its clients to fail.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Word<T> {
+    /// One of the set.
+    Known(T),
+    /// Another.
+    Other(String),
+}
+
+impl<T> From<T> for Word<T> {
+    fn from(word: T) -> Self {
+        Self::Known(word)
+    }
+}
+
+impl<T: PartialEq> PartialEq<T> for Word<T> {
+    fn eq(&self, word: &T) -> bool {
+        matches!(self, Self::Known(known) if known == word)
+    }
+}
+
+impl<T: fmt::Display> fmt::Display for Word<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Known(word) => word.fmt(f),
+            Self::Other(word) => word.fmt(f),
+        }
     }
 }
 
@@ -203,6 +272,7 @@ mod tests {
             hook: "socket-select".to_owned(),
             policy: "hash".to_owned(),
             policy_sha256: String::new(),
+            params: BTreeMap::new(),
             program_id: 7,
             generation: 0,
             deployed_at: 0,
@@ -216,6 +286,10 @@ mod tests {
         }
     }
 
+    fn other(reason: Option<&str>) -> Health {
+        Health::Other { state: "asleep".to_owned(), reason: reason.map(str::to_owned) }
+    }
+
     #[test]
     fn health_is_a_state_and_a_reason_beside_the_rest() {
         for (health, state, reason) in [
@@ -224,6 +298,8 @@ mod tests {
             (Health::Degraded("so".to_owned()), "degraded", "so".into()),
             (Health::Ejected("so".to_owned()), "ejected", "so".into()),
             (Health::Broken("so".to_owned()), "broken", "so".into()),
+            (other(Some("so")), "asleep", "so".into()),
+            (other(None), "asleep", Value::Null),
         ] {
             let deployment = Deployment { health: health.clone(), ..example() };
             let json = serde_json::to_value(&deployment).unwrap();

@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::deployment::Word;
+
 /// Kinds of failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -58,17 +60,38 @@ pub type Result<T, E = Failure> = std::result::Result<T, E>;
 
 /// Why the arbiter did not do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Received")]
 pub struct Failure {
     /// Its kind.
     pub code: Code,
     /// One line: what failed, on which object, in the kernel's own words.
     pub message: String,
     /// Longer text for people: compiler diagnostics, the verifier's last lines.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
     /// What the user can do.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
+}
+
+/// A [`Failure`] as it arrives.
+#[derive(Deserialize)]
+struct Received {
+    code: Word<Code>,
+    message: String,
+    detail: Option<String>,
+    advice: Option<String>,
+}
+
+impl From<Received> for Failure {
+    fn from(Received { code, message, detail, advice }: Received) -> Self {
+        let (code, message) = match code {
+            Word::Known(code) => (code, message),
+            // A newer arbiter's: said, and otherwise the kind of failure nothing is known of.
+            Word::Other(word) => (Code::Internal, format!("{word}: {message}")),
+        };
+        Self { code, message, detail, advice }
+    }
 }
 
 impl Failure {

@@ -30,7 +30,7 @@ pub struct Nothing {}
 
 /// A varlink call as it is sent.
 #[derive(Debug, Serialize)]
-pub struct Call<'a, P> {
+pub struct SentCall<'a, P> {
     /// Interface and method.
     pub method: &'a str,
     /// Its parameters.
@@ -52,7 +52,7 @@ pub struct ReceivedCall<'a> {
 
 /// A varlink reply as it is sent.
 #[derive(Debug, Serialize)]
-pub struct Reply<'a, P> {
+pub struct SentReply<'a, P> {
     /// Set on failure: the error's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<&'a str>,

@@ -24,7 +24,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::failure::{Code, Failure};
-use crate::varlink::{Call, FAILED, INTERFACE, MAX_FDS, MAX_MESSAGE_BYTES, ReceivedReply};
+use crate::varlink::{FAILED, INTERFACE, MAX_FDS, MAX_MESSAGE_BYTES, ReceivedReply, SentCall};
 
 const CHUNK: usize = 64 << 10;
 
@@ -310,7 +310,7 @@ impl Connection {
         timeout: Duration,
     ) -> Result<(R, Vec<OwnedFd>), Error> {
         let deadline = Instant::now() + timeout;
-        let bytes = encode(&Call { method, parameters }).map_err(Error::Broken)?;
+        let bytes = encode(&SentCall { method, parameters }).map_err(Error::Broken)?;
         if bytes.len() > MAX_MESSAGE_BYTES {
             let size = bytes.len();
             return Err(Error::Refused(
@@ -595,7 +595,7 @@ mod tests {
         // What the reply carries is not what was asked for.
         let (dir, thread) = answering(b"{\"parameters\":{\"index\":\"x\"}}\0");
         let connection = Connection::open(&dir.path().join("s")).unwrap();
-        let result = connection.call::<crate::reply::Registered>("List", (), &[], LONG);
+        let result = connection.call::<crate::call::Registered>("List", (), &[], LONG);
         assert_eq!(Failure::from(result.unwrap_err()).code, Code::Internal);
         drop(thread.join().unwrap());
 
@@ -604,6 +604,49 @@ mod tests {
             source: io::Error::from(io::ErrorKind::PermissionDenied),
         };
         assert_eq!(Failure::from(denied).code, Code::NotPermitted);
+    }
+
+    /// A client of yesterday and a daemon of tomorrow.
+    #[test]
+    fn words_that_are_not_known_yet_are_told_as_they_are() {
+        use crate::{Arbiter as _, Client, Health};
+        let client = |dir: &tempfile::TempDir| Client::at(dir.path().join("s")).with_timeout(LONG);
+
+        let (dir, thread) = answering(
+            b"{\"error\":\"org.syrup.Arbiter1.Failed\",\"parameters\":{\"code\":\"over_quota\",\
+              \"message\":\"64 deployments\",\"advice\":\"a\",\"since\":7}}\0",
+        );
+        let failure = client(&dir).unload("h", "a").unwrap_err();
+        let expected = Failure::new(Code::Internal, "over_quota: 64 deployments").advise("a");
+        assert_eq!(failure, expected);
+        drop(thread.join().unwrap());
+
+        let (dir, thread) = answering(
+            b"{\"parameters\":{\"deployments\":[{\"app\":\"a\",\"uid\":0,\"hook\":\"late-binding\",\
+              \"policy\":\"p\",\"policy_sha256\":\"\",\"program_id\":7,\"generation\":0,\
+              \"deployed_at\":0,\"inputs\":\"\",\"executor\":\"class\",\"executors\":1,\
+              \"target\":{\"tier\":2},\"state\":\"asleep\",\"reason\":\"it is night\",\
+              \"counters\":{\"woken\":3},\"verdicts\":[],\"colour\":\"red\"}]}}\0",
+        );
+        let found = client(&dir).list().unwrap().remove(0);
+        let (state, reason) = ("asleep".to_owned(), Some("it is night".to_owned()));
+        assert_eq!(found.health, Health::Other { state, reason });
+        assert!(!found.health.is_live());
+        assert_eq!((found.counters["woken"], found.target["tier"].as_u64()), (3, Some(2)));
+        drop(thread.join().unwrap());
+
+        let (dir, thread) = answering(
+            b"{\"parameters\":{\"hooks\":[{\"name\":\"h\",\"input\":\"call\",\"registers\":\"file\",\
+              \"executor\":\"a file\",\"takes\":[],\"available\":true,\"missing\":null,\
+              \"advice\":null}]}}\0",
+        );
+        let hook = client(&dir).hooks().unwrap().remove(0);
+        assert_eq!(
+            (hook.input.to_string(), hook.registers.to_string()),
+            ("call".into(), "file".into())
+        );
+        assert_eq!(serde_json::to_value(&hook).unwrap()["input"], "call");
+        drop(thread.join().unwrap());
     }
 
     #[test]
@@ -624,7 +667,7 @@ mod tests {
         let (ours, theirs) = pair();
         let connection = Connection { socket: ours.into(), path: "/s".into() };
         // {"method":"org.syrup.Arbiter1.L","parameters":"..."} and its NUL byte.
-        let around = encode(&Call { method: "org.syrup.Arbiter1.L", parameters: "" }).unwrap();
+        let around = encode(&SentCall { method: "org.syrup.Arbiter1.L", parameters: "" }).unwrap();
         let long = "x".repeat(MAX_MESSAGE_BYTES - around.len() + 1);
         let error = Failure::from(connection.call::<Nothing>("L", &long, &[], LONG).unwrap_err());
         assert_eq!(error.code, Code::Usage);

@@ -98,7 +98,7 @@ pub(crate) fn attach(dir: &mut Dir, policy: &Linked, target: &Facts) -> Result<(
     };
     cpus::set(&mut conf, &cpus);
     let executors = settings.executors(&cpus)?;
-    let verdicts = verdict_map(&cpus)?;
+    let verdicts = verdict_map()?;
     settings.keep(&executors, &mut conf);
     let cpus = &cpus::get(&conf)[..];
     if let Some(pid) = target.pid {
@@ -248,6 +248,34 @@ pub(crate) fn settle(dir: &Dir) -> Result<()> {
     root.set_app(state.slot, &conf)
 }
 
+/// Changes an app's share and cores while its policy goes on.
+pub(crate) fn change(dir: &Dir, facts: &Facts) -> Result<()> {
+    let target: Target = syrup_hook::target(facts)?;
+    let (state, root) = running(dir)?;
+    let mut conf = root.app(state.slot)?;
+    if target.weight.is_some() {
+        conf.weight = weight(&target)?;
+    }
+    if facts.contains_key("cpus") {
+        if state.policy.cores {
+            let (name, app) = (SPEC.name, &dir.app().name);
+            return Err(Error::Conflict {
+                what: format!("the policy of app '{app}' chooses among its cores by number"),
+                advice: format!(
+                    "'syrupctl unload {name} --app {app}' and load it again with other --cpus"
+                ),
+            });
+        }
+        let cpus = cpus::checked(&target.cpus, nr_cpus()?, &cpus::online()?)?;
+        let owner = Owner { slot: state.slot, generation: conf.generation };
+        for thread in threads::of(&root.map("syrup_threads")?, owner)? {
+            check_affinity(thread.tid, &cpus)?;
+        }
+        cpus::set(&mut conf, &cpus);
+    }
+    root.set_app(state.slot, &conf)
+}
+
 /// Empties the slot, if the folder tells which and no other app has it by now; else [`tidy`]
 /// finds it.
 pub(crate) fn detach(app: &App, path: &Path) -> Result<()> {
@@ -294,6 +322,19 @@ pub(crate) fn add(dir: &Dir, what: Registration, index: Option<u32>) -> Result<u
         }
     }
     Ok(index)
+}
+
+/// Gives a thread of a live deployment back to the kernel's default scheduler.
+pub(crate) fn release(dir: &Dir, what: &Registration) -> Result<()> {
+    let Registration::Thread { tid } = *what else {
+        return Err(Error::Usage(format!("{} takes threads", SPEC.name)));
+    };
+    let (State { slot, .. }, root) = running(dir)?;
+    let owner = Owner { slot, generation: root.app(slot)?.generation };
+    if threads::owner_of(&root.map("syrup_threads")?, tid)? != Some(owner) {
+        return Err(Error::not_registered(&format!("thread {tid}"), &dir.app().name));
+    }
+    threads::release(tid)
 }
 
 /// What was counted for a deployment since its app came.
@@ -525,10 +566,10 @@ fn open(
     Ok(object)
 }
 
-/// Choices per executor: enough entries for any policy that may replace the first.
-fn verdict_map(cpus: &[u32]) -> Result<Map> {
-    let cores = if cpus.is_empty() { nr_cpus()? } else { cpus.len() as u32 };
-    let entries = cores.max(abi::SYRUP_MAX_QUEUES);
+/// Choices per executor: enough entries for any policy that may replace the first, with
+/// whatever cores the app has then.
+fn verdict_map() -> Result<Map> {
+    let entries = nr_cpus()?.max(abi::SYRUP_MAX_QUEUES);
     pin::create_map(MapType::PercpuArray, "syrup_verdicts", 8, entries)
 }
 

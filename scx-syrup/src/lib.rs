@@ -45,6 +45,7 @@ pub static SPEC: Spec = Spec {
     executors: "a run queue of the app (0 is served first), or a core of the app",
     registers: Kind::Thread,
     takes: &[PID, CPUS, WEIGHT],
+    changeable: &[CPUS, WEIGHT],
     settings: Some(Constant {
         name: "syrup_thread_policy",
         check: |bytes| deploy::settings(bytes).map(drop),
@@ -100,12 +101,20 @@ impl Hook for ScxSyrup {
         deploy::settle(dir)
     }
 
+    fn change(&self, dir: &mut Dir, target: &Facts) -> Result<()> {
+        deploy::change(dir, target)
+    }
+
     fn detach(&self, app: &App, path: &Path) -> Result<()> {
         deploy::detach(app, path)
     }
 
     fn add(&self, dir: &mut Dir, what: Registration, index: Option<u32>) -> Result<u32> {
         deploy::add(dir, what, index)
+    }
+
+    fn release(&self, dir: &mut Dir, what: &Registration) -> Result<()> {
+        deploy::release(dir, what)
     }
 
     fn counters(&self, dir: &Dir) -> Result<Counters> {

@@ -134,7 +134,8 @@ pub(crate) fn release_strays(threads: &Map, live: &[Owner]) -> Result<()> {
     Ok(())
 }
 
-fn release(tid: i32) -> Result<()> {
+/// Gives a thread back to the kernel's default scheduler.
+pub(crate) fn release(tid: i32) -> Result<()> {
     match set_policy(tid, SCHED_OTHER) {
         Err(e) if e.raw_os_error() != Some(libc::ESRCH) => {
             Err(Error::kernel(format!("make thread {tid} SCHED_OTHER again"), e))

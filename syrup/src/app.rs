@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use syrup_protocol::names::app_name_of;
 use syrup_protocol::{
-    Arbiter as _, Client, Code, DEFAULT_SOCKET, Facts, Kind, LoadRequest, PolicySource,
+    Arbiter as _, Client, Code, DEFAULT_SOCKET, Facts, Failure, Kind, LoadRequest, PolicySource,
     Registration,
 };
 use syrup_sdk::Compiler;
@@ -106,14 +106,31 @@ impl App {
     /// [`Error::File`], [`Error::Compile`], and what the daemon refuses; nothing
     /// was changed then. [`Error::NoDescriptor`] when the policy is live and stays.
     pub fn deploy_policy(&self, policy: impl AsRef<Path>, hook: &str) -> Result<Deployment> {
+        self.deploy_policy_with(policy, hook, &[])
+    }
+
+    /// The same with other values for some of the policy's parameters (`SYRUP_PARAM`), by
+    /// name: numbers in decimal or, after `0x`, hexadecimal, `true`, `false`. Those that are not named
+    /// have the policy's own values, also where it replaces one that had others.
+    ///
+    /// # Errors
+    /// As [`App::deploy_policy`].
+    pub fn deploy_policy_with(
+        &self,
+        policy: impl AsRef<Path>,
+        hook: &str,
+        params: &[(&str, &str)],
+    ) -> Result<Deployment> {
         let policy = source(policy.as_ref())?;
+        let param = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let request = LoadRequest {
             hook: hook.to_owned(),
             app: self.name.clone(),
             policy,
-            params: Vec::new(),
+            params: params.iter().map(param).collect(),
             target: Facts::new(),
             or_replace: true,
+            owner: None,
         };
         self.daemon.load(&request)?;
         let program =
@@ -123,6 +140,15 @@ impl App {
                 source: failure.into(),
             })?;
         Ok(Deployment { hook: hook.to_owned(), program })
+    }
+
+    /// Takes the app's policy at `hook` away: its inputs get the kernel's default again. With
+    /// the app's last policy its Maps go; memory that is mapped stays, and nobody writes it.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`] when the app has none there.
+    pub fn unload(&self, hook: &str) -> Result<()> {
+        Ok(self.daemon.unload(hook, &self.name)?)
     }
 
     /// Makes a bound socket an executor of the app's packet policies. All
@@ -144,24 +170,49 @@ impl App {
     /// # Errors
     /// [`Error::NotDeployed`] while the app has no thread policy.
     pub fn register_thread(&self, tid: i32, index: Option<u32>) -> Result<u32> {
-        let tid = match tid {
-            0 => rustix::thread::gettid().as_raw_nonzero().get(),
-            tid => tid,
-        };
-        self.register(Registration::Thread { tid }, index)
+        self.register(thread(tid), index)
+    }
+
+    /// Lets go of a socket that was registered: no verdict reaches it any more, and its index
+    /// is free. It stays in its reuseport group, where the kernel's hash may choose it for what
+    /// the policy passes, until it is closed.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`] when it is not registered; [`Error::NotDeployed`].
+    pub fn unregister_socket(&self, socket: impl AsFd) -> Result<()> {
+        let socket = socket.as_fd().try_clone_to_owned().map_err(Error::Socket)?;
+        self.unregister(Registration::Socket(socket))
+    }
+
+    /// Gives a thread back to the kernel's default scheduler; its index is free. `tid` 0 is
+    /// the calling thread.
+    ///
+    /// # Errors
+    /// [`Error::NoThread`] when it is not registered; [`Error::NotDeployed`].
+    pub fn unregister_thread(&self, tid: i32) -> Result<()> {
+        self.unregister(thread(tid))
     }
 
     fn register(&self, what: Registration, index: Option<u32>) -> Result<u32> {
         let kind = what.kind();
-        self.daemon.register(&self.name, None, what, index).map_err(|failure| {
-            match (failure.code, self.registers(kind)) {
-                (Code::NotFound, Ok(false)) => {
-                    Error::NotDeployed { app: self.name.clone(), what: kind }
-                }
-                (Code::NotFound, Ok(true)) if kind == Kind::Thread => Error::NoThread(failure),
-                _ => failure.into(),
+        let index = self.daemon.register(&self.name, None, what, index);
+        index.map_err(|failure| self.why_not(kind, failure))
+    }
+
+    fn unregister(&self, what: Registration) -> Result<()> {
+        let kind = what.kind();
+        let gone = self.daemon.unregister(&self.name, None, what);
+        gone.map_err(|failure| self.why_not(kind, failure))
+    }
+
+    fn why_not(&self, kind: Kind, failure: Failure) -> Error {
+        match (failure.code, self.registers(kind)) {
+            (Code::NotFound, Ok(false)) => {
+                Error::NotDeployed { app: self.name.clone(), what: kind }
             }
-        })
+            (Code::NotFound, Ok(true)) if kind == Kind::Thread => Error::NoThread(failure),
+            _ => failure.into(),
+        }
     }
 
     /// Whether the app has a policy that takes such a thing.
@@ -184,6 +235,13 @@ impl App {
             Err(failure) if failure.code == Code::NotFound => Ok(Vec::new()),
             Err(failure) => Err(failure.into()),
         }
+    }
+}
+
+fn thread(tid: i32) -> Registration {
+    match tid {
+        0 => Registration::Thread { tid: rustix::thread::gettid().as_raw_nonzero().get() },
+        tid => Registration::Thread { tid },
     }
 }
 

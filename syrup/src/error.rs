@@ -33,7 +33,7 @@ pub enum Error {
         /// Why.
         source: Box<Failure>,
     },
-    /// What was to be registered is no thread, or none any more.
+    /// There is no such thread, or none that is registered.
     NoThread(Failure),
     /// The daemon refused, or did not answer ([`Code::Unreachable`], [`Code::Timeout`]).
     Daemon(Failure),
@@ -69,6 +69,7 @@ impl Error {
             Self::Daemon(failure) => failure.code,
             Self::Compile(CompileError::NoCompiler { .. }) => Code::Unsupported,
             Self::Compile(CompileError::Rejected { .. }) => Code::SourceRejected,
+            Self::Compile(CompileError::TimedOut { .. }) => Code::Timeout,
             Self::Compile(_) => Code::Internal,
             Self::File { .. } | Self::Socket(_) | Self::Usage(_) => Code::Usage,
             Self::Map { source, .. } => match source.kind() {

@@ -87,6 +87,31 @@ fn as_int(index: u32) -> Result<c_int> {
     c_int::try_from(index).map_err(|_| Error::Usage(format!("index {index} does not fit an int")))
 }
 
+/// A NULL-terminated array of "NAME=VALUE"; NULL: none.
+///
+/// # Safety
+/// `params` is NULL, or points to C strings and a NULL behind them, which live for `'a`.
+unsafe fn assignments<'a>(params: *const *const c_char) -> Result<Vec<(&'a str, &'a str)>> {
+    let mut found = Vec::new();
+    if params.is_null() {
+        return Ok(found);
+    }
+    for at in 0.. {
+        // SAFETY: not behind the NULL that ends it, by the caller's promise.
+        let text = unsafe { *params.add(at) };
+        if text.is_null() {
+            break;
+        }
+        // SAFETY: the caller's promise.
+        let text = unsafe { CStr::from_ptr(text) };
+        let assignment = text.to_str().ok().and_then(|text| text.split_once('='));
+        found.push(assignment.filter(|(name, _)| !name.is_empty()).ok_or_else(|| {
+            Error::Usage(format!("params: '{}' is not NAME=VALUE", text.to_string_lossy()))
+        })?);
+    }
+    Ok(found)
+}
+
 /// See `syrup.h`.
 ///
 /// # Safety
@@ -96,13 +121,49 @@ pub unsafe extern "C" fn syr_deploy_policy(
     policy_file: *const c_char,
     hook: *const c_char,
 ) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { syr_deploy_policy_with(policy_file, hook, std::ptr::null()) }
+}
+
+/// See `syrup.h`.
+///
+/// # Safety
+/// `policy_file` and `hook` are NULL or C strings; `params` is NULL or points to C strings
+/// and a NULL behind them.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn syr_deploy_policy_with(
+    policy_file: *const c_char,
+    hook: *const c_char,
+    params: *const *const c_char,
+) -> c_int {
     guard(|| {
         // SAFETY: the caller's promise.
         let policy = unsafe { c_str(policy_file, "policy_file") }?;
         // SAFETY: the caller's promise.
         let hook = unsafe { c_str(hook, "hook") }?;
-        let deployment = App::current().deploy_policy(policy, &hook.to_string_lossy())?;
+        // SAFETY: the caller's promise.
+        let params = unsafe { assignments(params) }?;
+        let app = App::current();
+        let deployment = app.deploy_policy_with(policy, &hook.to_string_lossy(), &params)?;
         Ok(OwnedFd::from(deployment).into_raw_fd())
+    })
+}
+
+/// See `syrup.h`.
+///
+/// # Safety
+/// Both arguments are NULL or C strings.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn syr_unload(app: *const c_char, hook: *const c_char) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let hook = unsafe { c_str(hook, "hook") }?;
+        let app = match app.is_null() {
+            true => App::current(),
+            // SAFETY: not NULL; the caller's promise.
+            false => App::named(unsafe { c_str(app, "app") }?.to_string_lossy()),
+        };
+        app.unload(&hook.to_string_lossy()).map(|()| 0)
     })
 }
 
@@ -171,6 +232,18 @@ pub extern "C" fn syr_register_thread(tid: libc::pid_t, index: c_int) -> c_int {
 
 /// See `syrup.h`.
 #[unsafe(no_mangle)]
+pub extern "C" fn syr_unregister_socket(fd: c_int) -> c_int {
+    guard(|| App::current().unregister_socket(borrow(fd)?).map(|()| 0))
+}
+
+/// See `syrup.h`.
+#[unsafe(no_mangle)]
+pub extern "C" fn syr_unregister_thread(tid: libc::pid_t) -> c_int {
+    guard(|| App::current().unregister_thread(tid).map(|()| 0))
+}
+
+/// See `syrup.h`.
+#[unsafe(no_mangle)]
 pub extern "C" fn syr_map_mmap(map_fd: c_int) -> *mut c_void {
     let mut mapped = std::ptr::null_mut();
     let err = guard(|| {
@@ -203,6 +276,15 @@ pub unsafe extern "C" fn syr_map_munmap(address: *mut c_void) -> c_int {
             .map_err(|e| Error::Map { what: "unmap a Map".to_owned(), source: e.into() })?;
         Ok(0)
     })
+}
+
+/// See `syrup.h`.
+#[unsafe(no_mangle)]
+pub extern "C" fn syr_version() -> u32 {
+    let part = |text: &str| text.parse::<u32>().unwrap_or_default();
+    part(env!("CARGO_PKG_VERSION_MAJOR")) << 16
+        | part(env!("CARGO_PKG_VERSION_MINOR")) << 8
+        | part(env!("CARGO_PKG_VERSION_PATCH"))
 }
 
 /// See `syrup.h`.

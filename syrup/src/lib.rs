@@ -66,3 +66,19 @@ pub fn register_socket(socket: impl AsFd, index: Option<u32>) -> Result<u32> {
 pub fn register_thread(tid: i32, index: Option<u32>) -> Result<u32> {
     App::current().register_thread(tid, index)
 }
+
+/// [`App::unregister_socket`] for this process's app.
+///
+/// # Errors
+/// See there.
+pub fn unregister_socket(socket: impl AsFd) -> Result<()> {
+    App::current().unregister_socket(socket)
+}
+
+/// [`App::unregister_thread`] for this process's app.
+///
+/// # Errors
+/// See there.
+pub fn unregister_thread(tid: i32) -> Result<()> {
+    App::current().unregister_thread(tid)
+}

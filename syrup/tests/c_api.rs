@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use syrup_sdk::Compiler;
 use syrup_tests::{CProgram, Ctl, Need, own_network, require};
@@ -25,6 +26,10 @@ const ENDLESS: &str = "#include <syrup/packet.h>\n\
     __s32 schedule(void *pkt_start, void *pkt_end)\n{\n\
     \tvolatile __u32 n = 0;\n\twhile (n < 4000000000U)\n\t\tn += syrup_random() & 1;\n\
     \treturn 0;\n}\n";
+
+const PARAM: &str = "#include <syrup/packet.h>\n\
+    SYRUP_PARAM(__u32, WHO, 0);\n\
+    __s32 schedule(void *pkt_start, void *pkt_end)\n{\n\treturn WHO;\n}\n";
 
 /// An ordinary user of every machine.
 const NOBODY: u32 = 65534;
@@ -75,6 +80,7 @@ fn every_call_is_as_its_header_says_for(uid: u32) {
     let program = CProgram::build(&source("calls.c"));
     let object = Compiler::find().unwrap().compile("count.c", COUNT).unwrap().object;
     program.file("count.c", COUNT);
+    program.file("param.o", Compiler::find().unwrap().compile("param.c", PARAM).unwrap().object);
     program.file("count.o", object);
     program
         .file("broken.c", "#include <syrup/packet.h>\n__s32 schedule(void) { return nothing; }\n");
@@ -99,4 +105,41 @@ fn every_call_is_as_its_header_says_for_root() {
 #[test]
 fn every_call_is_as_its_header_says_for_an_ordinary_user() {
     every_call_is_as_its_header_says_for(NOBODY);
+}
+
+/// Built as `pkg-config` says, it runs with a library of that version, and would refuse
+/// another major one.
+#[test]
+fn an_installed_library_is_found_and_asked_for_by_its_version() {
+    let dir = tempfile::tempdir().unwrap();
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let build = std::env::current_exe().unwrap().parent().unwrap().to_owned();
+    let (to, prefix) = (dir.path().to_str().unwrap(), "/opt/syrup");
+    let mut install = Command::new(repository.join("scripts/install-library"));
+    assert!(install.arg(build).args([to, prefix]).status().unwrap().success());
+
+    let main = dir.path().join("main.c");
+    let text = "#include <stdio.h>\n#include <syrup/syrup.h>\n\
+                int main(void)\n{\n\tprintf(\"%d\\n\", syr_version() == SYRUP_VERSION);\n}\n";
+    std::fs::write(&main, text).unwrap();
+    let lib = dir.path().join("opt/syrup/lib");
+    let run = |script: &str| {
+        let output = Command::new("sh")
+            .args(["-euc", script])
+            .current_dir(dir.path())
+            .env("PKG_CONFIG_PATH", lib.join("pkgconfig"))
+            .env("PKG_CONFIG_SYSROOT_DIR", to)
+            .env("LD_LIBRARY_PATH", &lib)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(run("pkg-config --modversion syrup").trim(), env!("CARGO_PKG_VERSION"));
+    run("cc -Wall -Werror main.c -o main $(pkg-config --cflags --libs syrup)");
+    assert_eq!(run("./main"), "1\n");
+    let soname = concat!("libsyrup.so.", env!("CARGO_PKG_VERSION_MAJOR"));
+    std::fs::remove_file(lib.join(soname)).unwrap();
+    let status = Command::new(dir.path().join("main")).env("LD_LIBRARY_PATH", &lib).status();
+    assert!(!status.unwrap().success(), "libsyrup.so alone is no {soname}");
 }

@@ -4,6 +4,7 @@
  * syr_last_error() must say of a failure. usage: calls packet|thread FOLDER
  *
  * FOLDER holds what is deployed: count.c, count.o (Map `calls`, always executor 0),
+ * param.o (the executor that its parameter WHO names),
  * and what must be refused: broken.c, endless.c, garbage.o. The last line that is
  * printed is the number of rows; the process ends with 1 if one of them was not so.
  */
@@ -120,6 +121,9 @@ static void no_daemon(const char *hook)
 	IS(syr_deploy_policy(file("count.o"), hook), -ECONNREFUSED, "/nowhere/syrupd.sock");
 	IS(syr_register_socket(0, -1), -ECONNREFUSED, "/nowhere/syrupd.sock");
 	IS(syr_register_thread(0, -1), -ECONNREFUSED, "/nowhere/syrupd.sock");
+	IS(syr_unregister_socket(0), -ECONNREFUSED, "/nowhere/syrupd.sock");
+	IS(syr_unregister_thread(0), -ECONNREFUSED, "/nowhere/syrupd.sock");
+	IS(syr_unload(NULL, hook), -ECONNREFUSED, "/nowhere/syrupd.sock");
 	if (geteuid()) /* root finds the pin */
 		IS(syr_map_open("calls"), -ECONNREFUSED, "/nowhere/syrupd.sock");
 	setenv("SYRUP_SOCKET", socket, 1);
@@ -135,6 +139,9 @@ static void bad_app_name(const char *hook)
 	IS(syr_register_socket(0, -1), -EINVAL, "No Name");
 	IS(syr_register_thread(0, -1), -EINVAL, "No Name");
 	IS(syr_map_open("calls"), -EINVAL, "No Name");
+	IS(syr_unregister_socket(0), -EINVAL, "No Name");
+	IS(syr_unregister_thread(0), -EINVAL, "No Name");
+	IS(syr_unload(NULL, hook), -EINVAL, "No Name");
 	setenv("SYRUP_APP", app, 1);
 	free(app);
 }
@@ -418,6 +425,94 @@ static void sockets(void)
 	group("capp-tcp6", AF_INET6, SOCK_STREAM);
 }
 
+/* A parameter that is set, and those that cannot be. */
+static void parameters(void)
+{
+	const char *two[] = {"WHO=2", NULL}, *none[] = {NULL}, *unknown[] = {"WHOM=1", NULL},
+		   *large[] = {"WHO=0x100000000", NULL}, *no_value[] = {"WHO", NULL},
+		   *no_name[] = {"=1", NULL}, *twice[] = {"WHO=0", "WHO=1", NULL};
+	int fds[3], program;
+
+	setenv("SYRUP_APP", "capp-params", 1);
+	GIVES_FD(program, syr_deploy_policy_with(file("param.o"), "socket-select", two));
+	close(program);
+	for (int i = 0; i < 3; i++) {
+		fds[i] = bound(AF_INET, SOCK_DGRAM, i ? port_of(fds[0]) : 0, 1);
+		IS(syr_register_socket(fds[i], -1), i, NULL);
+	}
+	SO(arrives_at(fds[2], AF_INET));
+	IS(syr_deploy_policy_with(file("param.o"), "socket-select", unknown), -EINVAL, "WHOM");
+	IS(syr_deploy_policy_with(file("param.o"), "socket-select", large), -EINVAL,
+	   "out of range");
+	IS(syr_deploy_policy_with(file("param.o"), "socket-select", no_value), -EINVAL,
+	   "NAME=VALUE");
+	IS(syr_deploy_policy_with(file("param.o"), "socket-select", no_name), -EINVAL,
+	   "NAME=VALUE");
+	IS(syr_deploy_policy_with(NULL, "socket-select", two), -EINVAL, "policy_file is NULL");
+	SO(arrives_at(fds[2], AF_INET)); /* none of these changed anything */
+	GIVES_FD(program, syr_deploy_policy_with(file("param.o"), "socket-select", twice));
+	close(program);
+	SO(arrives_at(fds[1], AF_INET));
+	/* The policy's own value, 0. */
+	GIVES_FD(program, syr_deploy_policy_with(file("param.o"), "socket-select", none));
+	close(program);
+	SO(arrives_at(fds[0], AF_INET));
+	GIVES_FD(program, syr_deploy_policy_with(file("param.o"), "socket-select", two));
+	close(program);
+	GIVES_FD(program, syr_deploy_policy_with(file("param.o"), "socket-select", NULL));
+	close(program);
+	SO(arrives_at(fds[0], AF_INET));
+	for (int i = 0; i < 3; i++)
+		close(fds[i]);
+	IS(syr_unload("capp-params", "socket-select"), 0, NULL);
+	setenv("SYRUP_APP", "capp", 1);
+}
+
+/* A socket that is let go is chosen no more, and its index is free. */
+static void lets_go(void)
+{
+	int fds[2], plain = open("/dev/null", O_RDONLY), program;
+
+	setenv("SYRUP_APP", "capp-goes", 1);
+	GIVES_FD(program, syr_deploy_policy(file("count.o"), "socket-select"));
+	for (int i = 0; i < 2; i++) {
+		fds[i] = bound(AF_INET, SOCK_DGRAM, i ? port_of(fds[0]) : 0, 1);
+		IS(syr_unregister_socket(fds[i]), -ENOENT, "not registered for app 'capp-goes'");
+		IS(syr_register_socket(fds[i], -1), i, NULL);
+	}
+	IS(syr_unregister_socket(-1), -EBADF, NULL);
+	IS(syr_unregister_socket(closed_fd()), -EBADF, NULL);
+	IS(syr_unregister_socket(plain), -EINVAL, "no socket");
+	IS(syr_unregister_thread(0), -ENOENT, "no policy");
+	SO(arrives_at(fds[0], AF_INET));
+	IS(syr_unregister_socket(fds[0]), 0, NULL);
+	IS(syr_unregister_socket(fds[0]), -ENOENT, "not registered");
+	IS(syr_register_socket(fds[1], -1), 1, NULL); /* it keeps its own */
+	IS(syr_register_socket(fds[1], 0), 0, NULL);
+	SO(arrives_at(fds[1], AF_INET));
+	IS(syr_register_socket(fds[0], -1), 1, NULL);
+	IS(syr_unregister_socket(fds[1]), 0, NULL);
+	IS(syr_unregister_socket(fds[0]), 0, NULL);
+	/* Without any it goes on: the next one is its first. */
+	IS(syr_register_socket(fds[1], -1), 0, NULL);
+	SO(arrives_at(fds[1], AF_INET));
+
+	IS(syr_unload(NULL, NULL), -EINVAL, "hook is NULL");
+	IS(syr_unload(NULL, "no-such-hook"), -EINVAL, "no-such-hook");
+	IS(syr_unload("No Name", "socket-select"), -EINVAL, "No Name");
+	IS(syr_unload("nobodys", "socket-select"), -ENOENT, "nobodys");
+	IS(syr_unload(NULL, "scx-syrup"), -ENOENT, "no policy at scx-syrup");
+	IS(syr_unload(NULL, "socket-select"), 0, NULL);
+	IS(syr_unload(NULL, "socket-select"), -ENOENT, "no policy at socket-select");
+	IS(syr_register_socket(fds[0], -1), -ENOENT, "no policy");
+	IS(syr_unregister_socket(fds[0]), -ENOENT, "no policy");
+	close(program);
+	close(plain);
+	close(fds[0]);
+	close(fds[1]);
+	setenv("SYRUP_APP", "capp", 1);
+}
+
 /* After fork() the library works in the child as well. */
 static void after_fork(const char *hook)
 {
@@ -454,6 +549,7 @@ static void packet(void)
 {
 	int fd = bound(AF_INET, SOCK_DGRAM, 0, 1), program;
 
+	IS(syr_version(), SYRUP_VERSION, NULL);
 	/* Nothing is deployed: the default decides, and we are told so. */
 	bad_policies("socket-select");
 	IS(syr_deploy_policy(file("broken.c"), "socket-select"), -ENOEXEC, "broken.c:");
@@ -473,6 +569,8 @@ static void packet(void)
 	maps(program);
 	close(fd);
 	sockets();
+	parameters();
+	lets_go();
 	after_fork("socket-select");
 	no_descriptor_left("socket-select");
 	last_errors();
@@ -551,6 +649,16 @@ static void threads(void)
 	IS(syr_register_thread(0, -2), -EINVAL, "-2 is no index");
 	IS(syr_register_thread(0, INT_MIN), -EINVAL, "no index");
 	IS(sched_getscheduler(0), SCHED_OTHER, NULL); /* we are none of them */
+
+	/* One that is let go is the kernel's default's again, and its index is free. */
+	IS(syr_unregister_thread(workers[3].tid), 0, NULL);
+	IS(sched_getscheduler(workers[3].tid), SCHED_OTHER, NULL);
+	IS(syr_unregister_thread(workers[3].tid), -ESRCH, "not registered");
+	IS(syr_unregister_thread(0), -ESRCH, "not registered");
+	IS(syr_unregister_thread(INT_MAX), -ESRCH, NULL);
+	IS(syr_register_thread(workers[3].tid, -1), 1, NULL);
+	IS(sched_getscheduler(workers[3].tid), SCHED_CLASS_EXT, NULL);
+	IS(syr_register_thread(workers[3].tid, 7), 7, NULL);
 
 	/* An index is free again when its thread has ended. */
 	end(&workers[0]);

@@ -2,6 +2,7 @@
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use nix::unistd::User;
 use serde_json::Value;
 use syrup_hook::{Facts, Proto, Spec};
 use syrup_protocol::names;
@@ -26,12 +27,19 @@ pub fn hook(name: &str) -> Result<HookArg, String> {
     })
 }
 
-/// What a deployment is told: a flag for each that some hook takes. Without `PID`, all but
-/// the process, for a command that knows it.
+/// What a deployment is told: a flag for each that some hook takes, of those that a command
+/// has: [`ALL`], [`BUT_PROCESS`] or [`CHANGEABLE`].
 #[derive(Debug, Clone, Default)]
-pub struct Target<const PID: bool>(pub Facts);
+pub struct Target<const WHICH: u8>(pub Facts);
 
-impl<const PID: bool> Target<PID> {
+/// All of them.
+pub const ALL: u8 = 0;
+/// All but the process, for a command that knows it.
+pub const BUT_PROCESS: u8 = 1;
+/// Those that may change while a policy is live.
+pub const CHANGEABLE: u8 = 2;
+
+impl<const WHICH: u8> Target<WHICH> {
     /// What of it is for this hook.
     pub fn of(&self, hook: HookArg) -> Facts {
         let taken = |name: &String| hook.takes.iter().any(|flag| flag.name == name);
@@ -56,11 +64,18 @@ impl<const PID: bool> Target<PID> {
     }
 }
 
-impl<const PID: bool> Args for Target<PID> {
+impl<const WHICH: u8> Args for Target<WHICH> {
     fn augment_args(mut command: Command) -> Command {
         let nr_hooks = syrup_engine::specs().count();
         for (flag, hooks) in syrup_engine::flags() {
-            if flag.name == "pid" && !PID {
+            let is_changeable = || {
+                syrup_engine::specs().flat_map(|spec| spec.changeable).any(|f| f.name == flag.name)
+            };
+            if match WHICH {
+                BUT_PROCESS => flag.name == "pid",
+                CHANGEABLE => !is_changeable(),
+                _ => false,
+            } {
                 continue;
             }
             let help = match hooks.len() {
@@ -84,7 +99,7 @@ impl<const PID: bool> Args for Target<PID> {
     }
 }
 
-impl<const PID: bool> FromArgMatches for Target<PID> {
+impl<const WHICH: u8> FromArgMatches for Target<WHICH> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let mut target = Self::default();
         target.update_from_arg_matches(matches)?;
@@ -109,6 +124,20 @@ pub fn app_name(text: &str) -> Result<String, String> {
     match names::check_app(text) {
         Ok(()) => Ok(text.to_owned()),
         Err(failure) => Err(failure.advice.unwrap_or(failure.message)),
+    }
+}
+
+/// A user, by name or number.
+pub fn user(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        // What chown(2) takes for nobody.
+        Ok(u32::MAX) => Err(format!("{text} is no user")),
+        Ok(uid) => Ok(uid),
+        Err(_) => match User::from_name(text) {
+            Ok(Some(user)) => Ok(user.uid.as_raw()),
+            Ok(None) => Err(format!("there is no user '{text}'")),
+            Err(e) => Err(format!("cannot look up user '{text}': {e}")),
+        },
     }
 }
 
@@ -151,6 +180,15 @@ mod tests {
             assert!(integer(bad).is_err(), "{bad}");
         }
         assert!(integer_u32("0x100000000").is_err());
+    }
+
+    #[test]
+    fn users_have_names_and_numbers() {
+        assert_eq!(user("root"), Ok(0));
+        assert_eq!(user("4000000000"), Ok(4_000_000_000));
+        for bad in ["", "no such user", "-1", "4294967295", "4294967296"] {
+            assert!(user(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

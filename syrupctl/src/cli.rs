@@ -16,6 +16,7 @@ use crate::commands::map::Map;
 use crate::commands::policies::Policies;
 use crate::commands::replace::Replace;
 use crate::commands::run::Run;
+use crate::commands::set::Set;
 use crate::commands::show::Show;
 use crate::commands::status::Status;
 use crate::commands::unload::Unload;
@@ -91,7 +92,7 @@ macro_rules! commands {
 }
 
 commands! {
-    Load Replace Apply Unload List Show Status Hooks Policies Map Check Run Doctor
+    Load Replace Apply Set Unload List Show Status Hooks Policies Map Check Run Doctor
     Completions Man
 }
 

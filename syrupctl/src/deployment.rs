@@ -40,6 +40,9 @@ pub fn trouble(deployment: &Deployment) -> Option<Failure> {
         Health::Broken(_) => {
             format!("'syrupctl unload {hook} --app {app}' takes away what is left of it")
         }
+        Health::Other { .. } => {
+            "this syrupctl does not know that state: is it of the daemon's version?".to_owned()
+        }
         _ => format!(
             "the kernel's default decides some or all inputs; \
              'syrupctl show {app}' has the counters"
@@ -130,6 +133,8 @@ pub fn block(deployment: &Deployment, now: SystemTime) -> String {
         1 => "replaced once".to_owned(),
         n => format!("replaced {n} times"),
     };
+    let params: Vec<String> =
+        deployment.params.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let mut rows = vec![
         ("state", deployment.health.state().to_owned()),
         ("policy", format!("{} (object {sha256})", deployment.policy)),
@@ -138,6 +143,9 @@ pub fn block(deployment: &Deployment, now: SystemTime) -> String {
         ("inputs", deployment.inputs.clone()),
         ("executors", executors(deployment)),
     ];
+    if !params.is_empty() {
+        rows.insert(2, ("params", params.join(", ")));
+    }
     if let Some(reason) = deployment.health.reason() {
         rows.insert(1, ("reason", reason.to_owned()));
     }
@@ -244,6 +252,7 @@ fn age(deployed_at: u64, now: SystemTime) -> String {
 
 #[cfg(test)]
 pub mod tests {
+    use std::collections::BTreeMap;
     use std::time::Duration;
 
     use super::*;
@@ -259,6 +268,7 @@ pub mod tests {
             hook: "socket-select".to_owned(),
             policy: "scan-avoid".to_owned(),
             policy_sha256: "0123456789abcdef".to_owned(),
+            params: BTreeMap::from([("LIMIT".to_owned(), "8".to_owned())]),
             program_id: 123,
             generation: 0,
             deployed_at: 1000,
@@ -362,6 +372,7 @@ pub mod tests {
             "socket-select\n\
              \x20 state      live\n\
              \x20 policy     scan-avoid (object 0123456789ab)\n\
+             \x20 params     LIMIT=8\n\
              \x20 program    123, never replaced\n\
              \x20 live for   3 min 20 s\n\
              \x20 inputs     udp/7000\n\

@@ -5,8 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use syrup_protocol::request::MAX_OBJECT_BYTES;
-use syrup_protocol::{Code, Failure, PolicyInfo, PolicySource, Result};
+use syrup_protocol::{Code, Failure, MAX_OBJECT_BYTES, PolicyInfo, PolicySource, Result};
 
 use crate::args::HookArg;
 use crate::backend::{Backend, Place, is_root};
@@ -132,7 +131,7 @@ mod tests {
     fn policy(name: &str, hook: HookArg) -> PolicyInfo {
         PolicyInfo {
             name: name.to_owned(),
-            input: syrup_hook::Input::Packet,
+            input: syrup_hook::Input::Packet.into(),
             hooks: vec![hook.name.to_owned()],
             summary: String::new(),
         }

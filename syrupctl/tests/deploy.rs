@@ -47,6 +47,66 @@ fn an_empty_list_is_an_empty_list() {
 }
 
 #[test]
+fn a_parameter_is_set_while_its_policy_is_live() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    own_network();
+    let ctl = Ctl::new();
+    let set = |args: &[&str]| ctl.run(&[&["set", "socket-select", "--app", "web"], args].concat());
+    set(&["--set", "NR_SCAN_EXECUTORS=2"]).fails(7, "no policy at socket-select");
+    let load = ["load", "socket-select", "--app", "web", "--policy", "sita", "--port", "7413"];
+    ctl.run(&load).ok();
+    let said = set(&["--set", "NR_SCAN_EXECUTORS=2"]).ok();
+    assert!(said.starts_with("sita is live at socket-select for app web"), "{said}");
+    let show = ctl.run(&["show", "web"]).ok();
+    assert!(show.contains("params     NR_SCAN_EXECUTORS=2"), "{show}");
+    let params = ctl.deployment("web", "socket-select")["params"].clone();
+    assert_eq!(params, serde_json::json!({"NR_SCAN_EXECUTORS": "2"}));
+    set(&[]).fails(2, "nothing was named");
+    set(&["--weight", "200"]).fails(2, "--weight means nothing");
+    set(&["--port", "1"]).fails(2, "--port");
+}
+
+#[test]
+fn root_loads_and_runs_for_another_user() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    own_network();
+    let ctl = Ctl::new();
+    let uid = |app: &str| ctl.json(&["show", app])["uid"].clone();
+    let load = |verb, user| {
+        let app = [verb, "socket-select", "--policy", "hash", "--app", "web", "--user", user];
+        ctl.run(&[&app[..], &["--port", "7413"]].concat())
+    };
+    load("load", "65534").ok();
+    assert_eq!(uid("web"), 65534);
+    load("apply", "65534").ok();
+    load("apply", "root").fails(7, "app 'web' belongs to user 65534");
+    ctl.run(&["unload", "--all"]).ok();
+    load("apply", "root").ok();
+    assert_eq!(uid("web"), 0);
+    ctl.run(&["unload", "--all"]).ok();
+
+    let port = PORT.to_string();
+    let child = ctl
+        .command("syrupctl")
+        .args(["run", "--app", "web", "--user", "65534", "--load", "socket-select=hash"])
+        .args(["--port", &port, "--", "python3", "-c", SERVER, &port, "2", "0"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_for("the deployment", Duration::from_secs(30), || {
+        (ctl.json(&["list"])["deployments"][0]["executors"] == 2).then_some(())
+    });
+    assert_eq!(uid("web"), 65534);
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(3));
+    ctl.assert_empty();
+}
+
+#[test]
 fn a_loaded_policy_is_shown_until_it_is_unloaded() {
     if !require(&[Need::Root]) {
         return;

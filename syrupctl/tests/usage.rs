@@ -5,28 +5,28 @@
 
 mod support;
 
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use support::{as_nobody, syrupctl};
+use syrup_tests::wait_for;
 
-/// Every command, with its subcommands.
-const COMMANDS: &[&[&str]] = &[
-    &["load"],
-    &["replace"],
-    &["unload"],
-    &["list"],
-    &["show"],
-    &["status"],
-    &["hooks"],
-    &["policies"],
-    &["map"],
-    &["map", "get"],
-    &["map", "set"],
-    &["map", "dump"],
-    &["check"],
-    &["run"],
-    &["doctor"],
-];
+/// Every command, with its subcommands, as the help lists them.
+fn commands() -> Vec<Vec<String>> {
+    let below = |command: &[String]| -> Vec<Vec<String>> {
+        let help = syrupctl().args(command).arg("--help").output().unwrap();
+        let help = stdout(&help);
+        let list = help.split_once("\nCommands:\n").map_or("", |(_, list)| list);
+        let names = list.lines().take_while(|line| !line.is_empty());
+        let names = names.filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
+        let names = names.filter(|name| !["", "help"].contains(name));
+        names.map(|name| [command, &[name.to_owned()]].concat()).collect()
+    };
+    let verbs = below(&[]);
+    assert!(verbs.len() > 10, "{verbs:?}");
+    verbs.iter().flat_map(|verb| [vec![verb.clone()], below(verb)].concat()).collect()
+}
 
 fn run(args: &[&str]) -> Output {
     syrupctl().args(args).output().unwrap()
@@ -53,17 +53,14 @@ fn fails(output: &Output, code: i32, says: &[&str]) {
 
 #[test]
 fn every_command_shows_an_example() {
-    for command in COMMANDS {
-        let output = run(&[command, &["--help"][..]].concat());
+    for command in commands() {
+        let output = syrupctl().args(&command).arg("--help").output().unwrap();
         let text = stdout(&output);
         assert_eq!(output.status.code(), Some(0), "{command:?}");
         assert!(text.contains("Example"), "{command:?}: {text}");
         assert!(text.contains(&format!("  syrupctl {}", command.join(" "))), "{command:?}: {text}");
     }
     let text = stdout(&run(&["--help"]));
-    for command in COMMANDS.iter().filter(|command| command.len() == 1) {
-        assert!(text.contains(&format!("\n  {} ", command[0])), "{command:?}: {text}");
-    }
     assert!(text.contains("Exit codes:"), "{text}");
 }
 
@@ -85,6 +82,8 @@ fn arguments_that_make_no_sense_are_refused_before_anything_happens() {
         &["load", "socket-select", "--policy", "hash", "--app", "_scx"],
         &["load", "scx-syrup", "--policy", "fifo", "--cpus", "3-1"],
         &["load", "scx-syrup", "--policy", "fifo", "--weight", "0"],
+        &["load", "socket-select", "--policy", "hash", "--user", "no such user"],
+        &["run", "--load", "scx-syrup=fifo", "--user", "-1", "--", "true"],
         &["unload"],
         &["unload", "socket-select", "--all"],
         &["map", "get", "app", "map", "x"],
@@ -177,6 +176,37 @@ fn the_compilers_words_reach_the_user_with_file_and_line() {
     let path = path.to_str().unwrap();
     let output = run(&["check", path, "--hook", "socket-select"]);
     fails(&output, 3, &[&format!("{path}:4:"), "nxt"]);
+}
+
+#[test]
+fn an_interrupted_command_takes_the_compiler_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    std::fs::write(at("p.c"), "#include <syrup/packet.h>\n").unwrap();
+    std::fs::write(at("script"), "#!/bin/sh\necho $$ >\"$0.pid\"\nexec sleep 1000\n").unwrap();
+    // Another process makes it: see `support::as_nobody`.
+    let (script, clang) = (at("script"), at("clang"));
+    let made = Command::new("install").args(["-m", "755"]).args([script, clang]).status();
+    assert!(made.unwrap().success());
+    let mut child = syrupctl()
+        .env("BPF_CLANG", at("clang"))
+        // What it had there stays, as after any other end by a signal.
+        .env("TMPDIR", dir.path())
+        .args(["check", "--hook", "socket-select"])
+        .arg(at("p.c"))
+        .spawn()
+        .unwrap();
+    let limit = Duration::from_secs(20);
+    let pid: i32 = wait_for("the compiler", limit, || {
+        std::fs::read_to_string(at("clang.pid")).ok()?.trim().parse().ok()
+    });
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    child.wait().unwrap();
+    wait_for("the compiler's end", limit, || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // Gone, or dead and not waited for.
+        (stat.is_empty() || stat.contains(") Z ")).then_some(())
+    });
 }
 
 #[test]

@@ -288,7 +288,7 @@ async fn answer(
     place: &Place,
 ) -> Result<Option<Answer>, tokio::task::JoinError> {
     let shared = &place.shared;
-    let _turn = match service::changes(&message) {
+    let _turn = match service::is_queued(&message) {
         true => Some((place.turn.lock().await, shared.turn.lock().await)),
         false => None,
     };

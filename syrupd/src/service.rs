@@ -3,18 +3,15 @@
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use syrup_protocol::reply::{
-    AllUnloaded, Deployed, Deployments, Entry, Hooks, Policies, Registered, Shown, Unloaded,
-};
-use syrup_protocol::request::{AppRef, DeploymentRef, MapDump, MapGet, MapRef, MapSet, Register};
+use serde_json::value::{RawValue, to_raw_value};
 use syrup_protocol::varlink::{
-    DESCRIPTION, FAILED, INTERFACE, InterfaceRef, InterfaceText, Nothing, ReceivedCall, Reply,
-    SERVICE, ServiceInfo,
+    DESCRIPTION, FAILED, INTERFACE, InterfaceRef, InterfaceText, ReceivedCall, SERVICE, SentReply,
+    ServiceInfo,
 };
 use syrup_protocol::wire::{Message, encode};
-use syrup_protocol::{Arbiter, Code, Failure, Kind, LoadRequest, Registration, ReplaceRequest};
+use syrup_protocol::{Arbiter, Call, Code, Failure};
 
 /// What goes back: the reply's bytes (none for a one-way call) and descriptors.
 #[derive(Debug, Default)]
@@ -35,25 +32,15 @@ impl From<Failure> for Refusal {
     }
 }
 
-/// The parameters of a method without any: what a newer client narrows a call down with is
-/// refused rather than not heard.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct NoParameters {}
-
 /// A result's JSON and descriptors.
-type Answered = std::result::Result<(serde_json::Value, Vec<OwnedFd>), Refusal>;
-
-/// Methods that change something, or take their time.
-const CHANGES: &[&str] = &["Load", "Replace", "Unload", "UnloadAll", "Register"];
+type Answered = std::result::Result<(Box<RawValue>, Vec<OwnedFd>), Refusal>;
 
 /// Whether a message must wait for its turn. What only reads, what every varlink service
 /// must tell of itself, and garbage, is answered beside a load that takes its time.
-pub(crate) fn changes(message: &Message) -> bool {
+pub(crate) fn is_queued(message: &Message) -> bool {
     serde_json::from_slice(&message.json).is_ok_and(|call: ReceivedCall<'_>| {
-        let interface = interface_of(&call.method);
-        let method = call.method.get(interface.len() + 1..).unwrap_or_default();
-        interface == INTERFACE && CHANGES.contains(&method)
+        let (interface, method) = parts_of(&call.method);
+        interface == INTERFACE && Call::is_queued(method)
     })
 }
 
@@ -88,8 +75,7 @@ fn dispatch(
     fds: Vec<OwnedFd>,
     arbiter: impl FnOnce() -> Box<dyn Arbiter>,
 ) -> Answered {
-    let interface = interface_of(&call.method);
-    let method = call.method.get(interface.len() + 1..).unwrap_or_default();
+    let (interface, method) = parts_of(&call.method);
     match interface {
         INTERFACE => arbitrate(method, call, fds, arbiter),
         SERVICE => describe(method, call),
@@ -104,86 +90,15 @@ fn dispatch(
 fn arbitrate(
     method: &str,
     call: &ReceivedCall<'_>,
-    mut fds: Vec<OwnedFd>,
+    fds: Vec<OwnedFd>,
     arbiter: impl FnOnce() -> Box<dyn Arbiter>,
 ) -> Answered {
-    match method {
-        "Load" => {
-            let request: LoadRequest = parameters(call)?;
-            json(Deployed { deployment: arbiter().load(&request)? })
-        }
-        "Replace" => {
-            let request: ReplaceRequest = parameters(call)?;
-            json(Deployed { deployment: arbiter().replace(&request)? })
-        }
-        "Unload" => {
-            let DeploymentRef { hook, app } = parameters(call)?;
-            arbiter().unload(&hook, &app)?;
-            json(Nothing {})
-        }
-        "UnloadAll" => {
-            let NoParameters {} = parameters(call)?;
-            let unloaded = arbiter().unload_all()?;
-            let unloaded = unloaded.into_iter().map(|(app, hook)| Unloaded { app, hook }).collect();
-            json(AllUnloaded { unloaded })
-        }
-        "List" => {
-            let NoParameters {} = parameters(call)?;
-            json(Deployments { deployments: arbiter().list()? })
-        }
-        "Show" => {
-            let AppRef { app } = parameters(call)?;
-            json(Shown { app: arbiter().show(&app)? })
-        }
-        "Hooks" => {
-            let NoParameters {} = parameters(call)?;
-            json(Hooks { hooks: arbiter().hooks()? })
-        }
-        "Policies" => {
-            let NoParameters {} = parameters(call)?;
-            json(Policies { policies: arbiter().policies()? })
-        }
-        "PolicyOpen" => {
-            let DeploymentRef { hook, app } = parameters(call)?;
-            descriptor(arbiter().policy_open(&app, &hook)?)
-        }
-        "MapGet" => {
-            let MapGet { app, map, key } = parameters(call)?;
-            json(Entry { entry: arbiter().map_get(&app, &map, key)? })
-        }
-        "MapSet" => {
-            let MapSet { app, map, key, value } = parameters(call)?;
-            arbiter().map_set(&app, &map, key, value)?;
-            json(Nothing {})
-        }
-        "MapDump" => {
-            let MapDump { app, map, from } = parameters(call)?;
-            json(arbiter().map_dump(&app, &map, from)?)
-        }
-        "MapOpen" => {
-            let MapRef { app, map } = parameters(call)?;
-            descriptor(arbiter().map_open(&app, &map)?)
-        }
-        "Register" => {
-            let Register { app, hook, kind, tid, index } = parameters(call)?;
-            let what = match (kind, tid, fds.pop()) {
-                (Kind::Socket, None, Some(socket)) if fds.is_empty() => {
-                    Registration::Socket(socket)
-                }
-                (Kind::Thread, Some(tid), None) => Registration::Thread { tid },
-                (Kind::Socket, ..) => {
-                    let wrong = "a socket is registered by one descriptor beside the call";
-                    return Err(Failure::new(Code::Usage, wrong).into());
-                }
-                (Kind::Thread, ..) => {
-                    let wrong = "a thread is registered by its tid, without descriptors";
-                    return Err(Failure::new(Code::Usage, wrong).into());
-                }
-            };
-            json(Registered { index: arbiter().register(&app, hook.as_deref(), what, index)? })
-        }
-        _ => Err(unknown(call)),
-    }
+    let asked = Call::read(method, text(call)).ok_or_else(|| unknown(call))?;
+    let mut asked = asked.map_err(|e| invalid(&e))?;
+    asked.attach(fds);
+    let mut reply = arbiter().answer(asked)?;
+    let fds = reply.detach();
+    with_fds(reply, fds)
 }
 
 fn describe(method: &str, call: &ReceivedCall<'_>) -> Answered {
@@ -210,25 +125,25 @@ fn describe(method: &str, call: &ReceivedCall<'_>) -> Answered {
     }
 }
 
-fn interface_of(method: &str) -> &str {
-    method.rsplit_once('.').map_or("", |(interface, _)| interface)
+/// A method's interface and its name there.
+fn parts_of(method: &str) -> (&str, &str) {
+    method.rsplit_once('.').unwrap_or_default()
+}
+
+fn text<'a>(call: &ReceivedCall<'a>) -> &'a str {
+    call.parameters.map_or("{}", RawValue::get)
 }
 
 fn parameters<T: DeserializeOwned>(call: &ReceivedCall<'_>) -> std::result::Result<T, Refusal> {
-    let raw = call.parameters.map_or("{}", |raw| raw.get());
-    serde_json::from_str(raw).map_err(|e| invalid(&e))
+    serde_json::from_str(text(call)).map_err(|e| invalid(&e))
 }
 
 fn json(result: impl Serialize) -> Answered {
     with_fds(result, Vec::new())
 }
 
-fn descriptor(fd: OwnedFd) -> Answered {
-    with_fds(Nothing {}, vec![fd])
-}
-
 fn with_fds(result: impl Serialize, fds: Vec<OwnedFd>) -> Answered {
-    serde_json::to_value(result).map(|value| (value, fds)).map_err(|e| {
+    to_raw_value(&result).map(|text| (text, fds)).map_err(|e| {
         Failure::new(Code::Internal, format!("the result has no JSON form: {e}")).into()
     })
 }
@@ -251,13 +166,13 @@ fn unknown(call: &ReceivedCall<'_>) -> Refusal {
 
 fn reply(answered: Answered) -> Answer {
     let (bytes, fds) = match answered {
-        Ok((parameters, fds)) => (encode(&Reply { error: None, parameters }), fds),
+        Ok((parameters, fds)) => (encode(&SentReply { error: None, parameters }), fds),
         Err(Refusal::Arbiter(error)) => {
-            (encode(&Reply { error: Some(FAILED), parameters: error }), Vec::new())
+            (encode(&SentReply { error: Some(FAILED), parameters: error }), Vec::new())
         }
         Err(Refusal::Varlink { name, key, value }) => {
             let parameters = std::collections::BTreeMap::from([(key, value)]);
-            (encode(&Reply { error: Some(name), parameters }), Vec::new())
+            (encode(&SentReply { error: Some(name), parameters }), Vec::new())
         }
     };
     match bytes {
@@ -298,17 +213,29 @@ mod tests {
         String::from_utf8(bytes).unwrap()
     }
 
-    /// `zlink` reads the description; each of its methods must be dispatched,
-    /// which shows in that an empty call is refused by something later.
-    #[test]
-    fn every_described_method_is_served() {
+    /// The description's methods, as `zlink` reads them, and the names of their parameters.
+    fn described() -> Vec<(String, BTreeSet<String>)> {
         let interface: zlink::idl::Interface<'_> = DESCRIPTION.try_into().unwrap();
         assert_eq!(interface.name(), INTERFACE);
-        let methods: BTreeSet<_> = interface.methods().map(|m| m.name().to_owned()).collect();
-        assert_eq!(methods.len(), 14);
-        for method in methods {
-            let reply = ask(&format!(r#"{{"method":"{INTERFACE}.{method}"}}"#));
-            assert!(!reply.contains("MethodNotFound"), "{method}: {reply}");
+        let names = |method: &zlink::idl::Method<'_>| {
+            method.inputs().map(|input| input.name().to_string()).collect()
+        };
+        interface.methods().map(|method| (method.name().to_string(), names(method))).collect()
+    }
+
+    #[test]
+    fn what_is_described_is_what_can_be_asked() {
+        let described: Vec<String> = described().into_iter().map(|(method, _)| method).collect();
+        assert_eq!(described, Call::METHODS);
+    }
+
+    /// A parameter that no request has is refused with the names of those it has.
+    #[test]
+    fn every_call_takes_the_parameters_that_are_described() {
+        for (method, described) in described().into_iter().filter(|(_, names)| !names.is_empty()) {
+            let refused = Call::read(&method, r#"{"no such":0}"#).unwrap().unwrap_err().to_string();
+            let taken = refused.split('`').skip(3).step_by(2).map(str::to_owned).collect();
+            assert_eq!(described, taken, "{method}: {refused}");
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,9 +12,13 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use syrup_engine::Caller;
+use syrup_protocol::call::{
+    AppRef, Deployments, Entries, Entry, MapKey, MapPage, Opened, Registered, Shown,
+};
+use syrup_protocol::varlink::Nothing;
 use syrup_protocol::{
-    AppInfo, Arbiter, Client, Code, Deployment, Entries, Failure, HookInfo, LoadRequest, MapEntry,
-    PolicyInfo, PolicySource, Registration, ReplaceRequest, Result,
+    AppInfo, Arbiter, Call, Client, Code, Failure, LoadRequest, MapEntry, PolicySource,
+    Registration, ReplaceRequest, Reply, Result,
 };
 use syrupd::{Arbiters, Daemon};
 use tempfile::TempDir;
@@ -42,79 +46,61 @@ impl Arbiters for Odd {
     }
 }
 
-fn nothing<T>() -> Result<T> {
-    Err(Failure::new(Code::Unsupported, "not here"))
-}
-
 impl Arbiter for Odd {
-    fn load(&self, request: &LoadRequest) -> Result<Deployment> {
-        let PolicySource::Object { image, .. } = &request.policy else { return nothing() };
-        let sum: u64 = image.iter().map(|&byte| u64::from(byte)).sum();
-        Err(Failure::new(Code::VerifierRejected, format!("{} bytes, sum {sum}", image.len()))
-            .detail("r0 !read_ok")
-            .advise("return something"))
-    }
-    fn replace(&self, _: &ReplaceRequest) -> Result<Deployment> {
-        panic!("on purpose")
-    }
-    fn unload(&self, _: &str, _: &str) -> Result<()> {
-        let mut open = self.gate.0.lock().unwrap();
-        self.calls.fetch_add(1, Ordering::SeqCst);
-        while !*open {
-            open = self.gate.1.wait(open).unwrap();
-        }
-        Ok(())
-    }
-    fn unload_all(&self) -> Result<Vec<(String, String)>> {
-        nothing()
-    }
-    fn list(&self) -> Result<Vec<Deployment>> {
-        self.calls.fetch_add(1, Ordering::SeqCst);
-        Ok(Vec::new())
-    }
-    fn show(&self, app: &str) -> Result<AppInfo> {
-        let uid = self.caller.unwrap().uid;
-        Ok(AppInfo { app: app.to_owned(), uid, deployments: Vec::new(), maps: Vec::new() })
-    }
-    fn hooks(&self) -> Result<Vec<HookInfo>> {
-        nothing()
-    }
-    fn policies(&self) -> Result<Vec<PolicyInfo>> {
-        nothing()
-    }
-    fn policy_open(&self, _: &str, _: &str) -> Result<OwnedFd> {
-        nothing()
-    }
-    fn map_get(&self, _: &str, _: &str, key: u32) -> Result<MapEntry> {
-        Ok(MapEntry { key, value: Some(u64::MAX), bytes: "ff".repeat(8) })
-    }
-    fn map_set(&self, _: &str, _: &str, _: u32, _: u64) -> Result<()> {
-        nothing()
-    }
-    fn map_dump(&self, _: &str, _: &str, from: u32) -> Result<Entries> {
-        let entry = |key| MapEntry { key, value: Some(1), bytes: "0100000000000000".to_owned() };
-        Ok(Entries { entries: (from..65536).map(entry).collect(), next: Some(65536) })
-    }
-    fn map_open(&self, _: &str, _: &str) -> Result<OwnedFd> {
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(b"from the daemon").unwrap();
-        Ok(file.into())
-    }
-    fn register(
-        &self,
-        app: &str,
-        _hook: Option<&str>,
-        what: Registration,
-        index: Option<u32>,
-    ) -> Result<u32> {
-        match what {
-            Registration::Socket(fd) => {
-                let mut file = File::from(fd);
-                file.write_all(app.as_bytes()).unwrap();
-                Ok(index.unwrap_or(77))
+    fn answer(&self, call: Call) -> Result<Reply> {
+        Ok(match call {
+            Call::Load(LoadRequest { policy: PolicySource::Object { image, .. }, .. }) => {
+                let sum: u64 = image.iter().map(|&byte| u64::from(byte)).sum();
+                let message = format!("{} bytes, sum {sum}", image.len());
+                return Err(Failure::new(Code::VerifierRejected, message)
+                    .detail("r0 !read_ok")
+                    .advise("return something"));
             }
-            Registration::Thread { tid } => Ok(tid as u32),
-        }
+            Call::Replace(_) => panic!("on purpose"),
+            Call::Unload(_) => {
+                let mut open = self.gate.0.lock().unwrap();
+                self.calls.fetch_add(1, Ordering::SeqCst);
+                while !*open {
+                    open = self.gate.1.wait(open).unwrap();
+                }
+                Reply::Unload(Nothing {})
+            }
+            Call::List(_) => {
+                self.calls.fetch_add(1, Ordering::SeqCst);
+                Reply::List(Deployments { deployments: Vec::new() })
+            }
+            Call::Show(AppRef { app }) => {
+                let uid = self.caller.unwrap().uid;
+                let app = AppInfo { app, uid, deployments: Vec::new(), maps: Vec::new() };
+                Reply::Show(Shown { app })
+            }
+            Call::MapGet(MapKey { key, .. }) => {
+                let entry = MapEntry { key, value: Some(u64::MAX), bytes: "ff".repeat(8) };
+                Reply::MapGet(Entry { entry })
+            }
+            Call::MapDump(MapPage { from, .. }) => {
+                let bytes = "0100000000000000".to_owned();
+                let entry = |key| MapEntry { key, value: Some(1), bytes: bytes.clone() };
+                let entries = (from..65536).map(entry).collect();
+                Reply::MapDump(Entries { entries, next: Some(65536) })
+            }
+            Call::MapOpen(_) => {
+                let mut file = tempfile::tempfile().unwrap();
+                file.write_all(b"from the daemon").unwrap();
+                Reply::MapOpen(Opened { fd: Some(file.into()) })
+            }
+            Call::Register(mut request) => {
+                let index = match request.take()? {
+                    Registration::Socket(fd) => {
+                        File::from(fd).write_all(request.app.as_bytes()).unwrap();
+                        request.index.unwrap_or(77)
+                    }
+                    Registration::Thread { tid } => tid as u32,
+                };
+                Reply::Register(Registered { index })
+            }
+            _ => return Err(Failure::new(Code::Unsupported, "not here")),
+        })
     }
 }
 
@@ -199,6 +185,7 @@ fn load(image: Vec<u8>) -> LoadRequest {
         params: vec![("N".to_owned(), "1".to_owned())],
         target: Default::default(),
         or_replace: false,
+        owner: None,
     }
 }
 
@@ -440,7 +427,7 @@ fn zlink_speaks_with_it() {
             .await
             .unwrap()
             .unwrap();
-        assert_eq!(description.parse().unwrap().methods().count(), 14);
+        assert_eq!(description.parse().unwrap().methods().count(), Call::METHODS.len());
     });
 }
 

@@ -15,13 +15,29 @@ use support::{Lab, MAPS, load, load_for, object, replace, reuseport, send, sourc
 use syrup_engine::{AsCaller, Engine};
 use syrup_hook::record::RECORD;
 use syrup_hook::{pin, sys};
-use syrup_protocol::{Arbiter as _, Code, LoadRequest, PolicySource, Registration, Result};
+use syrup_protocol::{
+    Arbiter as _, Code, Facts, LoadRequest, PolicySource, Registration, Result, SetRequest,
+};
 use syrup_tests::{Need, own_network, require, wait_for};
 
 const HOOK: &str = "socket-select";
 
 fn builtin(name: &str) -> PolicySource {
     PolicySource::Builtin { name: name.to_owned() }
+}
+
+fn set(app: &str, params: &[(&str, &str)]) -> SetRequest {
+    let param = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    SetRequest {
+        hook: HOOK.to_owned(),
+        app: app.to_owned(),
+        params: params.iter().map(param).collect(),
+        target: Facts::new(),
+    }
+}
+
+fn facts(name: &str, value: u32) -> Facts {
+    Facts::from([(name.to_owned(), value.into())])
 }
 
 fn socket(fd: &OwnedFd) -> Registration {
@@ -37,9 +53,11 @@ fn one_changer_at_a_time() {
     const VERBS: &[(&str, Verb)] = &[
         ("load", |root| root.load(&load("other", builtin("hash"))).map(drop)),
         ("replace", |root| root.replace(&replace("mine", builtin("hash"))).map(drop)),
+        ("set", |root| root.set(&set("mine", &[("X", "1")])).map(drop)),
         ("unload", |root| root.unload(HOOK, "gone")),
         ("unload all", |root| root.unload_all().map(drop)),
         ("register", |root| root.register("mine", None, socket(&reuseport(9000)), None).map(drop)),
+        ("unregister", |root| root.unregister("mine", None, socket(&reuseport(9000)))),
     ];
     let lab = Lab::new();
     for app in ["mine", "gone"] {
@@ -219,6 +237,60 @@ fn a_parameter_reaches_the_policy_that_was_loaded_or_put_in_its_place() {
     assert_eq!(error.code, Code::Usage);
     assert!(error.advice.unwrap().contains("WHO"));
     assert_eq!(chosen(3), [0, 2, 1]);
+}
+
+#[test]
+fn parameters_of_a_shipped_policy_are_set_while_it_is_live() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let root = lab.root();
+    let params = |value: &str| json!({ "NR_SCAN_EXECUTORS": value });
+    let before = root.load(&load("mine", builtin("sita"))).unwrap();
+    assert!(before.params.is_empty());
+    let sockets: Vec<OwnedFd> = (0..3).map(|_| reuseport(9000)).collect();
+    for fd in &sockets {
+        root.register("mine", None, socket(fd), None).unwrap();
+    }
+    let told = root.set(&set("mine", &[("NR_SCAN_EXECUTORS", "2")])).unwrap();
+    assert_eq!((told.generation, told.executors, json!(told.params)), (1, 3, params("2")));
+    assert_eq!(told.policy_sha256, before.policy_sha256);
+    assert_ne!(told.program_id, before.program_id);
+    for (request, says) in [
+        (set("mine", &[("NO_SUCH", "1")]), "no such parameter"),
+        (set("mine", &[("NR_SCAN_EXECUTORS", "x")]), "not a number"),
+        (set("mine", &[]), "nothing was named"),
+        (SetRequest { target: facts("port", 9001), ..set("mine", &[]) }, "--port of a live"),
+        (SetRequest { target: facts("weight", 9), ..set("mine", &[]) }, "--weight means nothing"),
+    ] {
+        let error = root.set(&request).unwrap_err();
+        assert_eq!(error.code, Code::Usage, "{error}");
+        assert!(error.message.contains(says), "{says}: {error}");
+    }
+    assert_eq!(root.list().unwrap(), [told]);
+    assert_eq!(root.set(&set("none", &[("X", "1")])).unwrap_err().code, Code::NotFound);
+
+    // A replacement has what it names; what a file held is not kept.
+    let replaced = root.replace(&replace("mine", builtin("sita"))).unwrap();
+    assert!(replaced.params.is_empty());
+    let two = "SYRUP_PARAM(__u32, ONE, 0);\nSYRUP_PARAM(__u32, OTHER, 0);";
+    let mut own = replace("mine", object(&source(two, "(__s32)(ONE + OTHER)")));
+    own.params = vec![("ONE".to_owned(), "1".to_owned())];
+    assert_eq!(json!(root.replace(&own).unwrap().params), json!({"ONE": "1"}));
+    let error = root.set(&set("mine", &[("OTHER", "2")])).unwrap_err();
+    assert_eq!(error.code, Code::Conflict, "{error}");
+    let advice = error.advice.unwrap();
+    assert!(advice.contains("replace socket-select --app mine"), "{advice}");
+    assert!(advice.contains("--set ONE=1 --set OTHER=2"), "{advice}");
+    // A file of a shipped policy's name is not that policy.
+    let PolicySource::Object { image, .. } = object(&source(two, "(__s32)(ONE + OTHER)")) else {
+        panic!("no object");
+    };
+    let named = PolicySource::Object { file_name: "sita.o".to_owned(), image };
+    root.replace(&replace("mine", named)).unwrap();
+    let error = root.set(&set("mine", &[("NR_SCAN_EXECUTORS", "2")])).unwrap_err();
+    assert_eq!(error.code, Code::Conflict, "{error}");
 }
 
 #[test]

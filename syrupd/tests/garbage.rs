@@ -107,7 +107,8 @@ fn unloading_all_clears_what_a_start_would() {
     fs::create_dir_all(lab.bpffs().join("half/maps")).unwrap();
     pin_array(lab.bpffs().join("half/maps/counts"));
     let gone = lab.root().unload_all().unwrap();
-    assert_eq!(gone, [("mine".to_owned(), HOOK.to_owned())]);
+    let gone: Vec<_> = gone.iter().map(|it| (it.app.as_str(), it.hook.as_str())).collect();
+    assert_eq!(gone, [("mine", HOOK)]);
     assert!(!lab.bpffs().exists(), "{:?}", lab.pins());
     assert!(!had_dispatcher(&socket));
 }

@@ -12,9 +12,8 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use support::{Lab, MAPS, OTHER, OWNER, as_user, load, object};
-use syrup_protocol::request::MAX_OBJECT_BYTES;
 use syrup_protocol::varlink::{MAX_FDS, MAX_MESSAGE_BYTES};
-use syrup_protocol::{Arbiter as _, Code, PolicySource};
+use syrup_protocol::{Arbiter as _, Code, MAX_OBJECT_BYTES, PolicySource};
 use syrup_tests::{Need, require, wait_for};
 
 const LIST: &[u8] = b"{\"method\":\"org.syrup.Arbiter1.List\"}\0";
@@ -115,7 +114,7 @@ fn a_message_carries_eight_descriptors_at_most() {
     };
     // Taken, and refused for what it means: the connection goes on.
     let (said, goes_on) = ask(MAX_FDS);
-    assert!(said.contains("a socket is registered by one descriptor") && goes_on, "{said}");
+    assert!(said.contains("by one descriptor beside the call") && goes_on, "{said}");
     let (said, goes_on) = ask(MAX_FDS + 1);
     assert!(said.contains("more than 8 descriptors") && !goes_on, "{said}");
     assert_eq!(MAX_FDS, 8);

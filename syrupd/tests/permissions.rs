@@ -14,7 +14,8 @@ use support::{
 };
 use syrup_engine::Caller;
 use syrup_protocol::Arbiter as _;
-use syrup_protocol::{Client, Code, PolicySource, Registration, Result};
+use syrup_protocol::call::DeploymentRef;
+use syrup_protocol::{Client, Code, LoadRequest, PolicySource, Registration, Result, SetRequest};
 use syrup_tests::{Need, require};
 
 const HOOK: &str = "socket-select";
@@ -27,6 +28,8 @@ type Verb = fn(&Client, OwnedFd) -> Result<()>;
 const VERBS: &[(&str, Verb, Option<Code>)] = &[
     ("load", |c, _| c.load(&load("mine", object(MAPS))).map(drop), Some(Code::Conflict)),
     ("replace", |c, _| c.replace(&replace("mine", object(MAPS))).map(drop), None),
+    // What an object held is not kept.
+    ("set", |c, _| c.set(&set_one("mine")).map(drop), Some(Code::Conflict)),
     ("map get", |c, _| c.map_get("mine", "counts", 0).map(drop), None),
     ("map set", |c, _| c.map_set("mine", "counts", 0, 1), None),
     ("map dump", |c, _| c.map_dump("mine", "counts", 0).map(drop), None),
@@ -43,8 +46,16 @@ const VERBS: &[(&str, Verb, Option<Code>)] = &[
         // There is no sched_ext here, so no deployment to register it with.
         Some(Code::NotFound),
     ),
+    ("let go of a socket", |c, fd| c.unregister("mine", None, Registration::Socket(fd)), None),
+    ("let go of a thread", |c, _| c.unregister("mine", None, own_thread()), Some(Code::NotFound)),
     ("unload", |c, _| c.unload(HOOK, "mine"), None),
 ];
+
+fn set_one(app: &str) -> SetRequest {
+    let (hook, app) = (HOOK.to_owned(), app.to_owned());
+    let params = vec![("ONE".to_owned(), "1".to_owned())];
+    SetRequest { hook, app, params, target: Default::default() }
+}
 
 fn own_thread() -> Registration {
     Registration::Thread { tid: rustix::thread::gettid().as_raw_nonzero().get() }
@@ -141,10 +152,10 @@ fn unload_all_takes_what_is_the_callers() {
     let left = || -> Vec<String> {
         lab.client().list().unwrap().into_iter().map(|found| found.app).collect()
     };
-    assert_eq!(as_user(UNKNOWN, || lab.client().unload_all()).unwrap(), []);
+    assert_eq!(as_user(UNKNOWN, || lab.client().unload_all()).unwrap().len(), 0);
     assert_eq!(left(), ["mine", "roots", "theirs"]);
     let gone = as_user(OTHER, || lab.client().unload_all()).unwrap();
-    assert_eq!(gone, [("theirs".to_owned(), HOOK.to_owned())]);
+    assert_eq!(gone, [DeploymentRef { app: "theirs".to_owned(), hook: HOOK.to_owned() }]);
     assert_eq!(left(), ["mine", "roots"]);
     assert_eq!(lab.client().unload_all().unwrap().len(), 2);
     assert!(!lab.bpffs().exists(), "root's leaves no folder");
@@ -173,6 +184,49 @@ fn ownership_lasts_as_long_as_the_deployment_whoever_replaces_the_policy() {
     as_user(OTHER, || lab.client().load(&load("mine", object(MAPS)))).unwrap();
     let error = as_user(OWNER, || lab.client().unload(HOOK, "mine")).unwrap_err();
     assert_eq!(error.code, Code::NotPermitted, "{error}");
+}
+
+#[test]
+fn root_deploys_for_a_user_whose_it_is_then() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let of = |owner: u32| LoadRequest { owner: Some(owner), ..load("mine", object(MAPS)) };
+    // Nobody else may, whatever there is; saying who one is anyway is no claim.
+    let error = as_user(OTHER, || lab.client().load(&of(OWNER))).unwrap_err();
+    assert_eq!(error.code, Code::NotPermitted, "{error}");
+    assert!(error.message.contains("only root may deploy for another user"), "{error}");
+    assert!(!lab.bpffs().exists());
+    as_user(OTHER, || lab.client().load(&of(OTHER))).unwrap();
+    as_user(OTHER, || lab.client().unload(HOOK, "mine")).unwrap();
+
+    assert_eq!(lab.client().load(&of(OWNER)).unwrap().uid, OWNER);
+    assert_eq!(lab.owner_and_mode("mine/maps/counts"), (OWNER, 0o600));
+    let other = as_user(OTHER, || lab.client().replace(&replace("mine", object(MAPS))));
+    assert_eq!(other.unwrap_err().code, Code::NotPermitted);
+    as_user(OWNER, || -> Result<()> {
+        lab.client().map_set("mine", "counts", 1, 7)?;
+        lab.client().replace(&replace("mine", object(MAPS)))?;
+        let socket = Registration::Socket(reuseport(9000));
+        lab.client().register("mine", None, socket, None).map(drop)
+    })
+    .unwrap();
+
+    // Applied again it is the same; an app has one owner.
+    let apply = |owner| LoadRequest { or_replace: true, ..of(owner) };
+    assert_eq!(lab.client().load(&apply(OWNER)).unwrap().generation, 2);
+    let error = lab.client().load(&apply(OTHER)).unwrap_err();
+    assert_eq!(error.code, Code::Conflict, "{error}");
+    assert!(error.message.contains("'mine' belongs to user 65534"), "{error}");
+    // Root without a word leaves it whose it is.
+    let apply = LoadRequest { owner: None, ..apply(0) };
+    assert_eq!(lab.client().load(&apply).unwrap().uid, OWNER);
+    as_user(OWNER, || lab.client().unload(HOOK, "mine")).unwrap();
+    assert!(!lab.bpffs().exists());
+    // chown(2) would leave the owner as it is.
+    let error = lab.client().load(&of(u32::MAX)).unwrap_err();
+    assert_eq!(error.code, Code::Usage, "{error}");
 }
 
 #[test]

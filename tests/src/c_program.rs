@@ -29,6 +29,8 @@ impl CProgram {
         let library = test.parent().unwrap().join("libsyrup.so");
         std::fs::copy(&library, dir.path().join("libsyrup.so"))
             .unwrap_or_else(|e| panic!("{}: {e}", library.display()));
+        let at_run_time = format!("libsyrup.so.{}", env!("CARGO_PKG_VERSION_MAJOR"));
+        std::os::unix::fs::symlink("libsyrup.so", dir.path().join(at_run_time)).unwrap();
         let compiled = Command::new("cc")
             .args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-pthread", "-o"])
             .arg(dir.path().join("program"))

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use syrup_protocol::Call;
 use syrup_tests::{Ctl, Need, own_network, require};
 
 fn repository() -> PathBuf {
@@ -37,15 +38,8 @@ const FILES_OF_A_HOOK: usize = 7;
 #[test]
 fn a_hook_takes_the_files_that_its_page_names_and_no_others() {
     let page = read("docs/add-a-hook.md");
-    let named: Vec<&str> = page
-        .lines()
-        .filter_map(|line| line.split_once(". `").filter(|(n, _)| n.parse::<u32>().is_ok()))
-        .filter_map(|(_, rest)| rest.split('`').next())
-        .collect();
+    let named = numbered_files(&page);
     assert!((1..=FILES_OF_A_HOOK).contains(&named.len()), "{named:?}");
-    for file in &named {
-        assert!(repository().join(file).is_file(), "{file} is not there");
-    }
     // What serves all hooks knows none of them: each is in its crate and in the list.
     let types = ["SocketSelect", "ScxSyrup", "SOCKET_SELECT", "syrup_scx::", "syrup_net_hooks::"];
     let mut seen = 0;
@@ -59,6 +53,54 @@ fn a_hook_takes_the_files_that_its_page_names_and_no_others() {
         }
     }
     assert!(seen > 50, "only {seen} files were looked at");
+}
+
+/// The files that the items of a page's numbered list begin with.
+fn numbered_files(text: &str) -> Vec<&str> {
+    let files: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.split_once(". `").filter(|(n, _)| n.parse::<u32>().is_ok()))
+        .filter_map(|(_, rest)| rest.split('`').next())
+        .collect();
+    for file in &files {
+        assert!(repository().join(file).is_file(), "{file} is not there");
+    }
+    files
+}
+
+/// Files that asking the arbiter something new touches, at most; and with a verb for it.
+const FILES_OF_A_CALL: usize = 3;
+const FILES_OF_A_VERB: usize = 3;
+
+#[test]
+fn a_call_takes_the_files_that_the_page_names_and_no_others() {
+    let page = read("docs/ARCHITECTURE.md");
+    let named = numbered_files(&page);
+    assert_eq!(named.len(), FILES_OF_A_CALL + FILES_OF_A_VERB, "{named:?}");
+    let of_calls = &named[..FILES_OF_A_CALL];
+    let mut seen = 0;
+    for folder in
+        ["hook", "net-hooks", "scx-syrup", "protocol", "engine", "syrup", "syrupctl", "syrupd"]
+    {
+        for path in sources(&repository().join(folder).join("src")) {
+            let text = std::fs::read_to_string(&path).unwrap();
+            // What tests say of calls is theirs.
+            let text = text.split("#[cfg(test)]").next().unwrap();
+            let path = path.strip_prefix(repository()).unwrap().to_str().unwrap();
+            let names = |method: &&&str| {
+                let forms = [
+                    format!("Call::{method}("),
+                    format!("Reply::{method}("),
+                    format!("\"{method}\""),
+                ];
+                forms.iter().any(|form| text.contains(form))
+            };
+            let known = Call::METHODS.iter().find(names);
+            assert!(known.is_none() || of_calls.contains(&path), "{path}: {known:?}");
+            seen += usize::from(known.is_some());
+        }
+    }
+    assert!(seen > 0, "no file answers a call");
 }
 
 /// The Rust files below a folder.

@@ -13,8 +13,9 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest as _, Sha256};
 use syrup_hook::{Linked, Spec};
-use syrup_protocol::request::{MAX_OBJECT_BYTES, MAX_SOURCE_BYTES};
-use syrup_protocol::{Code, Failure, PolicySource, Result, names};
+use syrup_protocol::{
+    Code, Failure, MAX_OBJECT_BYTES, MAX_SOURCE_BYTES, PolicySource, Result, names,
+};
 use syrup_sdk::{CompileError, Compiler};
 
 use self::checked::Checked;
@@ -29,8 +30,11 @@ pub(crate) struct Prepared {
     pub(crate) file_name: String,
     /// The user's text, to quote lines of.
     pub(crate) source: Option<String>,
-    /// Of the canonical object before parameters were set.
+    /// Of the canonical object before parameters were set, without quotes of the source:
+    /// the same whether Syrup compiled it or the requester.
     pub(crate) sha256: [u8; 32],
+    /// Parameters that were set.
+    pub(crate) params: BTreeMap<String, String>,
     /// What the check found.
     pub(crate) checked: Checked,
     /// What it wants of the hook ([`syrup_hook::Spec::settings`]).
@@ -68,15 +72,16 @@ pub(crate) fn prepare(
         (constant.check)(&settings)
             .map_err(|why| Failure::new(Code::SourceRejected, format!("{file_name}: {why}")))?;
     }
-    let text = source.as_deref().map(|text| Source { file_name: &file_name, text });
-    let sha256 = Sha256::digest(write::write(&checked, text)?).into();
+    let sha256 = Sha256::digest(write::write(&checked, None)?).into();
     params::set(&mut checked, params)?;
+    let text = source.as_deref().map(|text| Source { file_name: &file_name, text });
     let object = write::write(&checked, text)?;
     let linked = link::link(&object, spec.trusted_half)?;
-    Ok(Prepared { name, file_name, source, sha256, checked, settings, linked })
+    let params = params.iter().cloned().collect();
+    Ok(Prepared { name, file_name, source, sha256, params, checked, settings, linked })
 }
 
-/// A policy as a hook takes it, without Maps: for who has no engine.
+/// A policy as a hook takes it, without Maps: for tests of a hook by itself.
 ///
 /// # Errors
 /// As `load` would refuse it.
@@ -172,6 +177,10 @@ fn compile_error(file_name: &str, error: &CompileError) -> Failure {
             Failure::new(Code::SourceRejected, format!("{file_name} does not compile"))
                 .detail(diagnostics.trim_end())
                 .advise("a policy sees the headers below <syrup/> only, and warnings are errors")
+        }
+        CompileError::TimedOut { .. } => {
+            Failure::new(Code::Timeout, format!("cannot compile {file_name}: {error}"))
+                .advise("make the policy smaller, or give a compiled policy object (FILE.o)")
         }
         other => Failure::new(Code::Internal, format!("cannot compile {file_name}: {other}")),
     }

@@ -71,9 +71,13 @@ fn the_same_source_makes_the_same_object_wherever_it_is_compiled() {
     assert_eq!(first, of("/some/where/else/p.c", POLICY));
     assert_ne!(first, of("p.c", &POLICY.replace("* 2", "* 4")));
 
-    let hash = |text: &str, params: &[(String, String)]| {
-        prepare(spec("socket-select"), &source(text), params).unwrap().sha256
+    let hash_of = |policy: &PolicySource, params: &[(String, String)]| {
+        prepare(spec("socket-select"), policy, params).unwrap().sha256
     };
+    let hash = |text: &str, params: &[(String, String)]| hash_of(&source(text), params);
+    let image = compiled("elsewhere/p.c", POLICY);
+    let object = PolicySource::Object { file_name: "mine.o".to_owned(), image };
+    assert_eq!(hash_of(&object, &[]), hash(POLICY, &[]), "whoever compiles it");
     let set = [("LIMIT".to_owned(), "9".to_owned())];
     assert_eq!(hash(POLICY, &[]), hash(POLICY, &set), "of the policy, not of what it is set to");
     assert_ne!(hash(POLICY, &[]), hash(&POLICY.replace("LIMIT, 3", "LIMIT, 4"), &[]));
@@ -102,7 +106,10 @@ fn a_canonical_object_has_what_is_loaded_and_nothing_else() {
     let mut symbols: Vec<&str> = elf.symbols().map(|symbol| symbol.name().unwrap()).collect();
     symbols.retain(|name| !name.is_empty() && !name.starts_with('.'));
     symbols.sort_unstable();
-    assert_eq!(symbols, ["load", "schedule", "syrup_nr_executors", "syrup_nr_executors_here", "twice"]);
+    assert_eq!(
+        symbols,
+        ["load", "schedule", "syrup_nr_executors", "syrup_nr_executors_here", "twice"]
+    );
     // A header without a place for CO-RE relocations.
     let lines = elf.section_by_name(".BTF.ext").unwrap().data().unwrap();
     assert_eq!(lines[4..8], 24u32.to_le_bytes());

@@ -53,6 +53,7 @@ fn spec() -> &'static Spec {
         executors: "a number",
         registers: Kind::Socket,
         takes: &[COLOUR],
+        changeable: &[],
         settings: None,
         trusted_half: compiled(include_str!("policy.bpf.c")),
         policies: &[],
@@ -134,6 +135,11 @@ impl Hook for Skeleton {
         dir.set_state(&state)?;
         self.settle(dir)?;
         Ok(index)
+    }
+
+    /// The numbers are the executors, whatever was added: there is nothing to let go.
+    fn release(&self, _dir: &mut Dir, _what: &Registration) -> Result<()> {
+        Ok(())
     }
 
     fn counters(&self, dir: &Dir) -> Result<Counters> {

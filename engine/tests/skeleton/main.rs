@@ -49,7 +49,7 @@ fn says(verdict: &str) -> PolicySource {
 
 fn load(policy: PolicySource, target: Facts) -> LoadRequest {
     let (hook, app) = (HOOK.to_owned(), "mine".to_owned());
-    LoadRequest { hook, app, policy, params: Vec::new(), target, or_replace: false }
+    LoadRequest { hook, app, policy, params: Vec::new(), target, or_replace: false, owner: None }
 }
 
 fn replace(policy: PolicySource) -> ReplaceRequest {

@@ -22,6 +22,7 @@ mod state;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 
+use rustix::net::sockopt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use syrup_hook::record::Record;
@@ -50,6 +51,7 @@ pub static SPEC: Spec = Spec {
     executors: "a socket of the app's reuseport groups",
     registers: Kind::Socket,
     takes: &[PORT, PROTO, PID],
+    changeable: &[],
     settings: None,
     trusted_half: include_bytes!(concat!(env!("OUT_DIR"), "/socket_select_policy.o")),
     policies: POLICIES,
@@ -241,6 +243,30 @@ impl Hook for SocketSelect {
 
     fn follow(&self, dir: &mut Dir) -> Result<()> {
         follow::follow(dir)
+    }
+
+    fn release(&self, dir: &mut Dir, what: &Registration) -> Result<()> {
+        let Registration::Socket(fd) = what else {
+            return Err(Error::Usage(format!("{} takes sockets", SPEC.name)));
+        };
+        let cookie = sockopt::socket_cookie(fd)
+            .map_err(|e| Error::Usage(format!("the descriptor is no socket: {e}")))?;
+        let pins = Pins::open(dir.path())?;
+        let mut state: State = dir.state()?;
+        let cookies = pins.cookies(&state)?;
+        let places = cookies.iter().enumerate().find_map(|(group, cookies)| {
+            let index = cookies.iter().position(|there| *there == Some(cookie))?;
+            Some((group, index as u32))
+        });
+        let place = places.ok_or_else(|| Error::not_registered("the socket", &dir.app().name))?;
+        // An app that says itself what is its goes on doing so.
+        state.follows = false;
+        if cookies[place.0].iter().flatten().count() == 1 {
+            // Its group has none for a verdict to name.
+            sockets::detach(fd.as_fd())?;
+            state.groups[place.0].attached = false;
+        }
+        pins.change(dir, &[place], &[], state)
     }
 
     fn counters(&self, dir: &Dir) -> Result<Counters> {

@@ -654,3 +654,79 @@ fn an_index_belongs_to_one_thread_at_a_time() {
     let tid = other.tids()[0];
     assert_eq!(ScxSyrup.register(&app, Registration::Thread { tid }, None).unwrap(), 0);
 }
+
+#[test]
+fn a_thread_that_is_let_go_is_the_kernels_again_and_its_index_is_free() {
+    let Some(fixture) = Fixture::resident() else { return };
+    let (app, other) = (fixture.app("one"), fixture.app("two"));
+    for app in [&app, &other] {
+        ScxSyrup.deploy(app, &policy("fifo"), &Target::default()).unwrap();
+    }
+    let crew = Crew::parked(2);
+    let tids = crew.tids();
+    register(&app, &crew, 0);
+    // SAFETY: a plain system call on numbers.
+    let class = |number: usize| unsafe { libc::sched_getscheduler(tids[number]) };
+    let let_go = |app: &App, number: usize| {
+        ScxSyrup.unregister(app, &Registration::Thread { tid: tids[number] })
+    };
+    let not_its = |refused: syrup_hook::Result<()>| {
+        let refused = refused.unwrap_err();
+        assert!(
+            matches!(&refused, Error::NotFound { what, .. } if what.contains("not registered"))
+        );
+    };
+    not_its(let_go(&other, 0));
+    assert_eq!([0, 1].map(class), [7, 7]);
+    let_go(&app, 0).unwrap();
+    assert_eq!([0, 1].map(class), [0, 7]);
+    not_its(let_go(&app, 0));
+    eventually("one thread to be left", || {
+        (ScxSyrup.read(&app).unwrap().unwrap().fact("threads") == Some(1)).then_some(())
+    });
+    // It may go elsewhere, and its index to others.
+    ScxSyrup.register(&other, Registration::Thread { tid: tids[0] }, None).unwrap();
+    assert_eq!([0, 1].map(class), [7, 7]);
+    let next = Crew::parked(1);
+    let tid = next.tids()[0];
+    assert_eq!(ScxSyrup.register(&app, Registration::Thread { tid }, None).unwrap(), 0);
+}
+
+#[test]
+fn share_and_cores_change_while_the_policy_goes_on() {
+    let Some(fixture) = Fixture::resident() else { return };
+    let app = fixture.app("one");
+    ScxSyrup.deploy(&app, &policy("fifo"), &on_cpus(&[0, 1])).unwrap();
+    let crew = Crew::parked(2);
+    register(&app, &crew, 0);
+    let set =
+        |facts: serde_json::Value| ScxSyrup.set(&app, &serde_json::from_value(facts).unwrap());
+    let told = || {
+        let read = ScxSyrup.read(&app).unwrap().unwrap();
+        (read.target["weight"].clone(), read.target["cpus"].clone(), read.program_id)
+    };
+    let (_, _, program) = told();
+    set(serde_json::json!({"weight": 300})).unwrap();
+    assert_eq!(told(), (300.into(), vec![0, 1].into(), program));
+    set(serde_json::json!({"cpus": [1]})).unwrap();
+    assert_eq!(told(), (300.into(), vec![1].into(), program));
+    // They run, on the core that is left.
+    crew.wake(0);
+    crew.wake(1);
+    for bad in [serde_json::json!({"weight": 0}), serde_json::json!({"cpus": [511]})] {
+        let refused = set(bad).unwrap_err();
+        assert!(matches!(refused, Error::Usage(_)), "{refused:?}");
+    }
+    assert_eq!(told(), (300.into(), vec![1].into(), program));
+    set(serde_json::json!({"cpus": []})).unwrap();
+    assert_eq!(told(), (300.into(), Vec::<u32>::new().into(), program));
+    ScxSyrup.remove(&app).unwrap();
+    drop(crew);
+
+    // A policy that names cores by number keeps those that it was loaded with.
+    let script = Scripted::new();
+    ScxSyrup.deploy(&app, &script.policy(cores()), &on_cpus(&[0, 1])).unwrap();
+    let refused = set(serde_json::json!({"cpus": [1]})).unwrap_err();
+    assert!(matches!(refused, Error::Conflict { .. }), "{refused:?}");
+    set(serde_json::json!({"weight": 5})).unwrap();
+}

@@ -71,9 +71,10 @@ mod tests {
     fn what_is_missing_is_said_below_with_what_to_do() {
         let hook = |name: &str, missing: Option<&str>| HookInfo {
             name: name.to_owned(),
-            input: syrup_protocol::Input::Thread,
-            registers: syrup_protocol::Kind::Thread,
+            input: syrup_protocol::Input::Thread.into(),
+            registers: syrup_protocol::Kind::Thread.into(),
             takes: vec![],
+            changeable: vec![],
             executor: "a core".to_owned(),
             available: missing.is_none(),
             missing: missing.map(str::to_owned),

@@ -4,7 +4,7 @@ use clap::Args;
 use serde::Serialize;
 use syrup_protocol::{Deployment, LoadRequest, Result};
 
-use crate::args::{DEFAULT_APP, HookArg, Target, app_name, assignment, hook_parser};
+use crate::args::{ALL, DEFAULT_APP, HookArg, Target, app_name, assignment, hook_parser, user};
 use crate::context::Context;
 use crate::policy::{self, PolicyArg};
 use crate::{deployment, report};
@@ -22,6 +22,9 @@ Examples:
 
   syrupctl load scx-syrup --app rocksdb --policy get-priority --pid 4711 --cpus 0-3
       Schedule the threads of a process; those that serve a GET run first.
+
+  syrupctl load socket-select --app web --user www-data --policy hash --port 80 --proto tcp
+      For a server of user www-data, who may then replace and unload it and open its Maps.
 
   syrupctl load socket-select --policy ./mine.c --set LIMIT=8 --port 7000
       Your own policy, with one of its parameters changed.
@@ -48,8 +51,12 @@ pub struct Load {
     #[arg(long, default_value = DEFAULT_APP, value_parser = app_name)]
     app: String,
 
+    /// The user whose app it is, by name or number; only root may say [default: who runs this]
+    #[arg(long, value_name = "USER", value_parser = user)]
+    user: Option<u32>,
+
     #[command(flatten)]
-    target: Target<true>,
+    target: Target<ALL>,
 
     /// Change a parameter (SYRUP_PARAM) of the policy; may be repeated
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = assignment)]
@@ -78,6 +85,7 @@ impl Load {
             params: self.params,
             target: self.target.0,
             or_replace,
+            owner: self.user,
         })?;
         print(context, &loaded)
     }

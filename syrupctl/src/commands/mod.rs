@@ -13,6 +13,7 @@ pub mod map;
 pub mod policies;
 pub mod replace;
 pub mod run;
+pub mod set;
 pub mod show;
 pub mod status;
 pub mod unload;

@@ -3,6 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 use syrup_protocol::Result;
+use syrup_protocol::call::DeploymentRef;
 
 use crate::args::{DEFAULT_APP, HookArg, app_name, hook_parser};
 use crate::context::Context;
@@ -39,13 +40,7 @@ pub struct Unload {
 
 #[derive(Serialize)]
 struct Body {
-    unloaded: Vec<Gone>,
-}
-
-#[derive(Serialize)]
-struct Gone {
-    app: String,
-    hook: String,
+    unloaded: Vec<DeploymentRef>,
 }
 
 impl Unload {
@@ -54,11 +49,9 @@ impl Unload {
         let unloaded = match self.hook {
             Some(hook) => {
                 arbiter.unload(hook.name, &self.app)?;
-                vec![Gone { app: self.app, hook: hook.name.to_owned() }]
+                vec![DeploymentRef { app: self.app, hook: hook.name.to_owned() }]
             }
-            None => {
-                arbiter.unload_all()?.into_iter().map(|(app, hook)| Gone { app, hook }).collect()
-            }
+            None => arbiter.unload_all()?,
         };
         let body = Body { unloaded };
         context.output.print(&body, || text(&body.unloaded))?;
@@ -66,7 +59,7 @@ impl Unload {
     }
 }
 
-fn text(unloaded: &[Gone]) -> String {
+fn text(unloaded: &[DeploymentRef]) -> String {
     if unloaded.is_empty() {
         return "nothing was loaded\n".to_owned();
     }

@@ -52,6 +52,7 @@ pub fn load(app: &str, policy: PolicySource) -> LoadRequest {
         params: Vec::new(),
         target: Default::default(),
         or_replace: false,
+        owner: None,
     }
 }
 

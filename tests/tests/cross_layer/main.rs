@@ -18,7 +18,7 @@ use serde_json::Value;
 use server::{Language, Server, Started, WORKERS};
 use syrup::{App, Code};
 use syrup_hook::sys;
-use syrup_protocol::request::DeploymentRef;
+use syrup_protocol::call::DeploymentRef;
 use syrup_protocol::varlink::Nothing;
 use syrup_protocol::wire::Connection;
 use syrup_sdk::Compiler;

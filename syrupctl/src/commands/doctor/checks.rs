@@ -361,9 +361,10 @@ mod tests {
     fn a_missing_hook_carries_the_kernels_reason_and_what_to_do() {
         let info = HookInfo {
             name: "scx-syrup".to_owned(),
-            input: syrup_protocol::Input::Thread,
-            registers: syrup_protocol::Kind::Thread,
+            input: syrup_protocol::Input::Thread.into(),
+            registers: syrup_protocol::Kind::Thread.into(),
             takes: vec![],
+            changeable: vec![],
             executor: "a core".to_owned(),
             available: false,
             missing: Some("no sched_ext".to_owned()),

@@ -23,7 +23,7 @@ use syrup_protocol::{
 
 use self::child::{Child, Signals};
 use self::tree::BoundSocket;
-use crate::args::{self, DEFAULT_APP, HookArg, Target, app_name, assignment};
+use crate::args::{self, BUT_PROCESS, DEFAULT_APP, HookArg, Target, app_name, assignment, user};
 use crate::backend::{Backend, Place, is_root};
 use crate::context::Context;
 use crate::policy::{self, PolicyArg};
@@ -67,8 +67,13 @@ pub struct Run {
     #[arg(long, default_value = DEFAULT_APP, value_parser = app_name)]
     app: String,
 
+    /// The user whose app it is, by name or number; only root may say. The command runs as
+    /// whoever runs this [default: the same]
+    #[arg(long, value_name = "USER", value_parser = user)]
+    user: Option<u32>,
+
     #[command(flatten)]
-    target: Target<false>,
+    target: Target<BUT_PROCESS>,
 
     /// Change a parameter (SYRUP_PARAM) of a policy; may be repeated
     #[arg(long = "set", value_name = "[HOOK:]NAME=VALUE", value_parser = assignment)]
@@ -200,6 +205,7 @@ impl Run {
             params,
             target,
             or_replace: false,
+            owner: self.user,
         }
     }
 

@@ -1,8 +1,8 @@
-//! What the arbiter answers.
+//! What the arbiter tells of apps, hooks, policies and Maps.
 
 use serde::{Deserialize, Serialize};
 
-use crate::deployment::{Deployment, Input, Kind};
+use crate::deployment::{Deployment, Input, Kind, Word};
 
 /// A Map of an app.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,13 +36,16 @@ pub struct HookInfo {
     /// Hook name.
     pub name: String,
     /// What it schedules.
-    pub input: Input,
+    pub input: Word<Input>,
     /// What its apps register.
-    pub registers: Kind,
+    pub registers: Word<Kind>,
     /// What a verdict names.
     pub executor: String,
     /// What a request's target may say: the flags of `load`.
     pub takes: Vec<String>,
+    /// What of it may change while a policy is live: the flags of `set`.
+    #[serde(default)]
+    pub changeable: Vec<String>,
     /// Whether this kernel can host it.
     pub available: bool,
     /// Why not.
@@ -57,7 +60,7 @@ pub struct PolicyInfo {
     /// The name users type.
     pub name: String,
     /// What it schedules.
-    pub input: Input,
+    pub input: Word<Input>,
     /// Hooks it fits.
     pub hooks: Vec<String>,
     /// What it does.
@@ -73,79 +76,4 @@ pub struct MapEntry {
     pub value: Option<u64>,
     /// The value's bytes, hex.
     pub bytes: String,
-}
-
-/// Reply of `Load` and `Replace`.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Deployed {
-    /// As it is now.
-    pub deployment: Deployment,
-}
-
-/// One (app, hook) pair.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Unloaded {
-    /// App name.
-    pub app: String,
-    /// Hook name.
-    pub hook: String,
-}
-
-/// Reply of `UnloadAll`.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct AllUnloaded {
-    /// What was there.
-    pub unloaded: Vec<Unloaded>,
-}
-
-/// Reply of `List`.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Deployments {
-    /// Of all apps.
-    pub deployments: Vec<Deployment>,
-}
-
-/// Reply of `Show`.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Shown {
-    /// The app.
-    pub app: AppInfo,
-}
-
-/// Reply of `Hooks`.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Hooks {
-    /// All of them.
-    pub hooks: Vec<HookInfo>,
-}
-
-/// Reply of `Policies`.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Policies {
-    /// Of all hooks.
-    pub policies: Vec<PolicyInfo>,
-}
-
-/// Reply of `MapGet`.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Entry {
-    /// The entry.
-    pub entry: MapEntry,
-}
-
-/// Reply of `MapDump`.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Entries {
-    /// In the order of their keys, as many as one message should hold.
-    pub entries: Vec<MapEntry>,
-    /// The key to go on with; none after the last.
-    #[serde(default)]
-    pub next: Option<u32>,
-}
-
-/// Reply of `Register`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Registered {
-    /// The index it has now.
-    pub index: u32,
 }

@@ -1,12 +1,14 @@
 //! What each call does on behalf of whoever asks, who may do it or not.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 
-use syrup_hook::{App, Deploy as _, Hook, Probe, Who, pin};
+use syrup_hook::spec::PID;
+use syrup_hook::{App, Deploy as _, Hook, Probe, Who, netns, pin, process};
 use syrup_protocol::call::{
     AllUnloaded, AppRef, Deployed, DeploymentRef, Deployments, Entry, Hooks, MapKey, MapPage,
-    MapRef, MapSet, NoParameters, Opened, Policies, Register, Registered, Shown, Unregister,
+    MapRef, MapSet, NoParameters, Opened, Policies, Register, Registered, Shown, Tidied,
+    Unregister,
 };
 use syrup_protocol::varlink::Nothing;
 use syrup_protocol::{
@@ -162,6 +164,7 @@ impl Arbiter for AsCaller {
             Call::UnloadAll(NoParameters {}) => {
                 Reply::UnloadAll(AllUnloaded { unloaded: self.take_all_away()? })
             }
+            Call::Tidy(NoParameters {}) => Reply::Tidy(self.put_in_order()?),
             Call::List(NoParameters {}) => {
                 Reply::List(Deployments { deployments: self.engine.read_all()? })
             }
@@ -204,6 +207,7 @@ impl AsCaller {
         let owner = self.may_own(request.owner)?;
         self.may_bring(&request.policy)?;
         self.may_say(hook, &request.target)?;
+        let target = self.target_here(&request.target)?;
         // The source's faults come first: they show on any kernel.
         let prepared = policy::prepare(hook.spec(), &request.policy, &request.params)?;
         if let Probe::Missing { what, advice } = hook.probe() {
@@ -226,7 +230,7 @@ impl AsCaller {
             if !request.or_replace {
                 return Err(already(&app, hook));
             }
-            same_target(&self.engine.read_one(hook, &app)?, &request.target)?;
+            same_target(&self.engine.read_one(hook, &app)?, &target)?;
             return self.replace_by(hook, &app, &prepared);
         }
         if is_new {
@@ -236,7 +240,8 @@ impl AsCaller {
         self.engine.make_app_folder(&app)?;
         let deployed = (|| -> Result<()> {
             let (maps, created) = Maps::of(&app).ensure(&prepared.checked.maps)?;
-            hook.deploy(&app, &prepared.link_with(maps), &request.target)
+            let linked = prepared.link_with(maps);
+            self.in_callers_network(|| hook.deploy(&app, &linked, &target))?
                 .map_err(|e| prepared.explain(e))?;
             created.keep();
             Ok(())
@@ -330,6 +335,51 @@ impl AsCaller {
         done.map(|()| gone)
     }
 
+    fn put_in_order(&self) -> Result<Tidied> {
+        if !self.is_root() {
+            return Err(Failure::new(Code::NotPermitted, "only root may put all apps in order")
+                .advise("syrupd does it by itself while it runs"));
+        }
+        let removed = self.engine.remove_garbage()?;
+        let changed = self.engine.follow()?.into_iter();
+        Ok(Tidied {
+            changed: changed.map(|(app, hook)| DeploymentRef { app, hook: hook.into() }).collect(),
+            removed: removed.into_iter().map(|path| path.display().to_string()).collect(),
+        })
+    }
+
+    /// A process or thread by its id in the pid namespace of who asks.
+    fn id_here(&self, id: i32) -> Result<i32> {
+        if self.caller.pid == 0 {
+            return Ok(id);
+        }
+        process::from_namespace_of(self.caller.pid, id).ok_or_else(|| {
+            Failure::new(Code::NotFound, format!("there is no process or thread {id}"))
+                .advise("give its id as the caller's own process namespace has it")
+        })
+    }
+
+    /// What is asked for, in our terms.
+    fn target_here(&self, target: &Facts) -> Result<Facts> {
+        let mut target = target.clone();
+        if let Some(pid) = target.get_mut(PID.name)
+            && let Some(id) = pid.as_i64().and_then(|id| i32::try_from(id).ok())
+        {
+            *pid = self.id_here(id)?.into();
+        }
+        Ok(target)
+    }
+
+    /// Runs `f` in the network namespace of who asks: whose a port is depends on it.
+    fn in_callers_network<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T> {
+        let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
+        let pid = self.caller.pid;
+        if pid == 0 || namespace(&pid.to_string()) == namespace("thread-self") {
+            return Ok(f());
+        }
+        Ok(netns::within(netns::of_process(pid)?.as_fd(), f)?)
+    }
+
     fn tell_of(&self, app: &str) -> Result<AppInfo> {
         names::check_app(app)?;
         let app = self.engine.app(app);
@@ -350,7 +400,7 @@ impl AsCaller {
     }
 
     fn add(&self, mut request: Register) -> Result<u32> {
-        let what = request.take()?;
+        let what = self.here(request.take()?)?;
         let Register { app, hook, index, .. } = request;
         let _lock = self.engine.lock()?;
         let app = self.deployed_app(&app)?;
@@ -360,8 +410,15 @@ impl AsCaller {
         Ok(self.hook_for(&app, hook.as_deref(), &what)?.register(&app, what, index)?)
     }
 
+    fn here(&self, what: Registration) -> Result<Registration> {
+        Ok(match what {
+            Registration::Thread { tid } => Registration::Thread { tid: self.id_here(tid)? },
+            socket => socket,
+        })
+    }
+
     fn let_go(&self, mut request: Unregister) -> Result<()> {
-        let what = request.take()?;
+        let what = self.here(request.take()?)?;
         let Unregister { app, hook, .. } = request;
         let _lock = self.engine.lock()?;
         let app = self.deployed_app(&app)?;

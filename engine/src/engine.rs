@@ -121,9 +121,18 @@ impl Engine {
     /// # Errors
     /// When the pins cannot be read.
     pub fn recover(&self) -> Result<Recovery> {
-        let _lock = self.lock()?;
-        let (removed, _) = self.collect_garbage()?;
+        let removed = self.remove_garbage()?;
         Ok(Recovery { adopted: self.read_all()?, removed })
+    }
+
+    /// Removes what interrupted calls left and what ended apps had, as far as that is
+    /// possible; what fails is in the log.
+    ///
+    /// # Errors
+    /// When the pins cannot be read.
+    pub fn remove_garbage(&self) -> Result<Vec<PathBuf>> {
+        let _lock = self.lock()?;
+        Ok(self.collect_garbage()?.0)
     }
 
     /// Brings every deployment up to date with what it is for: a server's new sockets join,

@@ -92,6 +92,8 @@ calls! {
     QUEUED Unload(DeploymentRef) -> Nothing;
     /// Takes away everything of the caller's; everything there is when root asks.
     QUEUED UnloadAll(NoParameters) -> AllUnloaded;
+    /// Brings what is deployed up to date, and removes what nobody needs.
+    QUEUED Tidy(NoParameters) -> Tidied;
     /// Tells of all deployments.
     AT_ONCE List(NoParameters) -> Deployments;
     /// Tells of one app.
@@ -329,7 +331,7 @@ pub struct Register {
     pub hook: Option<String>,
     /// What is registered.
     pub kind: Kind,
-    /// The thread's id in the daemon's pid namespace.
+    /// The thread's id in the caller's pid namespace.
     #[serde(default)]
     pub tid: Option<i32>,
     /// The index; none: the one it has, else the next free one.
@@ -361,7 +363,7 @@ pub struct Unregister {
     pub hook: Option<String>,
     /// What was registered.
     pub kind: Kind,
-    /// The thread's id in the daemon's pid namespace.
+    /// The thread's id in the caller's pid namespace.
     #[serde(default)]
     pub tid: Option<i32>,
     /// The socket, beside the text.
@@ -404,6 +406,15 @@ pub struct Deployed {
 pub struct AllUnloaded {
     /// What was there.
     pub unloaded: Vec<DeploymentRef>,
+}
+
+/// What was put in order.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Tidied {
+    /// Deployments whose executors changed.
+    pub changed: Vec<DeploymentRef>,
+    /// Paths that were removed: leftovers of interrupted calls, and deployments of ended apps.
+    pub removed: Vec<String>,
 }
 
 /// Deployments.
@@ -511,6 +522,11 @@ pub trait Arbiter {
     /// Takes everything away that is the caller's; returns what was there.
     fn unload_all(&self) -> Result<Vec<DeploymentRef>> {
         ask!(self, UnloadAll(NoParameters {})).map(|reply| reply.unloaded)
+    }
+
+    /// Brings what is deployed up to date, and removes what nobody needs; for root to ask.
+    fn tidy(&self) -> Result<Tidied> {
+        ask!(self, Tidy(NoParameters {}))
     }
 
     /// All deployments, read from the kernel.

@@ -8,6 +8,7 @@ use crate::commands::apply::Apply;
 use crate::commands::check::Check;
 use crate::commands::completions::Completions;
 use crate::commands::doctor::Doctor;
+use crate::commands::gc::Gc;
 use crate::commands::hooks::Hooks;
 use crate::commands::list::List;
 use crate::commands::load::Load;
@@ -92,7 +93,7 @@ macro_rules! commands {
 }
 
 commands! {
-    Load Replace Apply Set Unload List Show Status Hooks Policies Map Check Run Doctor
+    Load Replace Apply Set Unload Gc List Show Status Hooks Policies Map Check Run Doctor
     Completions Man
 }
 

@@ -111,9 +111,10 @@ fn advice_leads_out_of_a_deployment_without_sockets() {
     let replaced = replace();
     assert_eq!(replaced.code, 10, "{}", replaced.stderr);
     assert!(replaced.stderr.contains("syrupctl gc"), "{}", replaced.stderr);
-    ctl.run(&["unload", "socket-select", "--app", "default"]).ok();
-    load().ok();
+    let done = ctl.run(&["gc"]).ok();
+    assert!(done.contains("socket-select of app default"), "{done}");
     assert_eq!(ctl.deployment("default", "socket-select")["executors"], 2);
+    assert_eq!(ctl.run(&["gc"]).ok(), "all is in order\n");
     // With sockets, 'replace' is what one wants.
     load().fails(7, "syrupctl replace socket-select");
     replace().ok();

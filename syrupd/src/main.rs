@@ -17,6 +17,8 @@ use tokio::signal::unix::{SignalKind, signal};
 /// How often what is deployed is compared with what it is for. New sockets of a server join
 /// within twice this time.
 const FOLLOW: Duration = Duration::from_millis(400);
+/// Every how many of these looks garbage is removed: once a minute.
+const LOOKS_PER_GARBAGE: u32 = 150;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -107,7 +109,7 @@ async fn serve(socket: PathBuf, bpffs: PathBuf) -> syrup_protocol::Result<()> {
     log::info!("listening at {}, pins below {}", socket.display(), bpffs.display());
     notify("READY=1");
     let engine = Arc::new(engine);
-    let following = tokio::spawn(follow(Arc::clone(&engine)));
+    let following = tokio::spawn(look_after(Arc::clone(&engine)));
     daemon
         .serve(engine, async {
             tokio::select! {
@@ -122,17 +124,27 @@ async fn serve(socket: PathBuf, bpffs: PathBuf) -> syrup_protocol::Result<()> {
     Ok(())
 }
 
-/// Keeps deployments up to date with the servers they are for, one look after the other.
-async fn follow(engine: Arc<Engine>) {
+/// Keeps deployments up to date with the servers they are for, one look after the other, and
+/// removes what nobody needs.
+async fn look_after(engine: Arc<Engine>) {
+    let mut looks = 0;
     loop {
         tokio::time::sleep(FOLLOW).await;
+        looks += 1;
         let engine = Arc::clone(&engine);
-        match tokio::task::spawn_blocking(move || engine.follow()).await {
-            Ok(Ok(changed)) => {
-                for (app, hook) in changed {
-                    log::info!("app {app} at {hook}: its executors have changed");
+        let look = move || -> syrup_protocol::Result<()> {
+            for (app, hook) in engine.follow()? {
+                log::info!("app {app} at {hook}: its executors have changed");
+            }
+            if looks % LOOKS_PER_GARBAGE == 0 {
+                for path in engine.remove_garbage()? {
+                    log::info!("removed a leftover: {}", path.display());
                 }
             }
+            Ok(())
+        };
+        match tokio::task::spawn_blocking(look).await {
+            Ok(Ok(())) => {}
             Ok(Err(e)) => log::warn!("{e}"),
             Err(e) => log::warn!("a look at the deployments ended early: {e}"),
         }

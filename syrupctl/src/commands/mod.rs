@@ -5,6 +5,7 @@ pub mod apply;
 pub mod check;
 pub mod completions;
 pub mod doctor;
+pub mod gc;
 pub mod hooks;
 pub mod list;
 pub mod load;

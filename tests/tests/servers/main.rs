@@ -370,6 +370,22 @@ fn a_server_in_a_container_is_adopted_by_its_process() {
     ctl.run(&["unload", HOOK, "--app", "web"]).ok();
     requests.wait_for_more(200);
     assert_eq!(requests.failed(), 0, "{}", requests.why());
+
+    // Asked from inside: the port of its network, and the process as it is numbered there.
+    let from_inside = |target: &[&str]| {
+        let mut load = Command::new("nsenter");
+        load.args(["-t", &pid, "--net", "--pid"]).arg(syrup_tests::binary("syrupctl"));
+        load.arg("--socket").arg(ctl.socket());
+        load.args(["load", HOOK, "--policy", "round-robin", "--app", "web"]).args(target);
+        let ran = load.output().unwrap();
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+        let told = status(&ctl);
+        assert_eq!((&told["executors"], &told["target"]["pid"]), (&4.into(), &nginx.into()));
+        is_even(&ctl, &requests, 4);
+        ctl.run(&["unload", HOOK, "--app", "web"]).ok();
+    };
+    from_inside(&["--port", &port]);
+    from_inside(&["--pid", "1"]);
     drop(requests);
     server.kill();
     ctl.assert_empty();

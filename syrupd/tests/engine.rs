@@ -36,7 +36,7 @@ fn set(app: &str, params: &[(&str, &str)]) -> SetRequest {
     }
 }
 
-fn facts(name: &str, value: u32) -> Facts {
+fn facts(name: &str, value: impl Into<serde_json::Value>) -> Facts {
     Facts::from([(name.to_owned(), value.into())])
 }
 
@@ -261,7 +261,7 @@ fn parameters_of_a_shipped_policy_are_set_while_it_is_live() {
         (set("mine", &[("NO_SUCH", "1")]), "no such parameter"),
         (set("mine", &[("NR_SCAN_EXECUTORS", "x")]), "not a number"),
         (set("mine", &[]), "nothing was named"),
-        (SetRequest { target: facts("port", 9001), ..set("mine", &[]) }, "--port of a live"),
+        (SetRequest { target: facts("port", vec![9001]), ..set("mine", &[]) }, "--port of a live"),
         (SetRequest { target: facts("weight", 9), ..set("mine", &[]) }, "--weight means nothing"),
     ] {
         let error = root.set(&request).unwrap_err();

@@ -25,7 +25,7 @@ fn a_leaked_program_is_told_from_what_a_neighbour_has_loaded() {
     load(&ctl);
     let ours = ctl.kernel_objects();
     // Somebody holds a program that the pins no longer show.
-    let pin = ctl.bpffs().join("web/socket-select/dispatcher");
+    let pin = ctl.bpffs().join("web/socket-select/dispatcher_0");
     let pin = CString::new(pin.to_str().unwrap()).unwrap();
     // SAFETY: the path is NUL-terminated and lives for the call.
     let fd = unsafe { libbpf_sys::bpf_obj_get(pin.as_ptr()) };

@@ -29,6 +29,19 @@ pub(crate) fn strangers(state: &State, cookies: &[Cookies]) -> Result<Vec<Bound>
     Ok(strangers_among(&listed.transpose()?.unwrap_or_default(), state, cookies))
 }
 
+/// Forgets sockets that were closed of those that are not to be executors.
+///
+/// # Errors
+/// `Error::Kernel`.
+pub(crate) fn forget_closed(state: &mut State) -> Result<()> {
+    let look = || bound(&state.protos, &state.ports);
+    let listed = netns::within_cookie(state.netns_cookie, state.pid, look)?;
+    if let Some(listed) = listed.transpose()? {
+        state.unfit.retain(|cookie| listed.iter().any(|b| b.cookie == *cookie));
+    }
+    Ok(())
+}
+
 fn strangers_among(listed: &[Bound], state: &State, cookies: &[Cookies]) -> Vec<Bound> {
     let known: BTreeSet<u64> = cookies.iter().flatten().flatten().copied().collect();
     let has_sockets = |key: &GroupKey| {

@@ -19,6 +19,7 @@ pub(crate) mod run_time;
 mod sockets;
 mod state;
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 
@@ -212,6 +213,7 @@ impl Hook for SocketSelect {
         // An app that numbers its sockets itself goes on doing so.
         state.follows = false;
         state.belongs_to(&member.key);
+        state.unfit.remove(&member.cookie);
         refuse_taken_ports(dir.app(), &state)?;
         let group = state.group(&member.key)?;
         let cookies = pins.cookies(&state)?.swap_remove(group);
@@ -261,6 +263,9 @@ impl Hook for SocketSelect {
         let place = places.ok_or_else(|| Error::not_registered("the socket", &dir.app().name))?;
         // An app that says itself what is its goes on doing so.
         state.follows = false;
+        // It stays in its group, and is not to be missed there.
+        state.unfit.insert(cookie);
+        follow::forget_closed(&mut state)?;
         if cookies[place.0].iter().flatten().count() == 1 {
             // Its group has none for a verdict to name.
             sockets::detach(fd.as_fd())?;
@@ -285,7 +290,7 @@ impl Hook for SocketSelect {
             }
         };
         tell("port", state.ports.iter().map(|&port| port.into()).collect());
-        let protos: std::collections::BTreeSet<Proto> = state
+        let protos: BTreeSet<Proto> = state
             .inputs()
             .into_iter()
             .map(|(_, proto)| proto)

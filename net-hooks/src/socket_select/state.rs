@@ -43,7 +43,8 @@ pub(crate) struct State {
     /// Whether sockets of these ports are taken in as they come and go; else the app
     /// registers its own.
     pub follows: bool,
-    /// Cookies of sockets at these ports that were looked at and can be no executors.
+    /// Cookies of sockets at these ports that are not to be executors: they cannot be, or the
+    /// app let go of them.
     pub unfit: BTreeSet<u64>,
 }
 

@@ -19,7 +19,7 @@ use crate::{Error, Result};
 pub const RECORD: &str = "record";
 
 /// Bytes of the array's entry; the text is padded with zeros.
-const BYTES: usize = 16 << 10;
+const BYTES: usize = 32 << 10;
 
 /// A deployment's record.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -195,7 +195,8 @@ fn there_is_room_for_256_executors() {
     lab.hook.remove(&lab.app).unwrap();
 
     // Found at a port they are as many, or none.
-    let Err(Error::Usage(why)) = lab.hook.deploy(&lab.app, &constant("a", "0"), &Lab::target())
+    let Err(Error::Conflict { what: why, .. }) =
+        lab.hook.deploy(&lab.app, &constant("a", "0"), &Lab::target())
     else {
         panic!("257 sockets were taken")
     };

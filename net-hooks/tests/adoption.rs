@@ -321,7 +321,42 @@ fn one_that_cannot_join_keeps_no_other_out() {
     theirs.update(&0u32.to_ne_bytes(), &fd.to_ne_bytes()).unwrap();
     assert!(lab.hook.catch_up(&lab.app).unwrap());
     assert_eq!(lab.read().executors, 2);
-    // It was looked at, and is not looked at again and again.
+    // It was looked at, and is not looked at again and again; the state tells.
     assert!(!lags(&lab));
+    let Health::Degraded(reason) = lab.read().health else { panic!("{:?}", lab.read()) };
+    assert!(reason.starts_with("1 sockets of its ports could not be taken in"), "{reason}");
     drop((first, more, theirs));
+}
+
+/// More addresses than a deployment has groups: refused at a load, told of one that follows.
+#[test]
+fn what_is_beyond_the_limits_is_never_live() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let open = |range: std::ops::Range<u8>| -> Vec<_> {
+        let addresses = range.map(|n| format!("127.0.1.{n}:{PORT}"));
+        addresses.map(|address| reuseport(&address, SocketType::DGRAM)).collect()
+    };
+    let first = open(1..66);
+    let refused = lab.hook.deploy(&lab.app, &builtin("hash"), &Lab::target()).unwrap_err();
+    assert!(matches!(&refused, Error::Conflict { what, .. } if what.contains("64")), "{refused:?}");
+    drop(first);
+    lab.hook.deploy(&lab.app, &builtin("round-robin"), &Lab::target()).unwrap();
+    let mut all = open(1..71);
+    assert!(lab.hook.catch_up(&lab.app).unwrap());
+    let Health::Degraded(reason) = lab.read().health else { panic!("{:?}", lab.read().health) };
+    assert!(reason.starts_with("6 sockets of its ports could not be taken in"), "{reason}");
+    assert!(!lags(&lab));
+    // With room they are.
+    all.drain(..6);
+    assert!(lab.hook.catch_up(&lab.app).unwrap());
+    assert_eq!(lab.read().health, Health::LIVE);
+    for index in [7, 40, 70] {
+        let flow = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        flow.send_to(b"?", format!("127.0.1.{index}:{PORT}")).unwrap();
+    }
+    lab.wait_for_inputs(3);
+    assert_eq!((lab.read().verdicts, lab.read().health), (vec![3], Health::LIVE));
 }

@@ -52,6 +52,7 @@ fn strangers_among(listed: &[Bound], state: &State, cookies: &[Cookies]) -> Vec<
         .iter()
         .filter(|b| state.covers(&b.key) && (state.follows || has_sockets(&b.key)))
         .filter(|b| !known.contains(&b.cookie) && !state.unfit.contains(&b.cookie))
+        .filter(|b| !state.left_out.contains(&b.cookie))
         .cloned()
         .collect()
 }
@@ -124,6 +125,8 @@ pub(crate) fn follow(dir: &mut Dir) -> Result<()> {
         return Ok(());
     }
     let cookies = pins.cookies(&state)?;
+    // There may be room now.
+    state.left_out.clear();
     let strangers = strangers(&state, &cookies)?;
     let found = adopt::take(&strangers, state.pid)?;
     if !state.pid.is_some_and(syrup_hook::process::is_running) {
@@ -141,7 +144,7 @@ pub(crate) fn follow(dir: &mut Dir) -> Result<()> {
             for member in &found.members {
                 if join(dir, &pins, std::slice::from_ref(member)).is_err() {
                     let mut state: State = dir.state()?;
-                    state.unfit.insert(member.cookie);
+                    state.left_out.insert(member.cookie);
                     dir.set_state(&state)?;
                 }
             }
@@ -165,13 +168,12 @@ fn join(dir: &mut Dir, pins: &Pins, members: &[Member]) -> Result<()> {
         let places = places.entry(group).or_default();
         let free = places.iter().position(Option::is_none).unwrap_or(places.len());
         if free >= SYRUP_MAX_EXECUTORS as usize {
-            return Err(Error::Usage(format!(
-                "{} has more than {SYRUP_MAX_EXECUTORS} sockets: the others get none of its inputs",
-                member.key
-            )));
+            return Err(super::too_many_sockets(&member.key));
         }
         places.resize(places.len().max(free + 1), None);
         places[free] = Some(member.cookie);
+        // Not another new group's place from here on.
+        state.groups[group].end = state.groups[group].end.max(free as u32 + 1);
         joined.push((group, free as u32, member));
     }
     pins.change(dir, &[], &joined, state)

@@ -3,13 +3,15 @@
 use std::collections::BTreeSet;
 
 use syrup_hook::{Counters, Dir, Health, Proto, Result, netns};
-use syrup_sdk::abi::{SYRUP_ENFORCE_FAILED, SYRUP_NO_POLICY, SYRUP_OUT_OF_RANGE};
+use syrup_sdk::abi::{
+    SYRUP_ENFORCE_FAILED, SYRUP_MAX_EXECUTORS, SYRUP_NO_POLICY, SYRUP_OUT_OF_RANGE,
+};
 
 use super::SPEC;
 use super::adopt::{self, Server};
 use super::follow;
 use super::pins::Cookies;
-use super::state::State;
+use super::state::{MAX_GROUPS, State};
 
 /// "udp/53, tcp/53"
 pub(crate) fn inputs(state: &State) -> String {
@@ -89,6 +91,13 @@ fn wrong(
             };
             reasons.push(format!("{which} ({key}): {way}"));
         }
+    }
+    match state.left_out.len() {
+        0 => {}
+        n => reasons.push(format!(
+            "{n} sockets of its ports could not be taken in (a deployment has {MAX_GROUPS} groups of \
+             {SYRUP_MAX_EXECUTORS} sockets at most, and none of another program's map)"
+        )),
     }
     for (counter, what) in [
         (SYRUP_OUT_OF_RANGE, "verdicts named no executor"),

@@ -145,11 +145,7 @@ impl Hook for SocketSelect {
             let group = state.group(&member.key)?;
             let index = &mut state.groups[group].end;
             if *index == SYRUP_MAX_EXECUTORS {
-                return Err(Error::Usage(format!(
-                    "more than {SYRUP_MAX_EXECUTORS} sockets of {}: a deployment has at most so \
-                     many of one group",
-                    member.key
-                )));
+                return Err(too_many_sockets(&member.key));
             }
             indexed.push((group, *index, member));
             *index += 1;
@@ -384,9 +380,18 @@ fn not_its(state: &State, key: &GroupKey) -> Error {
     ))
 }
 
+fn too_many_sockets(key: &GroupKey) -> Error {
+    Error::Conflict {
+        what: format!("more than {SYRUP_MAX_EXECUTORS} sockets of {key}"),
+        advice: "a deployment has at most so many of one group: start the server with fewer \
+                 workers"
+            .to_owned(),
+    }
+}
+
 fn too_many_groups() -> Error {
-    Error::Usage(format!(
-        "more than {MAX_GROUPS} reuseport groups: a deployment has at most so many; name fewer \
-         ports or protocols"
-    ))
+    Error::Conflict {
+        what: format!("more than {MAX_GROUPS} reuseport groups"),
+        advice: "a deployment has at most so many: name fewer ports or protocols".to_owned(),
+    }
 }

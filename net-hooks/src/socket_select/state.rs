@@ -46,6 +46,9 @@ pub(crate) struct State {
     /// Cookies of sockets at these ports that are not to be executors: they cannot be, or the
     /// app let go of them.
     pub unfit: BTreeSet<u64>,
+    /// Cookies of sockets in its groups that could not be taken in: too many, or in another
+    /// program's map.
+    pub left_out: BTreeSet<u64>,
 }
 
 impl State {
@@ -63,7 +66,8 @@ impl State {
             return Ok(self.groups.len() - 1);
         }
         // One that the server gave up.
-        let empty = self.groups.iter().position(|group| group.count == 0);
+        let is_empty = |group: &Group| group.count == 0 && group.end == 0;
+        let empty = self.groups.iter().position(is_empty);
         let number = empty.ok_or_else(too_many_groups)?;
         self.groups[number] = new;
         Ok(number)
@@ -148,6 +152,9 @@ mod tests {
         let another = key("[::1]:53", Proto::Udp);
         assert!(state.group(&another).is_err());
         state.groups[9].count = 0;
+        state.groups[9].end = 1;
+        assert!(state.group(&another).is_err(), "its first socket is on its way");
+        state.groups[9].end = 0;
         assert_eq!(state.group(&another).unwrap(), 9);
     }
 

@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::thread;
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::{Error, Result, process};
@@ -36,8 +36,13 @@ pub fn cookie_of(socket: BorrowedFd<'_>) -> io::Result<u64> {
 /// # Errors
 /// [`Error::Kernel`].
 pub fn own_cookie() -> Result<u64> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
-        .map_err(|e| Error::kernel("make a socket", e))?;
+    let socket = rustix::net::socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(|e| Error::kernel("make a socket", e))?;
     cookie_of(socket.as_fd()).map_err(|e| Error::kernel("read the network namespace's cookie", e))
 }
 

@@ -198,7 +198,7 @@ fn a_record_is_read_as_it_was_written() {
     assert!(String::from_utf8_lossy(&text).contains("round-robin"));
     assert_eq!(Record::read(&dir).unwrap().unwrap(), record);
 
-    record.state = "x".repeat(16 << 10).into();
+    record.state = "x".repeat(32 << 10).into();
     assert!(matches!(record.write(&dir), Err(Error::Defect(_))), "it does not fit");
     assert_eq!(Record::read(&dir).unwrap().unwrap().policy, "p");
 }

@@ -360,3 +360,56 @@ fn what_is_beyond_the_limits_is_never_live() {
     lab.wait_for_inputs(3);
     assert_eq!((lab.read().verdicts, lab.read().health), (vec![3], Health::LIVE));
 }
+
+/// Anybody may bind to the port at another address; what is deployed is not about that.
+#[test]
+fn another_users_socket_at_the_port_is_not_taken_in() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let sockets = udp_sockets(2);
+    lab.hook.deploy(&lab.app, &builtin("round-robin"), &Lab::target()).unwrap();
+    let stranger = std::thread::spawn(|| {
+        // A socket is of the user by whom its thread opens files.
+        // SAFETY: a number, and of this thread only.
+        unsafe { libc::setfsuid(65534) };
+        reuseport("127.0.0.9:9000", SocketType::DGRAM)
+    });
+    let stranger = stranger.join().unwrap();
+    assert!(!lags(&lab));
+    assert_eq!((lab.read().executors, lab.read().health), (2, Health::LIVE));
+    drop(sockets);
+    // Of an app that is a user's, from the start.
+    lab.hook.remove(&lab.app).unwrap();
+    let theirs = syrup_hook::App { uid: 65533, ..lab.app.clone() };
+    lab.hook.deploy(&theirs, &builtin("round-robin"), &Lab::target()).unwrap();
+    assert_eq!(lab.read().executors, 0);
+    drop(stranger);
+}
+
+/// A socket on its way from one process to another is in no process's table.
+#[test]
+fn a_socket_that_nobody_holds_is_told_and_not_looked_for_for_ever() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    let lab = Lab::new();
+    let sockets = udp_sockets(2);
+    lab.hook.deploy(&lab.app, &builtin("round-robin"), &Lab::target()).unwrap();
+    let (ours, theirs) = std::os::unix::net::UnixDatagram::pair().unwrap();
+    let travels = udp_sockets(1);
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut beside = SendAncillaryBuffer::new(&mut space);
+    let fds = [std::os::fd::AsFd::as_fd(&travels[0])];
+    assert!(beside.push(SendAncillaryMessage::ScmRights(&fds)));
+    sendmsg(&ours, &[std::io::IoSlice::new(b"x")], &mut beside, SendFlags::empty()).unwrap();
+    drop(travels);
+    assert!(lags(&lab));
+    lab.hook.catch_up(&lab.app).unwrap();
+    assert!(!lags(&lab));
+    let Health::Degraded(reason) = lab.read().health else { panic!("{:?}", lab.read()) };
+    assert!(reason.starts_with("1 sockets of its ports could not be taken in"), "{reason}");
+    drop((sockets, theirs));
+}

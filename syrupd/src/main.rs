@@ -13,13 +13,13 @@ use syrup_engine::{DEFAULT_BPFFS, Engine};
 use syrup_protocol::{Code, DEFAULT_SOCKET, Failure};
 use syrupd::{Config, DEFAULT_CONFIG, Daemon};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
 /// How often what is deployed is compared with what it is for. New sockets of a server join
 /// within twice this time.
 const FOLLOW: Duration = Duration::from_millis(400);
-/// Every how many of these looks garbage is removed: once a minute.
-const LOOKS_PER_GARBAGE: u32 = 150;
-
+/// How long a stop waits for such a look.
+const LOOK_ENDS: Duration = Duration::from_secs(5);
 const EXAMPLES: &str = "\
 Examples:
   syrupd                                    serve this machine (as root)
@@ -109,7 +109,8 @@ async fn serve(socket: PathBuf, bpffs: PathBuf) -> syrup_protocol::Result<()> {
     log::info!("listening at {}, pins below {}", socket.display(), bpffs.display());
     notify("READY=1");
     let engine = Arc::new(engine);
-    let following = tokio::spawn(look_after(Arc::clone(&engine)));
+    let stop = Arc::new(Notify::new());
+    let looking = tokio::spawn(look_after(Arc::clone(&engine), Arc::clone(&stop)));
     daemon
         .serve(engine, async {
             tokio::select! {
@@ -120,31 +121,28 @@ async fn serve(socket: PathBuf, bpffs: PathBuf) -> syrup_protocol::Result<()> {
             notify("STOPPING=1");
         })
         .await;
-    following.abort();
+    stop.notify_one();
+    if tokio::time::timeout(LOOK_ENDS, looking).await.is_err() {
+        log::warn!("stopping although a look at the deployments is in progress");
+    }
     Ok(())
 }
 
-/// Keeps deployments up to date with the servers they are for, one look after the other, and
-/// removes what nobody needs.
-async fn look_after(engine: Arc<Engine>) {
-    let mut looks = 0;
+/// Keeps deployments up to date with the servers they are for, one look after the other; a
+/// look that has begun is finished.
+async fn look_after(engine: Arc<Engine>, stop: Arc<Notify>) {
     loop {
-        tokio::time::sleep(FOLLOW).await;
-        looks += 1;
+        tokio::select! {
+            () = tokio::time::sleep(FOLLOW) => {}
+            () = stop.notified() => return,
+        }
         let engine = Arc::clone(&engine);
-        let look = move || -> syrup_protocol::Result<()> {
-            for (app, hook) in engine.follow()? {
-                log::info!("app {app} at {hook}: its executors have changed");
-            }
-            if looks % LOOKS_PER_GARBAGE == 0 {
-                for path in engine.remove_garbage()? {
-                    log::info!("removed a leftover: {}", path.display());
+        match tokio::task::spawn_blocking(move || engine.follow()).await {
+            Ok(Ok(changed)) => {
+                for (app, hook) in changed {
+                    log::info!("app {app} at {hook}: its executors have changed");
                 }
             }
-            Ok(())
-        };
-        match tokio::task::spawn_blocking(look).await {
-            Ok(Ok(())) => {}
             Ok(Err(e)) => log::warn!("{e}"),
             Err(e) => log::warn!("a look at the deployments ended early: {e}"),
         }

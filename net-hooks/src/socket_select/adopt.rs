@@ -22,6 +22,8 @@ pub(crate) struct Found {
     pub members: Vec<Member>,
     /// Cookies of those that can be no executors.
     pub unfit: BTreeSet<u64>,
+    /// The users who made the members.
+    pub uids: BTreeSet<u32>,
 }
 
 /// The sockets that a deployment starts with: whole groups, of the ports that were named and
@@ -30,17 +32,17 @@ pub(crate) struct Found {
 ///
 /// # Errors
 /// [`Error::NotFound`] when that process has none, [`Error::Usage`] when it has several ports.
-pub(crate) fn of_target(target: &Target) -> Result<Found> {
+pub(crate) fn of_target(target: &Target, owner: u32) -> Result<Found> {
     let Some(pid) = target.pid else {
         let netns_cookie = netns::own_cookie()?;
         if target.port.is_empty() {
             return Ok(Found { netns_cookie, ..Found::default() });
         }
-        let taken = take(&bound(&target.proto, &target.port)?, None)?;
+        let taken = take(&bound_by(target, owner)?, None)?;
         return Ok(Found { netns_cookie, ..taken });
     };
     // A process of threads in several namespaces may use a port in each: the caller's first.
-    let here = || of_process(pid, target);
+    let here = || of_process(pid, target, owner);
     let there = netns::of_process(pid)?;
     match here() {
         // What it has here says more than that it has nothing there.
@@ -52,9 +54,16 @@ pub(crate) fn of_target(target: &Target) -> Result<Found> {
     }
 }
 
+/// Of the ports: of an app that is not root's, what its owner or root made.
+fn bound_by(target: &Target, owner: u32) -> Result<Vec<Bound>> {
+    let mut all = bound(&target.proto, &target.port)?;
+    all.retain(|b| owner == 0 || b.uid == 0 || b.uid == owner);
+    Ok(all)
+}
+
 /// The same in the calling thread's network namespace.
-fn of_process(pid: i32, target: &Target) -> Result<Found> {
-    let all = bound(&target.proto, &target.port)?;
+fn of_process(pid: i32, target: &Target, owner: u32) -> Result<Found> {
+    let all = bound_by(target, owner)?;
     let held = process::socket_inodes(pid);
     let of_it: Vec<Bound> = all.iter().filter(|b| held.contains(&b.inode)).cloned().collect();
     let mut own = take_from(pid, &of_it)?;
@@ -77,6 +86,7 @@ fn of_process(pid: i32, target: &Target) -> Result<Found> {
     let rest = take(&rest, None)?;
     own.members.extend(rest.members);
     own.unfit.extend(rest.unfit);
+    own.uids.extend(rest.uids);
     own.netns_cookie = netns::own_cookie()?;
     Ok(own)
 }
@@ -116,6 +126,7 @@ pub(crate) fn take(wanted: &[Bound], hint: Option<i32>) -> Result<Found> {
         found.pid = found.pid.or(taken.pid.filter(|_| !taken.members.is_empty()));
         found.members.extend(taken.members);
         found.unfit.extend(taken.unfit);
+        found.uids.extend(taken.uids);
     }
     Ok(found)
 }
@@ -129,13 +140,20 @@ fn take_from(pid: i32, wanted: &[Bound]) -> Result<Found> {
         let inode = rustix::fs::fstat(&fd)
             .map_err(|e| Error::kernel(format!("inspect socket {number} of process {pid}"), e))?
             .st_ino;
-        if !seen.insert(inode) {
+        // A number may be another socket's by now.
+        if !inodes.contains(&inode) || !seen.insert(inode) {
             continue;
         }
         match inspect(fd)
             .map_err(|e| Error::kernel(format!("inspect socket {number} of process {pid}"), e))?
         {
-            Ok(member) => found.members.push(member),
+            Ok(member) => {
+                let listed = wanted.iter().filter(|b| b.cookie == member.cookie);
+                found.uids.extend(listed.map(|b| b.uid));
+                if wanted.iter().any(|b| b.cookie == member.cookie) {
+                    found.members.push(member);
+                }
+            }
             Err(_) => {
                 found.unfit.extend(wanted.iter().filter(|b| b.inode == inode).map(|b| b.cookie));
             }

@@ -27,6 +27,8 @@ pub(crate) struct Bound {
     pub key: GroupKey,
     pub cookie: u64,
     pub inode: u64,
+    /// The user who made it.
+    pub uid: u32,
 }
 
 /// Those of the calling thread's network namespace with one of the protocols and ports;
@@ -69,6 +71,7 @@ fn describe(reply: &InetResponse, proto: Proto, netns_cookie: u64) -> Bound {
         },
         cookie: halves[0] | halves[1] << 32,
         inode: u64::from(reply.header.inode),
+        uid: reply.header.uid,
     }
 }
 
@@ -112,7 +115,16 @@ fn dump(proto: Proto, family: u8, port: u16) -> io::Result<Vec<InetResponse>> {
                 NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(reply)) => {
                     found.push(*reply);
                 }
-                NetlinkPayload::Done(_) => return Ok(found),
+                // What a dump met is told at its end.
+                NetlinkPayload::Done(done) if done.code == 0 => return Ok(found),
+                NetlinkPayload::Done(done) => {
+                    let error = io::Error::from_raw_os_error(done.code.abs());
+                    return if family == AF_INET6 && is_unknown(&error) {
+                        Ok(found)
+                    } else {
+                        Err(error)
+                    };
+                }
                 // A kernel without IPv6 has none of its sockets.
                 NetlinkPayload::Error(e) if family == AF_INET6 && is_unknown(&e.to_io()) => {
                     return Ok(found);

@@ -53,6 +53,7 @@ fn strangers_among(listed: &[Bound], state: &State, cookies: &[Cookies]) -> Vec<
         .filter(|b| state.covers(&b.key) && (state.follows || has_sockets(&b.key)))
         .filter(|b| !known.contains(&b.cookie) && !state.unfit.contains(&b.cookie))
         .filter(|b| !state.left_out.contains(&b.cookie))
+        .filter(|b| b.uid == 0 || state.uids.is_empty() || state.uids.contains(&b.uid))
         .cloned()
         .collect()
 }
@@ -132,8 +133,18 @@ pub(crate) fn follow(dir: &mut Dir) -> Result<()> {
     if !state.pid.is_some_and(syrup_hook::process::is_running) {
         state.pid = found.pid.or(state.pid);
     }
-    state.unfit.retain(|cookie| strangers.iter().any(|b| b.cookie == *cookie));
-    state.unfit.extend(found.unfit);
+    forget_closed(&mut state)?;
+    // One that nobody holds whom we may look into would be looked for again and again.
+    let is_found = |b: &&Bound| {
+        found.members.iter().any(|member| member.cookie == b.cookie)
+            || found.unfit.contains(&b.cookie)
+    };
+    let unreachable = strangers.iter().filter(|b| !is_found(b));
+    state.left_out.extend(unreachable.map(|b| b.cookie));
+    state.unfit.extend(&found.unfit);
+    if state.uids.is_empty() {
+        state.uids.clone_from(&found.uids);
+    }
 
     // What left makes room first.
     pins.change(dir, &[], &[], state)?;

@@ -31,7 +31,7 @@ use syrup_hook::spec::PID;
 use syrup_hook::{
     App, Counters, Dir, End, Error, Facts, Flag, Hook, Input, Kind, Linked, LoadedProgram,
     Observed, POLICY_PROGRAM, PolicyObject, Probe, Proto, Registration, Result, Spec, Syntax, Who,
-    netns, pin, process,
+    netns, pin, process, sys,
 };
 use syrup_sdk::abi::SYRUP_MAX_EXECUTORS;
 
@@ -130,13 +130,17 @@ impl Hook for SocketSelect {
 
     fn attach(&self, dir: &mut Dir, policy: &Linked, target: &Facts) -> Result<()> {
         let target: Target = syrup_hook::target(target)?;
-        let found = adopt::of_target(&target)?;
+        let found = adopt::of_target(&target, dir.app().uid)?;
         let mut state = State {
             pid: found.pid,
             protos: target.proto,
             ports: target.port,
             netns_cookie: found.netns_cookie,
             unfit: found.unfit,
+            uids: match dir.app().uid {
+                0 => found.uids,
+                owner => BTreeSet::from([owner]),
+            },
             ..State::default()
         };
         let mut indexed = Vec::new();
@@ -232,7 +236,12 @@ impl Hook for SocketSelect {
         {
             log::warn!("{e}");
         }
-        changed.map(|()| wanted)
+        changed?;
+        if moves_from.is_some() {
+            sys::wait_for_running_programs();
+            dir.count_from(&pins.counters()?)?;
+        }
+        Ok(wanted)
     }
 
     fn behind<'a>(&self, dirs: &'a [Dir]) -> Vec<&'a Dir> {
@@ -262,12 +271,16 @@ impl Hook for SocketSelect {
         // It stays in its group, and is not to be missed there.
         state.unfit.insert(cookie);
         follow::forget_closed(&mut state)?;
-        if cookies[place.0].iter().flatten().count() == 1 {
+        let is_last = cookies[place.0].iter().flatten().count() == 1;
+        state.groups[place.0].attached &= !is_last;
+        pins.change(dir, &[place], &[], state)?;
+        if is_last {
             // Its group has none for a verdict to name.
             sockets::detach(fd.as_fd())?;
-            state.groups[place.0].attached = false;
         }
-        pins.change(dir, &[place], &[], state)
+        // Verdicts that named it are not held against the policy.
+        sys::wait_for_running_programs();
+        dir.count_from(&pins.counters()?)
     }
 
     fn counters(&self, dir: &Dir) -> Result<Counters> {

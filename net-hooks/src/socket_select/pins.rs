@@ -128,6 +128,9 @@ impl Pins {
             // Its sockets were the last to hold what was attached.
             group.attached &= cookies.iter().any(Option::is_some);
         }
+        for (wider, group) in wider.groups.iter_mut().zip(&state.groups) {
+            wider.attached = group.attached;
+        }
         let mut added = Vec::new();
         let mut step = || {
             // Whoever reads after a death looks at all that may be there.
@@ -327,8 +330,14 @@ pub(crate) fn take_down(path: &Path) -> Result<()> {
         let groups = state.groups.iter().zip(pins.cookies(&state)?);
         for (group, cookies) in groups.filter(|(group, _)| group.attached) {
             let ours: Vec<u64> = cookies.into_iter().flatten().collect();
-            if let Some(socket) = adopt::one_of(&group.key, &ours, state.pid)? {
-                sockets::detach(socket.as_fd())?;
+            // An empty slot passes: what cannot be reached hinders nothing.
+            let socket = adopt::one_of(&group.key, &ours, state.pid);
+            let detached = socket.and_then(|socket| match socket {
+                Some(socket) => sockets::detach(socket.as_fd()),
+                None => Ok(()),
+            });
+            if let Err(e) = detached {
+                log::warn!("the dispatcher of {} stays attached, without a policy: {e}", group.key);
             }
         }
     }

@@ -46,8 +46,10 @@ pub(crate) struct State {
     /// Cookies of sockets at these ports that are not to be executors: they cannot be, or the
     /// app let go of them.
     pub unfit: BTreeSet<u64>,
-    /// Cookies of sockets in its groups that could not be taken in: too many, or in another
-    /// program's map.
+    /// Whose sockets are taken in, beside root's: those of the users it met first.
+    pub uids: BTreeSet<u32>,
+    /// Cookies of sockets in its groups that could not be taken in: too many, in another
+    /// program's map, or held by nobody that we may look into.
     pub left_out: BTreeSet<u64>,
 }
 

@@ -10,7 +10,7 @@ const EXAMPLES: &str = "\
 Examples:
   syrupctl gc       after a server was reloaded on a machine without syrupd, or a command was killed
 
-syrupd does the same by itself: what servers open and close within a second, the rest every minute.";
+syrupd does the same by itself: what servers open and close within a second, the rest when it starts.";
 
 /// Bring what is deployed up to date, and remove what nobody needs
 ///

@@ -374,7 +374,9 @@ impl AsCaller {
     fn in_callers_network<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T> {
         let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
         let pid = self.caller.pid;
-        if pid == 0 || namespace(&pid.to_string()) == namespace("thread-self") {
+        // Our own threads may be in other namespaces than our leader.
+        let is_own = pid == 0 || pid == std::process::id() as i32;
+        if is_own || namespace(&pid.to_string()) == namespace("thread-self") {
             return Ok(f());
         }
         Ok(netns::within(netns::of_process(pid)?.as_fd(), f)?)

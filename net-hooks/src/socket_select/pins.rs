@@ -92,7 +92,10 @@ impl Pins {
         for (group, end) in (0u32..).zip(state.ends()) {
             self.registered.update(&group.to_ne_bytes(), &end.to_ne_bytes())?;
         }
-        let groups = state.groups.len().max(1) as u32;
+        // A dispatcher that an undone step left attached still says which group it is of.
+        let before = self.numbers.lookup(&0u32.to_ne_bytes())?.unwrap_or_default();
+        let before = before.as_chunks().0.get(1).map_or(1, |bytes| u32::from_ne_bytes(*bytes));
+        let groups = before.max(state.groups.len() as u32);
         let numbers = [state.common_end(), groups].map(u32::to_ne_bytes).concat();
         self.numbers.update(&0u32.to_ne_bytes(), &numbers)
     }

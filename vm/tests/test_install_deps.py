@@ -1,5 +1,6 @@
 """scripts/install-deps judges by what is there."""
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -11,7 +12,10 @@ import test_debian
 SCRIPT = Path(__file__).resolve().parent.parent.parent / "scripts/install-deps"
 
 # What the script itself uses.
-_OWN = ("bash", "cat", "dirname", "grep", "head", "sed", "sort", "tr", "uname")
+_OWN = (
+    "bash", "cat", "chmod", "dirname", "grep", "head", "mkdir", "rm", "sed", "sort", "tail", "tr",
+    "uname",
+)  # fmt: skip
 
 OS_RELEASE = {
     "Debian 12": 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nVERSION_ID="12"\nID=debian\n',
@@ -36,7 +40,7 @@ class InstallDeps(unittest.TestCase):
         # A host that has it all.
         for command in (
             "cc", "make", "pkg-config", "python3", "setpriv", "busybox", "file", "udevadm", "ip",
-            "depmod", "zstd", "apt-get", "dpkg-deb", "virtiofsd",
+            "depmod", "zstd", "apt-get", "dpkg-deb", "virtiofsd", "nsd", "knotd", "unbound", "nginx",
         ):  # fmt: skip
             self.command(command)
         for command in ("clang-19", "clang-format-19", "llvm-config-19"):
@@ -62,9 +66,12 @@ class InstallDeps(unittest.TestCase):
 
     def ask(self, system, *groups, **environment):
         """(exit status, what it says) of --dry-run."""
+        return self.run_script(system, "--dry-run", *groups, **environment)
+
+    def run_script(self, system, *arguments, **environment):
         self.file("etc/os-release", OS_RELEASE[system])
         done = subprocess.run(
-            [SCRIPT, "--dry-run", *groups], stderr=subprocess.PIPE, text=True, check=False,
+            [SCRIPT, *arguments], stderr=subprocess.PIPE, text=True, check=False,
             env={
                 "PATH": str(self.bin), "SYRUP_HOST_ROOT": str(self.folder),
                 "SYRUP_VM_ACCEL": "tcg", **environment,
@@ -92,6 +99,26 @@ class InstallDeps(unittest.TestCase):
                 self.assertEqual(status, 1)
                 self.assertIn(missing, said)
                 self.assertTrue(said.endswith(f"would install with {packages}\n"), said)
+
+    @unittest.skipUnless(os.geteuid() == 0, "installing is root's")
+    def test_what_servers_packages_would_start_does_not_start_now_or_later(self):
+        self.without("nginx")
+        policy = self.folder / "usr/sbin/policy-rc.d"
+        policy.parent.mkdir(parents=True)
+        nginx, disabled = self.bin / "nginx", self.folder / "disabled"
+        # Installs nothing where it would be started.
+        self.command("apt-get", f"{policy}; [ $? = 101 ] && echo > {nginx} && chmod 755 {nginx}")
+        self.command("systemctl", f'echo "$*" >> {disabled}')
+        status, said = self.run_script("Debian 13", "test")
+        self.assertEqual(status, 0, said)
+        self.assertEqual(disabled.read_text(), "disable nginx\n")
+        self.assertFalse(policy.exists())
+        # What the machine says itself is as good, and stays.
+        self.without("nginx")
+        self.file("usr/sbin/policy-rc.d", "#!/bin/sh\nexit 101\n")
+        policy.chmod(0o755)
+        self.assertEqual(self.run_script("Debian 13", "test")[0], 0)
+        self.assertTrue(policy.exists())
 
     def test_where_installing_is_unknown_the_missing_is_named(self):
         self.without("zstd")

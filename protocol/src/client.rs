@@ -1,14 +1,15 @@
 //! The arbiter behind a daemon's socket.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::value::RawValue;
 
 use crate::call::{Arbiter, Call, Reply};
+use crate::connection::{Connection, Error};
 use crate::failure::Result;
 use crate::varlink::{Nothing, SERVICE, ServiceInfo};
-use crate::wire::{Connection, Error};
 
 /// How long a call may take: it can wait behind loads of others, each of which
 /// compiles, links and is verified; slow under software emulation.
@@ -59,7 +60,9 @@ impl Arbiter for Client {
         let connection = Connection::open(&self.path)?;
         let (text, descriptors): (Box<RawValue>, _) =
             connection.call(call.method(), &call, &call.descriptors(), self.timeout)?;
-        let mut reply = call.read_reply(text.get()).map_err(|e| Error::Broken(e.into()))?;
+        let mut reply = call
+            .read_reply(text.get())
+            .map_err(|e| Error::Broken(io::Error::new(io::ErrorKind::InvalidData, e)))?;
         reply.attach(descriptors);
         Ok(reply)
     }

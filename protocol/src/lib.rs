@@ -7,6 +7,7 @@
 
 pub mod call;
 mod client;
+pub mod connection;
 mod deployment;
 mod failure;
 mod info;

@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use support::{SERVER, as_nobody};
 use syrup_engine::Engine;
-use syrup_tests::{Ctl, Need, own_network, require, wait_for};
+use syrup_tests::{Ctl, GROUP, Need, own_network, require, wait_for};
 use syrupd::Daemon;
 use tempfile::TempDir;
 use tokio::sync::oneshot;
@@ -41,7 +41,7 @@ impl Served {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let daemon = Daemon::bind(&socket).unwrap();
+                let daemon = Daemon::bind(&socket, Some(GROUP)).unwrap();
                 ready.send(()).unwrap();
                 let stopped = async { drop(stopped.await) };
                 daemon.serve(Arc::new(Engine::new(bpffs).unwrap()), stopped).await;

@@ -17,6 +17,8 @@ pub struct Config {
     pub socket: Option<PathBuf>,
     /// Where to pin.
     pub bpffs: Option<PathBuf>,
+    /// The group whose users may ask, by name or number.
+    pub group: Option<String>,
     /// What to log, in the terms of `RUST_LOG`: "info", "syrupd=debug".
     pub log: Option<String>,
 }
@@ -43,7 +45,7 @@ impl Config {
         toml::from_str(text).map_err(|e| {
             // The parser shows the line below its message.
             Failure::new(Code::Usage, format!("{}: {}", path.display(), e.to_string().trim_end()))
-                .advise("the file may set: socket, bpffs, log")
+                .advise("the file may set: socket, bpffs, group, log")
         })
     }
 }

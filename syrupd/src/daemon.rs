@@ -9,13 +9,15 @@ use std::fs::{self, File};
 use std::future::Future;
 use std::io;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, chown,
+};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::FlockOperation;
+use rustix::fs::{FlockOperation, Mode};
 use syrup_engine::Caller;
 use syrup_protocol::wire::{Decoder, Message, Outgoing};
 use syrup_protocol::{Code, Failure, Result};
@@ -68,21 +70,28 @@ struct Place {
 }
 
 impl Daemon {
-    /// Listens at `path`, in the place of a daemon that died. Needs a tokio runtime.
+    /// Listens at `path`, in the place of a daemon that died, for its own user and, as root,
+    /// for the users of `group`. Needs a tokio runtime.
     ///
     /// # Errors
     /// [`Code::Conflict`] when a daemon answers there, or something else is there.
-    pub fn bind(path: &Path) -> Result<Self> {
+    pub fn bind(path: &Path, group: Option<u32>) -> Result<Self> {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(failed("make", parent))?;
         }
         let (lock, lock_path) = lock(path)?;
         remove_stale(path)?;
-        let listener = UnixListener::bind(path).map_err(failed("listen at", path))?;
-        // Who may do what is decided for each request by the peer's credentials.
-        let mode = if rustix::process::geteuid().is_root() { 0o666 } else { 0o600 };
-        fs::set_permissions(path, fs::Permissions::from_mode(mode))
-            .map_err(failed("set the mode of", path))?;
+        // Nobody connects before it has its group.
+        let umask = rustix::process::umask(Mode::from_raw_mode(0o177));
+        let listener = UnixListener::bind(path);
+        rustix::process::umask(umask);
+        let listener = listener.map_err(failed("listen at", path))?;
+        // Who of these may do what is decided for each request by the peer's credentials.
+        if let Some(group) = group {
+            chown(path, None, Some(group)).map_err(failed("set the group of", path))?;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o660))
+                .map_err(failed("set the mode of", path))?;
+        }
         Ok(Self { listener, path: path.to_owned(), lock_path, _lock: lock })
     }
 
@@ -148,6 +157,8 @@ fn lock(path: &Path) -> Result<(File, PathBuf)> {
             .create(true)
             .truncate(false)
             .write(true)
+            // Whoever can open it can hold it.
+            .mode(0o600)
             .open(&lock_path)
             .map_err(failed("open", &lock_path))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {

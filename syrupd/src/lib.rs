@@ -2,6 +2,7 @@
 
 mod config;
 mod daemon;
+pub mod group;
 mod service;
 
 pub use config::{Config, DEFAULT_CONFIG};

@@ -9,8 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use syrup_engine::{DEFAULT_BPFFS, Engine};
 use syrup_protocol::{Code, DEFAULT_SOCKET, Failure};
+use syrupd::group::{self, DEFAULT_GROUP};
 use syrupd::{Config, DEFAULT_CONFIG, Daemon};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
@@ -43,6 +45,11 @@ struct Args {
     #[arg(long, value_name = "FOLDER",
           help = format!("Where to pin, in a BPF file system [default: {DEFAULT_BPFFS}]"))]
     bpffs: Option<PathBuf>,
+    /// Whose users may ask
+    #[arg(long, value_name = "GROUP",
+          help = format!("The group whose users may ask, by name or number \
+                          [default: {DEFAULT_GROUP}, if there; else root alone may]"))]
+    group: Option<String>,
     /// Settings
     #[arg(long, value_name = "FILE",
           help = format!("Settings; flags win over it [default: {DEFAULT_CONFIG}, if there]"))]
@@ -71,18 +78,29 @@ fn run(args: Args) -> syrup_protocol::Result<()> {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(filter)).init();
     let socket = args.socket.or(config.socket).unwrap_or_else(|| DEFAULT_SOCKET.into());
     let bpffs = args.bpffs.or(config.bpffs).unwrap_or_else(|| DEFAULT_BPFFS.into());
+    let group = group::of_users(args.group.or(config.group).as_deref())?;
 
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|e| Failure::new(Code::Internal, format!("cannot start: {e}")))?;
-    let served = runtime.block_on(serve(socket, bpffs));
+    let served = runtime.block_on(serve(socket, bpffs, group));
     // A call that outlived its time must not keep the process.
     runtime.shutdown_background();
     served
 }
 
-async fn serve(socket: PathBuf, bpffs: PathBuf) -> syrup_protocol::Result<()> {
+/// All sockets of a server pass through our hands at once, and everybody's connections are
+/// open beside them. We use no select(2), for which the soft limit is kept low.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        log::warn!("cannot raise the number of open files: {e}");
+    }
+}
+
+async fn serve(socket: PathBuf, bpffs: PathBuf, group: Option<u32>) -> syrup_protocol::Result<()> {
     // Signals first: one that comes from here on stops the daemon cleanly.
     let handler = |kind: SignalKind| {
         signal(kind).map_err(|e| Failure::new(Code::Internal, format!("cannot take signals: {e}")))
@@ -92,7 +110,7 @@ async fn serve(socket: PathBuf, bpffs: PathBuf) -> syrup_protocol::Result<()> {
 
     let engine = Engine::new(bpffs.clone())?;
     // Before anything is touched below `bpffs`: is this the only daemon here?
-    let daemon = Daemon::bind(&socket)?;
+    let daemon = Daemon::bind(&socket, group)?;
     let found = engine.recover()?;
     for deployment in &found.adopted {
         log::info!(

@@ -123,7 +123,7 @@ impl Served {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let daemon = Daemon::bind(&path).unwrap();
+                let daemon = Daemon::bind(&path, None).unwrap();
                 ready.send(()).unwrap();
                 daemon.serve(arbiters, async { drop(stopped.await) }).await;
             });
@@ -365,7 +365,7 @@ fn a_stop_waits_for_the_call_in_progress() {
     let path = served.path();
     wait_until("the socket to go", || !path.exists());
     // Nobody else may take its place before the call is done.
-    assert_eq!(Daemon::bind(&path).unwrap_err().code, Code::Conflict);
+    assert_eq!(Daemon::bind(&path, None).unwrap_err().code, Code::Conflict);
     assert!(!served.thread.as_ref().unwrap().is_finished());
     odd.open_gate();
     wait_until("the daemon's end", || served.thread.as_ref().unwrap().is_finished());
@@ -387,25 +387,25 @@ fn a_dead_daemons_socket_is_replaced_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("run/s");
 
-    let first = Daemon::bind(&path).unwrap();
-    let error = Daemon::bind(&path).unwrap_err();
+    let first = Daemon::bind(&path, None).unwrap();
+    let error = Daemon::bind(&path, None).unwrap_err();
     assert_eq!(error.code, Code::Conflict);
     assert!(error.message.contains("already"), "{error}");
 
     // Dropped without `serve`, it leaves its files, as if it had been killed.
     drop(first);
     assert!(path.exists());
-    drop(Daemon::bind(&path).unwrap());
+    drop(Daemon::bind(&path, None).unwrap());
 
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, "precious").unwrap();
-    assert_eq!(Daemon::bind(&path).unwrap_err().code, Code::Conflict);
+    assert_eq!(Daemon::bind(&path, None).unwrap_err().code, Code::Conflict);
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
 
     // Somebody else's listening socket, with no lock of ours beside it.
     let other = dir.path().join("other");
     let _listener = std::os::unix::net::UnixListener::bind(&other).unwrap();
-    assert_eq!(Daemon::bind(&other).unwrap_err().code, Code::Conflict);
+    assert_eq!(Daemon::bind(&other, None).unwrap_err().code, Code::Conflict);
     assert!(other.exists());
 }
 

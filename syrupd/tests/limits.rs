@@ -6,14 +6,15 @@ mod support;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
-use support::{Lab, MAPS, OTHER, OWNER, as_user, load, object};
+use rustix::process::{Gid, Uid};
+use support::{GROUP, Lab, MAPS, OTHER, OWNER, as_user, load, object};
 use syrup_protocol::varlink::{MAX_FDS, MAX_MESSAGE_BYTES};
-use syrup_protocol::{Arbiter as _, Code, MAX_OBJECT_BYTES, PolicySource};
+use syrup_protocol::{Arbiter as _, Client, Code, MAX_OBJECT_BYTES, PolicySource};
 use syrup_tests::{Need, require, wait_for};
 
 const LIST: &[u8] = b"{\"method\":\"org.syrup.Arbiter1.List\"}\0";
@@ -251,11 +252,31 @@ fn a_peer_that_stops_within_a_message_or_reads_no_reply_is_left() {
 }
 
 #[test]
-fn everybody_may_ask_and_only_root_may_replace_the_socket() {
+fn the_group_may_ask_and_only_root_may_replace_the_socket() {
     if !require(&[Need::Root]) {
         return;
     }
     let lab = Lab::new();
-    let mode = std::fs::metadata(lab.socket()).unwrap().permissions().mode() & 0o777;
-    assert_eq!(mode, 0o666);
+    let socket = std::fs::metadata(lab.socket()).unwrap();
+    assert_eq!(
+        (socket.uid(), socket.gid(), socket.permissions().mode() & 0o777),
+        (0, GROUP, 0o660)
+    );
+    // Whoever can open it could keep the next daemon from starting.
+    let lock = std::fs::metadata(lab.socket().with_extension("lock")).unwrap();
+    assert_eq!(lock.permissions().mode() & 0o777, 0o600);
+
+    let stranger = std::thread::spawn({
+        let socket = lab.socket();
+        move || {
+            let (user, group) = (Uid::from_raw(OTHER), Gid::from_raw(OTHER));
+            rustix::thread::set_thread_groups(&[]).unwrap();
+            rustix::thread::set_thread_res_gid(group, group, group).unwrap();
+            rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+            Client::connect(&socket).map(drop).unwrap_err()
+        }
+    });
+    let refused = stranger.join().unwrap();
+    assert_eq!(refused.code, Code::NotPermitted);
+    assert!(refused.advice.unwrap().contains("group"), "{}", refused.message);
 }

@@ -72,7 +72,7 @@ impl CProgram {
             .env("SYRUP_BPFFS", ctl.bpffs())
             .env("SYRUP_APP", app)
             .uid(uid)
-            .gid(uid);
+            .gid(crate::GROUP);
         command
     }
 }

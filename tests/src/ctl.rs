@@ -189,10 +189,13 @@ impl Ctl {
     #[must_use]
     pub fn daemon(&self) -> Daemon {
         let log = std::fs::File::create(self.dir.path().join("syrupd.log")).unwrap();
-        let child = self.command("syrupd").stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let mut command = self.command("syrupd");
+        command.args(["--group", &crate::GROUP.to_string()]);
+        let child = command.stdout(Stdio::null()).stderr(log).spawn().unwrap();
         let daemon = Daemon { child };
         wait_for("the daemon's answer", Duration::from_secs(20), || {
-            std::os::unix::net::UnixStream::connect(self.socket()).ok()
+            // It listens before it has put in order what it found.
+            syrup_protocol::Client::connect(&self.socket()).ok()
         });
         daemon
     }

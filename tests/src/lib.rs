@@ -10,6 +10,7 @@ mod kernel;
 mod numbers;
 mod syscalls;
 mod traffic;
+mod users;
 
 pub use c_program::CProgram;
 pub use ctl::{Ctl, Daemon, Ran};
@@ -17,6 +18,7 @@ pub use kernel::{KernelObjects, ThreadClass, expect_kernel_message, maps_of_prog
 pub use numbers::Numbers;
 pub use syscalls::syscalls;
 pub use traffic::{Group, Sender, own_network, udp_group};
+pub use users::{GROUP, as_user};
 
 use std::io::Write as _;
 use std::path::PathBuf;

@@ -4,6 +4,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 
+use syrup_tests::GROUP;
 use tempfile::TempDir;
 
 /// The built binary, deaf to the machine's settings.
@@ -35,7 +36,8 @@ pub fn as_nobody() -> (Command, Option<TempDir>) {
     }
     let mut command = Command::new("setpriv");
     command
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"])
+        .args(["--reuid=65534", &format!("--regid={GROUP}")])
+        .args(["--clear-groups", "--inh-caps=-all"])
         .arg(&copy)
         .env_remove("SYRUP_SOCKET")
         .env_remove("SYRUP_BPFFS")

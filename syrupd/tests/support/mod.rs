@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
-use rustix::process::{Gid, Uid};
 use serde_json::Value;
 use syrup_engine::{AsCaller, Caller, Engine};
 use syrup_protocol::{
     Arbiter as _, Client, LoadRequest, PolicySource, Registration, ReplaceRequest,
 };
 use syrup_tests::{Ctl, own_network};
+pub use syrup_tests::{GROUP, as_user};
 use syrupd::Daemon;
 
 use tempfile::TempDir;
@@ -67,26 +67,6 @@ pub fn replace(app: &str, policy: PolicySource) -> ReplaceRequest {
     ReplaceRequest { hook, app, policy, params }
 }
 
-/// Runs `act` in a thread that is `uid`: credentials are a thread's, and the
-/// kernel tells them to whom it connects.
-pub fn as_user<T: Send>(uid: u32, act: impl FnOnce() -> T + Send) -> T {
-    let become_user = move || {
-        if uid != 0 {
-            let (user, group) = (Uid::from_raw(uid), Gid::from_raw(uid));
-            rustix::thread::set_thread_groups(&[]).unwrap();
-            rustix::thread::set_thread_res_gid(group, group, group).unwrap();
-            rustix::thread::set_thread_res_uid(user, user, user).unwrap();
-        }
-    };
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(move || {
-            become_user();
-            act()
-        });
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-}
-
 /// An unconnected socket of the reuseport group at a port of 127.0.0.1.
 pub fn reuseport(port: u16) -> OwnedFd {
     let flags = SocketFlags::CLOEXEC;
@@ -125,7 +105,7 @@ impl Lab {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let daemon = Daemon::bind(&socket).unwrap();
+                let daemon = Daemon::bind(&socket, Some(GROUP)).unwrap();
                 ready.send(()).unwrap();
                 let stopped = async { drop(stopped.await) };
                 daemon.serve(Arc::new(Engine::new(bpffs).unwrap()), stopped).await;

@@ -19,11 +19,11 @@ use server::{Language, Server, Started, WORKERS};
 use syrup::{App, Code};
 use syrup_hook::sys;
 use syrup_protocol::call::DeploymentRef;
+use syrup_protocol::connection::Connection;
 use syrup_protocol::varlink::Nothing;
-use syrup_protocol::wire::Connection;
 use syrup_sdk::Compiler;
 use syrup_tests::{
-    CProgram, Ctl, KernelObjects, Need, SetOnDrop, ThreadClass, binary, maps_of_program,
+    CProgram, Ctl, KernelObjects, Need, SetOnDrop, ThreadClass, as_user, binary, maps_of_program,
     own_network, require, sched_class, wait_for,
 };
 
@@ -116,23 +116,6 @@ fn a_failure_while_a_cpu_is_taken_gives_it_back() {
         return;
     }
     assert!(std::panic::catch_unwind(|| while_cpu_is_taken(CPU, || panic!("meant"))).is_err());
-}
-
-/// Calls `f` as user `uid`, in a thread that the kernel and the daemon take for theirs.
-fn as_user<T: Send>(uid: u32, f: impl FnOnce() -> T + Send) -> T {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            // SAFETY: plain system calls on numbers; unlike libc's wrappers they
-            // reach this thread alone.
-            let err = unsafe {
-                libc::syscall(libc::SYS_setresgid, uid, uid, uid)
-                    | libc::syscall(libc::SYS_setresuid, uid, uid, uid)
-            };
-            assert_eq!(err, 0);
-            f()
-        });
-        thread.join().unwrap()
-    })
 }
 
 /// The labels of an app's workers, as the test itself maps them.

@@ -24,7 +24,7 @@ use std::sync::{Arc, Barrier};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use syrup::MappedMap;
-use syrup_tests::{CProgram, Ctl};
+use syrup_tests::{CProgram, Ctl, GROUP};
 
 use crate::load::{BYTES, GET, SCAN};
 
@@ -174,7 +174,7 @@ fn give_up_root(uid: u32) {
     // SAFETY: plain system calls on numbers; libc's wrappers reach every thread.
     let failed = unsafe {
         libc::setgroups(0, std::ptr::null()) != 0
-            || libc::setresgid(uid, uid, uid) != 0
+            || libc::setresgid(GROUP, GROUP, GROUP) != 0
             || libc::setresuid(uid, uid, uid) != 0
     };
     assert!(!failed, "{}", std::io::Error::last_os_error());

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use syrup_hook::spec::PID;
-use syrup_hook::{App, Deploy as _, Hook, Probe, Who, netns, pin, process};
+use syrup_hook::{App, Deploy as _, Error, Hook, Probe, Who, netns, pin, process};
 use syrup_protocol::call::{
     AllUnloaded, AppRef, Deployed, DeploymentRef, Deployments, Entry, Hooks, MapKey, MapPage,
     MapRef, MapSet, NoParameters, Opened, Policies, Register, Registered, Shown, Tidied,
@@ -406,10 +406,21 @@ impl AsCaller {
         let Register { app, hook, index, .. } = request;
         let _lock = self.engine.lock()?;
         let app = self.deployed_app(&app)?;
-        if let Registration::Thread { tid } = what {
-            self.may_schedule(tid)?;
+        let Registration::Thread { tid } = what else {
+            return Ok(self.hook_for(&app, hook.as_deref(), &what)?.register(&app, what, index)?);
+        };
+        let thread = process::Thread::open(tid)?.ok_or_else(|| no_thread(tid))?;
+        self.may_schedule(tid)?;
+        let hook = self.hook_for(&app, hook.as_deref(), &what)?;
+        let index = hook.register(&app, what, index)?;
+        if !thread.has_ended()? {
+            return Ok(index);
         }
-        Ok(self.hook_for(&app, hook.as_deref(), &what)?.register(&app, what, index)?)
+        // Whoever has its id by now was not asked about.
+        match hook.unregister(&app, &Registration::Thread { tid }) {
+            Ok(()) | Err(Error::NotFound { .. }) => Err(no_thread(tid)),
+            Err(e) => Err(e.into()),
+        }
     }
 
     fn here(&self, what: Registration) -> Result<Registration> {
@@ -468,15 +479,17 @@ impl AsCaller {
 
     /// A thread of the caller's own process or user; root may schedule any.
     fn may_schedule(&self, tid: i32) -> Result<()> {
-        let owner = owner_of(tid).ok_or_else(|| {
-            Failure::new(Code::NotFound, format!("there is no thread {tid}"))
-                .advise("register a thread while it runs, from its own process")
-        })?;
+        let owner = owner_of(tid).ok_or_else(|| no_thread(tid))?;
         if self.is_root() || owner == self.caller.uid {
             return Ok(());
         }
         Err(Failure::new(Code::NotPermitted, format!("thread {tid} belongs to user {owner}")))
     }
+}
+
+fn no_thread(tid: i32) -> Failure {
+    Failure::new(Code::NotFound, format!("there is no thread {tid}"))
+        .advise("register a thread while it runs, from its own process")
 }
 
 /// The effective user of a thread.

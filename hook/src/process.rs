@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 
 use crate::{Error, Result};
@@ -28,6 +30,51 @@ pub(crate) fn no_such(pid: i32) -> Error {
     Error::NotFound {
         what: format!("there is no process {pid}"),
         advice: "give the id of a running process".to_owned(),
+    }
+}
+
+/// A thread, and nobody who gets its id when it ends.
+#[derive(Debug)]
+pub struct Thread {
+    tid: i32,
+    pidfd: OwnedFd,
+}
+
+impl Thread {
+    /// `None` when there is no thread of that id.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`], so before Linux 6.9.
+    pub fn open(tid: i32) -> Result<Option<Self>> {
+        // PIDFD_THREAD: of a single thread.
+        let flags = PidfdFlags::from_bits_retain(OFlags::EXCL.bits());
+        match Pid::from_raw(tid).map(|id| rustix::process::pidfd_open(id, flags)) {
+            Some(Ok(pidfd)) => Ok(Some(Self { tid, pidfd })),
+            None | Some(Err(rustix::io::Errno::SRCH)) => Ok(None),
+            Some(Err(e)) => Err(Error::kernel(format!("open thread {tid}"), e)),
+        }
+    }
+
+    /// Its id, while it has not ended.
+    #[must_use]
+    pub fn tid(&self) -> i32 {
+        self.tid
+    }
+
+    /// Whether it has: what was done by its id before may have been done to another one.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    pub fn has_ended(&self) -> Result<bool> {
+        let mut ends = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let ended = poll(&mut ends, Some(&Timespec::default()));
+        ended.map(|n| n > 0).map_err(|e| Error::kernel(format!("look at thread {}", self.tid), e))
+    }
+}
+
+impl AsFd for Thread {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 }
 
@@ -130,6 +177,12 @@ pub fn threads(pid: i32) -> Result<Vec<i32>> {
         .collect();
     tids.sort_unstable();
     Ok(tids)
+}
+
+/// Whether a thread is one of a process's.
+#[must_use]
+pub fn has_thread(pid: i32, tid: i32) -> bool {
+    fs::exists(format!("/proc/{pid}/task/{tid}")).unwrap_or(false)
 }
 
 /// Is there such a process? One that ended and was not waited for still is.

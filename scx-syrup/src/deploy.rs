@@ -8,6 +8,7 @@ use std::time::Duration;
 use libbpf_rs::MapType;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use syrup_hook::process::Thread;
 use syrup_hook::sys::{self, Map};
 use syrup_hook::{
     App, Counters, Dir, Error, Facts, Health, Linked, LoadedProgram, Observed, POLICY_PROGRAM,
@@ -160,7 +161,12 @@ fn adopt(root: &Root, app: &App, table: &Map, owner: Owner, pid: i32, cpus: &[u3
         refuse_taken(root, &app.bpffs, &new, owner)?;
         for tid in new {
             check_affinity(tid, cpus)?;
-            match threads::register(root, table, tid, owner, adopted) {
+            let Some(thread) = Thread::open(tid)? else { continue };
+            // Its id may be another one's since it was listed.
+            if !process::has_thread(pid, tid) {
+                continue;
+            }
+            match threads::register(root, table, &thread, owner, adopted) {
                 Ok(()) => adopted += 1,
                 // It ended meanwhile.
                 Err(Error::NotFound { .. }) => {}
@@ -312,7 +318,8 @@ pub(crate) fn add(dir: &Dir, what: Registration, index: Option<u32>) -> Result<u
     let index = index
         .or(present.filter(|&index| index != abi::SYRUP_INDEX_NONE))
         .unwrap_or_else(|| threads::free_index(&others));
-    threads::register(&root, &table, tid, owner, index)?;
+    let thread = Thread::open(tid)?.ok_or_else(|| threads::no_such_thread(tid))?;
+    threads::register(&root, &table, &thread, owner, index)?;
     // Only then: whoever cannot be registered takes nobody's index.
     for other in others.iter().filter(|thread| thread.index == index) {
         match root.set_index(other.tid, owner, abi::SYRUP_INDEX_NONE) {

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::time::{Duration, Instant};
 
+use syrup_hook::process::Thread;
 use syrup_hook::sys::Map;
 use syrup_hook::{Error, Result};
 use syrup_sdk::abi;
@@ -14,8 +15,6 @@ use crate::root::Root;
 
 const SCHED_OTHER: i32 = 0;
 const SCHED_EXT: i32 = 7;
-/// `PIDFD_THREAD`: a pidfd of a single thread (Linux 6.9).
-const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
 /// Scans of /proc while an app is emptied: threads it forks meanwhile inherit.
 const RELEASE_ROUNDS: usize = 20;
 /// A fork takes far less, unless it waits for memory.
@@ -47,12 +46,11 @@ pub(crate) struct Registered {
 pub(crate) fn register(
     root: &Root,
     threads: &Map,
-    tid: i32,
+    thread: &Thread,
     owner: Owner,
     index: u32,
 ) -> Result<()> {
-    let pidfd = pidfd(tid)?.ok_or_else(|| no_such_thread(tid))?;
-    let key = pidfd.as_raw_fd().to_ne_bytes();
+    let (tid, key) = (thread.tid(), key(thread));
     if is_of_kernel(tid) {
         return Err(Error::Usage(format!(
             "thread {tid} is the kernel's own: whatever waits for it would wait for every \
@@ -72,6 +70,11 @@ pub(crate) fn register(
     let value = syrup_scx_thread { slot, generation, index, ..Default::default() };
     threads.update(&key, value.bytes())?;
     match set_policy(tid, SCHED_EXT) {
+        // The class is set by id: of another thread by now, which is nobody's.
+        Ok(()) if thread.has_ended()? => {
+            release(tid)?;
+            Err(no_such_thread(tid))
+        }
         Ok(()) => Ok(()),
         Err(e) => {
             if let Err(e) = threads.delete(&key) {
@@ -91,8 +94,8 @@ pub(crate) fn owner_of(threads: &Map, tid: i32) -> Result<Option<Owner>> {
     if !is_ext(tid) {
         return Ok(None);
     }
-    let Some(pidfd) = pidfd(tid)? else { return Ok(None) };
-    Ok(lookup(threads, pidfd.as_raw_fd().to_ne_bytes())?.map(|thread| Owner::of(&thread)))
+    let Some(thread) = Thread::open(tid)? else { return Ok(None) };
+    Ok(lookup(threads, key(&thread))?.map(|thread| Owner::of(&thread)))
 }
 
 /// Gives every thread of `slot`, whichever app's, back to the kernel's default scheduler.
@@ -189,8 +192,8 @@ fn registered(threads: &Map) -> Result<Vec<Registered>> {
         if !is_ext(tid) {
             continue;
         }
-        let Some(pidfd) = pidfd(tid)? else { continue };
-        if let Some(value) = lookup(threads, pidfd.as_raw_fd().to_ne_bytes())? {
+        let Some(thread) = Thread::open(tid)? else { continue };
+        if let Some(value) = lookup(threads, key(&thread))? {
             found.push(Registered { tid, owner: Owner::of(&value), index: value.index });
         }
     }
@@ -221,20 +224,9 @@ fn tids() -> Vec<i32> {
         .collect()
 }
 
-/// `None` when there is no such thread.
-fn pidfd(tid: i32) -> Result<Option<OwnedFd>> {
-    // SAFETY: a plain system call on numbers; a result that is not negative is
-    // a new fd.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, tid, PIDFD_THREAD) };
-    if fd >= 0 {
-        // SAFETY: the kernel just made this fd for us.
-        return Ok(Some(unsafe { OwnedFd::from_raw_fd(fd as i32) }));
-    }
-    let e = io::Error::last_os_error();
-    match e.raw_os_error() {
-        Some(libc::ESRCH) => Ok(None),
-        _ => Err(Error::kernel(format!("open thread {tid}"), e)),
-    }
+/// Of a thread in task storage.
+fn key(thread: &Thread) -> [u8; 4] {
+    thread.as_fd().as_raw_fd().to_ne_bytes()
 }
 
 fn is_of_kernel(tid: i32) -> bool {
@@ -322,6 +314,6 @@ mod tests {
     #[test]
     fn a_thread_that_does_not_exist_is_not_found() {
         assert!(matches!(affinity(i32::MAX), Err(Error::NotFound { .. })));
-        assert!(pidfd(i32::MAX).unwrap().is_none());
+        assert!(Thread::open(i32::MAX).unwrap().is_none());
     }
 }

@@ -69,8 +69,12 @@ pub fn within<T: Send>(netns: BorrowedFd<'_>, f: impl FnOnce() -> T + Send) -> R
             .map_err(|e| Error::kernel("enter a network namespace", e))?;
         Ok(f())
     };
-    thread::scope(|scope| scope.spawn(entered).join())
-        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    thread::scope(|scope| {
+        let entered = thread::Builder::new()
+            .spawn_scoped(scope, entered)
+            .map_err(|e| Error::kernel("start a thread", e))?;
+        entered.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// Runs `f` in the network namespace of that cookie; `None` when no process that we may

@@ -1,7 +1,7 @@
 //! Whose the sockets of a port are: they are found in the kernel's list, and taken from the
 //! processes that hold them.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
@@ -231,16 +231,18 @@ pub(crate) struct Server {
 /// # Errors
 /// [`Error::Kernel`].
 pub(crate) fn servers(ports: &[u16]) -> Result<Vec<Server>> {
+    let listed = bound(&[], ports)?.into_iter().map(|b| (b.inode, b.key));
+    let mut wanted: HashMap<u64, GroupKey> = listed.collect();
     let mut found = Vec::new();
-    for b in bound(&[], ports)? {
-        for pid in process::all() {
-            let mine = process::sockets(pid, |inode| inode == b.inode);
-            if let Some((_, fd)) = not_of_others(mine)?.pop() {
-                let unfit = inspect(fd).ok().and_then(Result::err);
-                let (proto, port) = (b.key.proto, b.key.address.port());
-                found.push(Server { pid, proto, port, unfit });
-                break;
-            }
+    for pid in process::all() {
+        if wanted.is_empty() {
+            break;
+        }
+        for (_, fd) in not_of_others(process::sockets(pid, |inode| wanted.contains_key(&inode)))? {
+            let inode = rustix::fs::fstat(&fd).map(|stat| stat.st_ino);
+            let Some(key) = inode.ok().and_then(|inode| wanted.remove(&inode)) else { continue };
+            let unfit = inspect(fd).ok().and_then(Result::err);
+            found.push(Server { pid, proto: key.proto, port: key.address.port(), unfit });
         }
     }
     Ok(found)

@@ -49,6 +49,19 @@ impl Held {
     }
 }
 
+/// Whether a program that we let go of has another user after `limit` still.
+#[must_use]
+pub fn program_in_use(program: u32, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    while program_exists(program) {
+        if Instant::now() > deadline {
+            return true;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    false
+}
+
 /// Asked by walking the ids, not by opening the object: a PROG_ARRAY that gets
 /// a new user while the kernel is still emptying it for want of users is never
 /// freed (its deferred clearing takes a reference per time the users are gone,

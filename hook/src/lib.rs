@@ -21,7 +21,7 @@ pub mod sys;
 
 pub use deploy::{Deploy, Dir, hex};
 pub use error::{Error, Result, verifier_lines, verifier_tail};
-pub use freed::Held;
+pub use freed::{Held, program_in_use};
 pub use hook::{App, Counters, End, Hook, Observed, Probe, target};
 pub use load::{LoadedProgram, PolicyObject, set_constant};
 pub use policy::{Builtin, Linked, POLICY_PROGRAM};

@@ -36,7 +36,8 @@ GUESTS = (
     # Two cores to measure and one for the rest, which take turns on one of the host.
     Guest("thread-time", "newest", ("syrup-scx/thread_time",), cpus=3, icount=True,
           expected_s=120),
-    Guest("cross-layer", "newest", ("syrup-tests/cross_layer",), expected_s=90),
+    Guest("cross-layer", "newest", ("syrup-tests/cross_layer", "syrup-tests/killed_threads"),
+          expected_s=300),
     Guest("no-scx", "no-scx", ("syrup-tests/kernels::no_scx",)),
     Guest("malformed-btf", "malformed-btf", ("syrup-tests/kernels::malformed_btf",)),
 )

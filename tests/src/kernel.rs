@@ -121,9 +121,18 @@ impl KernelObjects {
     #[track_caller]
     pub fn assert_freed(&self) {
         assert!(!self.programs.is_empty() && !self.maps.is_empty(), "nothing was pinned: {self:?}");
+        self.assert_none_left("");
+    }
+
+    /// The same, also where there was nothing.
+    ///
+    /// # Panics
+    /// When some stay, with `after` what.
+    #[track_caller]
+    pub fn assert_none_left(&self, after: &str) {
         let deadline = Instant::now() + Duration::from_secs(30);
         while !self.left().is_empty() {
-            assert!(Instant::now() < deadline, "left in the kernel: {:?}", self.left());
+            assert!(Instant::now() < deadline, "{after} left in the kernel: {:?}", self.left());
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -153,6 +162,23 @@ pub fn maps_of_program(id: u32) -> Option<Vec<u32>> {
     assert_eq!(err, 0, "program {id}: {}", std::io::Error::from_raw_os_error(-err));
     maps.truncate(info.nr_map_ids as usize);
     Some(maps)
+}
+
+/// The name of map `id`; `None` when there is no such map. Not for a PROG_ARRAY that may be
+/// going: see [`KernelObjects`].
+pub(crate) fn map_name(id: u32) -> Option<String> {
+    // SAFETY: takes a number, gives an fd or a negative errno.
+    let fd = unsafe { libbpf_sys::bpf_map_get_fd_by_id(id) };
+    // SAFETY: the kernel just made this fd for us.
+    let fd = (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })?;
+    let mut info = libbpf_sys::bpf_map_info::default();
+    let mut len = size_of::<libbpf_sys::bpf_map_info>() as u32;
+    // SAFETY: info has the size in len.
+    let err =
+        unsafe { libbpf_sys::bpf_map_get_info_by_fd(fd.as_raw_fd(), &raw mut info, &raw mut len) };
+    assert_eq!(err, 0, "map {id}: {}", std::io::Error::from_raw_os_error(-err));
+    let name = info.name.iter().map(|&byte| byte as u8).take_while(|&byte| byte != 0);
+    Some(String::from_utf8_lossy(&name.collect::<Vec<u8>>()).into_owned())
 }
 
 /// The program, and for a scheduler the map, that a link attaches.

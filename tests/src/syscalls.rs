@@ -1,7 +1,10 @@
-//! How many system calls a command makes.
+//! The system calls of a command: how many they are, and what they would change.
 
-use std::os::unix::process::CommandExt as _;
-use std::process::Command;
+use std::ffi::CStr;
+use std::os::unix::fs::FileExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
 
 /// Runs a command, its output thrown away, and counts its system calls and those
 /// of the threads and processes it starts.
@@ -10,12 +13,157 @@ use std::process::Command;
 /// When it cannot be started or traced, or fails.
 #[must_use]
 pub fn syscalls(command: &mut Command) -> u64 {
+    let mut calls = 0;
+    let status = trace(command.stdout(Stdio::null()), |_| {
+        calls += 1;
+        true
+    });
+    assert!(status.success(), "{command:?}: {status}");
+    calls
+}
+
+/// Runs a command and names each system call of its that changes what outlives it: pins and
+/// folders below `bpffs`, BPF maps and links, what is attached to a socket, how a thread is
+/// scheduled.
+///
+/// # Panics
+/// As [`syscalls`].
+#[must_use]
+pub fn changes(command: &mut Command, bpffs: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    let status = trace(command, |call| {
+        names.extend(call.change(bpffs));
+        true
+    });
+    assert!(status.success(), "{command:?}: {status}");
+    names
+}
+
+/// Runs a command until it is about to make the change of this number, counted from 0, which
+/// it does not live to make. Returns its name.
+///
+/// # Panics
+/// When it cannot be started or traced, or ends before.
+pub fn kill_before(command: &mut Command, bpffs: &Path, number: usize) -> String {
+    let (mut seen, mut last) = (0, None);
+    let status = trace(command, |call| {
+        let Some(name) = call.change(bpffs) else { return true };
+        seen += 1;
+        last = Some(name);
+        seen <= number
+    });
+    assert_eq!(status.signal(), Some(libc::SIGKILL), "{command:?}: {status} after {seen} changes");
+    last.expect("it was killed for a change")
+}
+
+/// A system call that a thread is about to make.
+struct Call {
+    tid: i32,
+    number: i64,
+    args: [u64; 6],
+}
+
+impl Call {
+    /// What it would change, if anything.
+    fn change(&self, bpffs: &Path) -> Option<String> {
+        let [a, b, c, d, ..] = self.args;
+        let below = |what: &str, folder: Option<u64>, name: u64| {
+            let path = self.path(folder, name);
+            let path = path.strip_prefix(bpffs.parent()?).ok()?;
+            Some(format!("{what} {}", path.display()))
+        };
+        match self.number {
+            libc::SYS_bpf => self.bpf_change(),
+            libc::SYS_mkdir => below("mkdir", None, a),
+            libc::SYS_mkdirat => below("mkdir", Some(a), b),
+            libc::SYS_rmdir => below("rmdir", None, a),
+            libc::SYS_unlink => below("unlink", None, a),
+            libc::SYS_unlinkat => below("unlink", Some(a), b),
+            libc::SYS_rename => below("rename to", None, b),
+            libc::SYS_renameat | libc::SYS_renameat2 => below("rename to", Some(c), d),
+            libc::SYS_chown => below("chown", None, a),
+            libc::SYS_fchownat => below("chown", Some(a), b),
+            libc::SYS_chmod => below("chmod", None, a),
+            libc::SYS_fchmodat => below("chmod", Some(a), b),
+            libc::SYS_fchmod => {
+                let path = self.descriptor(a);
+                let path = path.strip_prefix(bpffs.parent()?).ok()?;
+                Some(format!("chmod {}", path.display()))
+            }
+            libc::SYS_setsockopt if b == libc::SOL_SOCKET as u64 => match c as i32 {
+                libc::SO_ATTACH_REUSEPORT_EBPF => Some("attach to a socket's group".to_owned()),
+                libc::SO_DETACH_REUSEPORT_BPF => Some("detach from a socket's group".to_owned()),
+                _ => None,
+            },
+            libc::SYS_sched_setscheduler | libc::SYS_sched_setattr => {
+                Some("set a thread's class".to_owned())
+            }
+            _ => None,
+        }
+    }
+
+    fn bpf_change(&self) -> Option<String> {
+        let [command, attributes, ..] = self.args;
+        let what = match command as u32 {
+            libbpf_sys::BPF_OBJ_PIN => {
+                let name = u64::from_ne_bytes(self.read(attributes)?);
+                let path = self.path(None, name);
+                return Some(format!("pin {}", path.file_name()?.to_string_lossy()));
+            }
+            libbpf_sys::BPF_MAP_UPDATE_ELEM | libbpf_sys::BPF_MAP_UPDATE_BATCH => "update",
+            libbpf_sys::BPF_MAP_DELETE_ELEM => "delete from",
+            libbpf_sys::BPF_LINK_CREATE => return Some("create a link".to_owned()),
+            libbpf_sys::BPF_PROG_TEST_RUN => return Some("run a program".to_owned()),
+            _ => return None,
+        };
+        let fd = u32::from_ne_bytes(self.read(attributes)?);
+        Some(format!("{what} {}", self.map_name(fd)?))
+    }
+
+    /// The name of a BPF map that the thread has open.
+    fn map_name(&self, fd: u32) -> Option<String> {
+        let about = std::fs::read_to_string(format!("/proc/{}/fdinfo/{fd}", self.tid)).ok()?;
+        let id = about.lines().find_map(|line| line.strip_prefix("map_id:"))?.trim();
+        crate::kernel::map_name(id.parse().ok()?)
+    }
+
+    fn read<const N: usize>(&self, address: u64) -> Option<[u8; N]> {
+        let memory = std::fs::File::open(format!("/proc/{}/mem", self.tid)).ok()?;
+        let mut bytes = [0; N];
+        memory.read_exact_at(&mut bytes, address).ok()?;
+        Some(bytes)
+    }
+
+    fn descriptor(&self, fd: u64) -> PathBuf {
+        let link = format!("/proc/{}/fd/{}", self.tid, fd as i32);
+        std::fs::read_link(link).unwrap_or_default()
+    }
+
+    fn path(&self, folder: Option<u64>, name: u64) -> PathBuf {
+        let mut bytes = Vec::new();
+        // As long as a name may be; it may end near the end of what is mapped.
+        while bytes.len() < 4096 && !bytes.contains(&0) {
+            let Some(more) = self.read::<16>(name + bytes.len() as u64) else { break };
+            bytes.extend(more);
+        }
+        bytes.push(0);
+        let name = CStr::from_bytes_until_nul(&bytes).expect("a zero was just added");
+        let name = Path::new(name.to_str().unwrap_or_default());
+        match folder {
+            Some(folder) if folder as i32 != libc::AT_FDCWD => self.descriptor(folder).join(name),
+            _ => name.to_owned(),
+        }
+    }
+}
+
+/// Runs a command and tells `goes_on` of each system call of its and of the threads and
+/// processes it starts, until that says no: then it is killed, and the call is not made.
+fn trace(command: &mut Command, mut goes_on: impl FnMut(&Call) -> bool) -> ExitStatus {
     const FOLLOW: i32 = libc::PTRACE_O_TRACESYSGOOD
         | libc::PTRACE_O_TRACECLONE
         | libc::PTRACE_O_TRACEFORK
         | libc::PTRACE_O_TRACEVFORK
         | libc::PTRACE_O_EXITKILL;
-    command.stdout(std::process::Stdio::null());
     // SAFETY: between fork and exec the closure makes one system call.
     unsafe {
         command.pre_exec(|| match libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) {
@@ -29,20 +177,22 @@ pub fn syscalls(command: &mut Command) -> u64 {
     wait(child);
     ptrace(libc::PTRACE_SETOPTIONS, child, FOLLOW);
     ptrace(libc::PTRACE_SYSCALL, child, 0);
-    let mut stops = 0;
+    let mut killed = false;
     loop {
         let (tid, status) = wait(-1);
         if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
             if tid == child {
-                assert_eq!(status, 0, "{command:?} failed");
-                // Each call stops at its entry and at its return.
-                return stops / 2;
+                return ExitStatus::from_raw(status);
             }
             continue;
         }
         let signal = match libc::WSTOPSIG(status) {
             at_syscall if at_syscall == libc::SIGTRAP | 0x80 => {
-                stops += 1;
+                if !killed && entry(tid).is_some_and(|call| !goes_on(&call)) {
+                    killed = true;
+                    // SAFETY: a plain system call on numbers; the child is not waited for yet.
+                    unsafe { libc::kill(child, libc::SIGKILL) };
+                }
                 0
             }
             // A new thread's first stop, or the event of its start.
@@ -51,6 +201,21 @@ pub fn syscalls(command: &mut Command) -> u64 {
         };
         ptrace(libc::PTRACE_SYSCALL, tid, signal);
     }
+}
+
+/// The call at whose entry a thread stopped; `None` at its return.
+fn entry(tid: i32) -> Option<Call> {
+    // SAFETY: zeroes are a valid value of this plain structure.
+    let mut info: libc::ptrace_syscall_info = unsafe { std::mem::zeroed() };
+    let size = size_of::<libc::ptrace_syscall_info>();
+    // SAFETY: the kernel writes at most `size` bytes to info, which lives for the call.
+    let got = unsafe { libc::ptrace(libc::PTRACE_GET_SYSCALL_INFO, tid, size, &raw mut info) };
+    if got <= 0 || info.op != libc::PTRACE_SYSCALL_INFO_ENTRY {
+        return None;
+    }
+    // SAFETY: `op` says that this member is the one that was written.
+    let entry = unsafe { info.u.entry };
+    Some(Call { tid, number: entry.nr as i64, args: entry.args })
 }
 
 /// A tracee that stopped or ended, and its wait status. Only those of this

@@ -188,7 +188,10 @@ impl Hook for SocketSelect {
     }
 
     fn settle(&self, dir: &Dir) -> Result<()> {
-        Pins::open(dir.path())?.set_numbers(&dir.state()?)
+        let (pins, mut state): (_, State) = (Pins::open(dir.path())?, dir.state()?);
+        // A call that died may have made room for more than it put there.
+        state.count(&pins.cookies(&state)?);
+        pins.set_numbers(&state)
     }
 
     fn detach(&self, _app: &App, path: &Path) -> Result<()> {

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use syrup_hook::record::Record;
 use syrup_hook::sys::{self, Map};
-use syrup_hook::{Counters, Dir, Error, LoadedProgram, PolicyObject, Result, set_constant};
+use syrup_hook::{Counters, Dir, Error, LoadedProgram, PolicyObject, Result};
+use syrup_hook::{program_in_use, set_constant};
 use syrup_sdk::abi::{SYRUP_CHOSEN, SYRUP_INPUTS, SYRUP_MAX_EXECUTORS, SYRUP_NO_POLICY};
 
 use super::adopt;
@@ -134,7 +135,7 @@ impl Pins {
         for (wider, group) in wider.groups.iter_mut().zip(&state.groups) {
             wider.attached = group.attached;
         }
-        let mut added = Vec::new();
+        let (mut added, mut attached) = (Vec::new(), Vec::new());
         let mut step = || {
             // Whoever reads after a death looks at all that may be there.
             dir.set_state(&wider)?;
@@ -146,18 +147,18 @@ impl Pins {
                     added.push((group, index));
                 }
             }
-            for (group, cookies) in state.groups.iter_mut().zip(self.cookies(&wider)?) {
-                group.count = cookies.iter().flatten().count() as u32;
-                let last = cookies.iter().rposition(Option::is_some);
-                group.end = last.map_or(0, |last| last as u32 + 1);
+            state.count(&self.cookies(&wider)?);
+            for &(number, ..) in joined {
+                state.groups[number].attaching = !state.groups[number].attached;
             }
             dir.set_state(&state)?;
             // From here on schedule() may name the new indexes.
             self.set_numbers(&state)?;
             for &(number, _, member) in joined {
-                if !state.groups[number].attached {
+                if state.groups[number].attaching {
                     sockets::attach(member.fd.as_fd(), self.dispatcher(number)?.as_fd())?;
-                    state.groups[number].attached = true;
+                    attached.push(member);
+                    (state.groups[number].attached, state.groups[number].attaching) = (true, false);
                 }
             }
             dir.set_state(&state)
@@ -165,6 +166,11 @@ impl Pins {
         let done = step();
         if done.is_err() {
             // What the caller hears is why it failed, not what else did.
+            for member in attached {
+                if let Err(e) = sockets::detach(member.fd.as_fd()) {
+                    log::warn!("the dispatcher of {} stays attached: {e}", member.key);
+                }
+            }
             if let Err(e) = self.undo(dir, &before, &added, &cookies) {
                 log::warn!("{e}");
             }
@@ -256,6 +262,18 @@ impl Pins {
         sys::obj_get_required(&path)
     }
 
+    /// Whether a group's dispatcher is in use without its pin, which goes: attached, for
+    /// nothing else holds it.
+    fn unpinned_is_in_use(&self, group: usize) -> Result<bool> {
+        let path = self.path.join(format!("{DISPATCHER}{group}"));
+        let Some(program) = sys::obj_get(&path)? else { return Ok(false) };
+        let id = sys::program_id(program.as_fd())?;
+        drop(program);
+        fs::remove_file(&path)
+            .map_err(|e| Error::kernel(format!("remove {}", path.display()), e))?;
+        Ok(program_in_use(id, FREEING))
+    }
+
     /// What became of the inputs. Each is counted once: by the executor that was
     /// chosen, or by the reason why none was.
     pub fn counters(&self) -> Result<Counters> {
@@ -329,9 +347,20 @@ pub(crate) fn dispatchers(path: &Path) -> Result<Vec<OwnedFd>> {
 pub(crate) fn take_down(path: &Path) -> Result<()> {
     let Ok(pins) = Pins::open(path) else { return Ok(()) };
     let state = Record::read(path).ok().flatten().and_then(|r| r.state::<State>(path).ok());
+    // Where the record is gone or of another version, any.
+    let mut places: Vec<u32> = (0..pins.executors.max_entries()).collect();
     if let Some(state) = state {
-        let groups = state.groups.iter().zip(pins.cookies(&state)?);
-        for (group, cookies) in groups.filter(|(group, _)| group.attached) {
+        let cookies = pins.cookies(&state)?;
+        let of_group = |(group, cookies): (usize, &Cookies)| {
+            let taken = (0..).zip(cookies).filter(|(_, cookie)| cookie.is_some());
+            taken.map(|(index, _)| place(group, index)).collect::<Vec<u32>>()
+        };
+        places = cookies.iter().enumerate().flat_map(of_group).collect();
+        for ((number, group), cookies) in state.groups.iter().enumerate().zip(cookies) {
+            let attached = group.attached || group.attaching && pins.unpinned_is_in_use(number)?;
+            if !attached {
+                continue;
+            }
             let ours: Vec<u64> = cookies.into_iter().flatten().collect();
             // An empty slot passes: what cannot be reached hinders nothing.
             let socket = adopt::one_of(&group.key, &ours, state.pid);
@@ -345,7 +374,7 @@ pub(crate) fn take_down(path: &Path) -> Result<()> {
         }
     }
     pins.policies.delete(&0u32.to_ne_bytes())?;
-    for place in 0..pins.executors.max_entries() {
+    for place in places {
         pins.executors.delete(&place.to_ne_bytes())?;
     }
     Ok(())

@@ -24,6 +24,10 @@ pub(crate) struct Group {
     /// Whether our dispatcher decides for it: not before its first socket is in the map.
     #[serde(default)]
     pub attached: bool,
+    /// Whether it may be attached although `attached` says no: a call is attaching it, or died
+    /// of that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub attaching: bool,
 }
 
 /// What is kept.
@@ -62,7 +66,7 @@ impl State {
         if let Some(number) = self.groups.iter().position(|group| group.key == *key) {
             return Ok(number);
         }
-        let new = Group { key: *key, end: 0, count: 0, attached: false };
+        let new = Group { key: *key, end: 0, count: 0, attached: false, attaching: false };
         if self.groups.len() < MAX_GROUPS {
             self.groups.push(new);
             return Ok(self.groups.len() - 1);
@@ -73,6 +77,15 @@ impl State {
         let number = empty.ok_or_else(too_many_groups)?;
         self.groups[number] = new;
         Ok(number)
+    }
+
+    /// Takes over what is in the map, by group.
+    pub fn count(&mut self, cookies: &[Vec<Option<u64>>]) {
+        for (group, cookies) in self.groups.iter_mut().zip(cookies) {
+            group.count = cookies.iter().flatten().count() as u32;
+            let last = cookies.iter().rposition(Option::is_some);
+            group.end = last.map_or(0, |last| last as u32 + 1);
+        }
     }
 
     /// The first socket decides what was left open.
@@ -167,7 +180,7 @@ mod tests {
         for (end, common) in [(0, 1), (4, 4), (4, 4), (0, 4), (2, 0)] {
             let port = 1 + state.groups.len() as u16;
             let key = key(&format!("127.0.0.1:{port}"), Proto::Udp);
-            state.groups.push(Group { key, end, count: end, attached: true });
+            state.groups.push(Group { key, end, count: end, attached: true, attaching: false });
             assert_eq!(state.common_end(), common);
         }
         assert_eq!(state.end(), 4);

@@ -164,6 +164,21 @@ fn whoever_is_killed_at_any_step_leaves_the_old_or_the_new_and_nothing_in_the_en
 }
 
 #[test]
+fn what_another_attached_stays_when_a_load_dies_before_it_attaches() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let stage = Stage::new(Sockets::new());
+    let steps = stage.steps(Operation::Load);
+    let attach = steps.iter().position(|step| step.starts_with("attach")).unwrap();
+    let own = &stage.scene.own;
+    always_the_second(&own[0]);
+    stage.die(Operation::Load, attach);
+    stage.unload_all();
+    assert_eq!(stage.scene.spread(PORT, own), [0, FLOWS], "its program is gone");
+}
+
+#[test]
 #[ignore = "run by whoever_is_killed_at_any_step_leaves_the_old_or_the_new_and_nothing_in_the_end"]
 fn child_makes_a_call() {
     killed::make_a_call(Sockets::of_parent);

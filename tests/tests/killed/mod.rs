@@ -189,7 +189,7 @@ pub trait Scene: Sync {
 
 /// A scene with pins and a daemon of its own.
 pub struct Stage<S> {
-    scene: S,
+    pub scene: S,
     ctl: Ctl,
     daemon: Option<Daemon>,
     objects: TempDir,
@@ -211,14 +211,10 @@ impl<S: Scene> Stage<S> {
     /// Kills an operation before each of its steps, once for each of those who come then;
     /// prints what was found, and what that one left. Returns how many steps there are.
     pub fn play(&mut self, operation: Operation, nexts: fn(usize) -> &'static [Next]) -> usize {
-        self.prepare(operation);
-        let steps = changes(&mut self.child(operation), &self.ctl.bpffs());
-        assert_eq!(self.settled("alive"), operation.ends()[1]);
-        self.root().unload_all().unwrap();
-
+        let steps = self.steps(operation);
         println!("{operation:?}: {} steps", steps.len());
         let mut made = Vec::new();
-        for (step, name) in steps.iter().enumerate() {
+        for (step, name) in steps.iter().enumerate().filter(|(step, _)| !nexts(*step).is_empty()) {
             let mut row = format!("{step:4} {name:<50}");
             for &next in nexts(step) {
                 let (found, left) = self.kill(operation, step, next, &mut made);
@@ -233,6 +229,25 @@ impl<S: Scene> Stage<S> {
         steps.len()
     }
 
+    /// The names of an operation's steps.
+    pub fn steps(&self, operation: Operation) -> Vec<String> {
+        self.prepare(operation);
+        let steps = changes(&mut self.child(operation), &self.ctl.bpffs());
+        assert_eq!(self.settled("alive"), operation.ends()[1]);
+        self.unload_all();
+        steps
+    }
+
+    /// Kills an operation before a step; returns the step's name.
+    pub fn die(&self, operation: Operation, step: usize) -> String {
+        kill_before(&mut self.child(operation), &self.ctl.bpffs(), step)
+    }
+
+    /// Takes everything away, without the daemon.
+    pub fn unload_all(&self) {
+        self.root().unload_all().unwrap();
+    }
+
     /// `made` gets what the kernel had, which is to go.
     fn kill(
         &mut self,
@@ -243,7 +258,7 @@ impl<S: Scene> Stage<S> {
     ) -> (State, String) {
         self.prepare(operation);
         let before = self.ctl.kernel_objects();
-        let at = kill_before(&mut self.child(operation), &self.ctl.bpffs(), step);
+        let at = self.die(operation, step);
         let said = format!("{operation:?} killed before step {step} ({at}), then {next:?}");
         made.extend([before, self.ctl.kernel_objects()].map(|objects| (said.clone(), objects)));
 
@@ -265,7 +280,7 @@ impl<S: Scene> Stage<S> {
                 self.settled(&said).to_string()
             }
         };
-        self.root().unload_all().unwrap();
+        self.unload_all();
         self.ctl.assert_empty();
         assert_eq!(self.settled(&said), NOTHING);
         self.scene.assert_foreign_untouched();

@@ -404,12 +404,19 @@ impl AsCaller {
     fn add(&self, mut request: Register) -> Result<u32> {
         let what = self.here(request.take()?)?;
         let Register { app, hook, index, .. } = request;
+        // As early as we can: its id may be another one's after each wait.
+        let thread = match what {
+            Registration::Thread { tid } => {
+                Some(process::Thread::open(tid)?.ok_or_else(|| no_thread(tid))?)
+            }
+            _ => None,
+        };
         let _lock = self.engine.lock()?;
         let app = self.deployed_app(&app)?;
-        let Registration::Thread { tid } = what else {
+        let Some(thread) = thread else {
             return Ok(self.hook_for(&app, hook.as_deref(), &what)?.register(&app, what, index)?);
         };
-        let thread = process::Thread::open(tid)?.ok_or_else(|| no_thread(tid))?;
+        let tid = thread.tid();
         self.may_schedule(tid)?;
         let hook = self.hook_for(&app, hook.as_deref(), &what)?;
         let index = hook.register(&app, what, index)?;

@@ -33,7 +33,8 @@ pub(crate) fn no_such(pid: i32) -> Error {
     }
 }
 
-/// A thread, and nobody who gets its id when it ends.
+/// A thread, and nobody who gets its id when it ends. One that calls exec takes the id of its
+/// process: then this is of whoever has that by now.
 #[derive(Debug)]
 pub struct Thread {
     tid: i32,
@@ -48,7 +49,7 @@ impl Thread {
     pub fn open(tid: i32) -> Result<Option<Self>> {
         // PIDFD_THREAD: of a single thread.
         let flags = PidfdFlags::from_bits_retain(OFlags::EXCL.bits());
-        match Pid::from_raw(tid).map(|id| rustix::process::pidfd_open(id, flags)) {
+        match Pid::from_raw(tid.max(0)).map(|id| rustix::process::pidfd_open(id, flags)) {
             Some(Ok(pidfd)) => Ok(Some(Self { tid, pidfd })),
             None | Some(Err(rustix::io::Errno::SRCH)) => Ok(None),
             Some(Err(e)) => Err(Error::kernel(format!("open thread {tid}"), e)),

@@ -57,8 +57,8 @@ impl From<Error> for Failure {
             Error::Unreachable { source, .. }
                 if source.kind() == io::ErrorKind::PermissionDenied =>
             {
-                let group = "the socket is open to root and to the users of its group: ask root \
-                             for 'usermod -aG syrup USER'";
+                let group = "it is open to the users of its group, which 'ls -l' shows: ask root \
+                             for 'usermod -aG GROUP USER'";
                 failure(Code::NotPermitted, group)
             }
             Error::Unreachable { .. } => {

@@ -28,7 +28,7 @@ pub enum Code {
     Conflict,
     /// What was named is not there.
     NotFound,
-    /// No daemon answers.
+    /// No daemon answers; or it went away during a call, of which nobody knows what became.
     Unreachable,
     /// It did not happen in time.
     Timeout,

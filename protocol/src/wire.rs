@@ -51,9 +51,10 @@ impl Decoder {
             return None;
         };
         let end = self.scanned + found;
-        let rest = self.buffer.split_off(end + 1);
-        let mut json = std::mem::replace(&mut self.buffer, rest);
-        json.truncate(end);
+        // As large as it is: many small ones may wait for their turn.
+        let json = self.buffer[..end].to_vec();
+        self.buffer.drain(..=end);
+        self.truncate(self.buffer.len());
         self.scanned = 0;
         let mut fds = Vec::new();
         while self.fds.front().is_some_and(|(upto, _)| *upto <= end + 1) {
@@ -218,6 +219,19 @@ pub(crate) mod tests {
         }
         assert_eq!(seen, ["{\"a\":1}", "{}"]);
         assert!(decoder.is_partial());
+    }
+
+    #[test]
+    fn a_message_takes_the_room_of_its_bytes() {
+        let (ours, theirs) = pair();
+        send(&ours, &[b"{}\0".repeat(1000), vec![b'x'; 30_000], vec![0]].concat(), &[]);
+        let mut decoder = Decoder::default();
+        assert!(decoder.read(&theirs).unwrap());
+        let messages: Vec<Message> = std::iter::from_fn(|| decoder.next_message()).collect();
+        assert_eq!(messages.len(), 1001);
+        let room: usize = messages.iter().map(|message| message.json.capacity()).sum();
+        assert!(room < 40_000, "{room} bytes");
+        assert_eq!(decoder.buffer.capacity(), 0, "an idle connection holds none");
     }
 
     #[test]

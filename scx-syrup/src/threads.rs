@@ -68,7 +68,15 @@ pub(crate) fn register(
     }
     let Owner { slot, generation } = owner;
     let value = syrup_scx_thread { slot, generation, index, ..Default::default() };
-    threads.update(&key, value.bytes())?;
+    threads.update(&key, value.bytes()).map_err(|e| match e {
+        // It ended meanwhile.
+        Error::Kernel { ref source, .. }
+            if matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) =>
+        {
+            no_such_thread(tid)
+        }
+        e => e,
+    })?;
     match set_policy(tid, SCHED_EXT) {
         // The class is set by id: of another thread by now, which is nobody's.
         Ok(()) if thread.has_ended()? => {

@@ -161,6 +161,8 @@ fn lock(path: &Path) -> Result<(File, PathBuf)> {
             .mode(0o600)
             .open(&lock_path)
             .map_err(failed("open", &lock_path))?;
+        file.set_permissions(fs::Permissions::from_mode(0o600))
+            .map_err(failed("set the mode of", &lock_path))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(answers_already(path)),

@@ -14,7 +14,7 @@ pub const DEFAULT_GROUP: &str = "syrup";
 pub fn of_users(named: Option<&str>) -> Result<Option<u32>> {
     let unknown = |name: &str, why: &str| {
         Failure::new(Code::Usage, format!("group '{name}': {why}"))
-            .advise(format!("make it: groupadd --system {name}"))
+            .advise("give the name or number of a group ('groupadd --system NAME' makes one)")
     };
     if let Some(name) = named {
         return match name.parse::<u32>() {
@@ -31,7 +31,8 @@ pub fn of_users(named: Option<&str>) -> Result<Option<u32>> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
     }
-    let found = Group::from_name(DEFAULT_GROUP).ok().flatten();
+    let found = Group::from_name(DEFAULT_GROUP)
+        .map_err(|e| unknown(DEFAULT_GROUP, &format!("it cannot be looked up: {e}")))?;
     if found.is_none() {
         log::info!(
             "there is no group '{DEFAULT_GROUP}': only root is served; \

@@ -111,8 +111,12 @@ impl Call {
                 return Some(format!("pin {}", path.file_name()?.to_string_lossy()));
             }
             libbpf_sys::BPF_MAP_UPDATE_ELEM | libbpf_sys::BPF_MAP_UPDATE_BATCH => "update",
-            libbpf_sys::BPF_MAP_DELETE_ELEM => "delete from",
+            libbpf_sys::BPF_MAP_DELETE_ELEM | libbpf_sys::BPF_MAP_DELETE_BATCH => "delete from",
             libbpf_sys::BPF_LINK_CREATE => return Some("create a link".to_owned()),
+            libbpf_sys::BPF_LINK_UPDATE => return Some("update a link".to_owned()),
+            libbpf_sys::BPF_LINK_DETACH => return Some("detach a link".to_owned()),
+            libbpf_sys::BPF_PROG_ATTACH => return Some("attach a program".to_owned()),
+            libbpf_sys::BPF_PROG_DETACH => return Some("detach a program".to_owned()),
             libbpf_sys::BPF_PROG_TEST_RUN => return Some("run a program".to_owned()),
             _ => return None,
         };

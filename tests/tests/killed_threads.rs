@@ -120,7 +120,15 @@ fn nexts(step: usize) -> &'static [Next] {
     }
 }
 
-fn leaves_the_old_or_the_new(operation: Operation, least: usize) {
+fn all_in_turn(step: usize) -> &'static [Next] {
+    std::slice::from_ref(&Next::ALL[step % Next::ALL.len()])
+}
+
+fn leaves_the_old_or_the_new(
+    operation: Operation,
+    nexts: fn(usize) -> &'static [Next],
+    least: usize,
+) {
     if !require(&[Need::Root, Need::SchedExt]) {
         return;
     }
@@ -130,23 +138,23 @@ fn leaves_the_old_or_the_new(operation: Operation, least: usize) {
 
 #[test]
 fn a_load_that_is_killed_leaves_nothing_or_all() {
-    leaves_the_old_or_the_new(Operation::Load, 30);
+    leaves_the_old_or_the_new(Operation::Load, nexts, 30);
 }
 
 #[test]
 fn a_replacement_that_is_killed_leaves_the_old_or_the_new() {
-    leaves_the_old_or_the_new(Operation::Replace, 12);
+    leaves_the_old_or_the_new(Operation::Replace, nexts, 12);
 }
 
 #[test]
 fn a_registration_that_is_killed_leaves_the_thread_in_or_out() {
-    leaves_the_old_or_the_new(Operation::Register, 4);
-    leaves_the_old_or_the_new(Operation::Unregister, 3);
+    leaves_the_old_or_the_new(Operation::Register, all_in_turn, 4);
+    leaves_the_old_or_the_new(Operation::Unregister, all_in_turn, 3);
 }
 
 #[test]
 fn an_unload_that_is_killed_leaves_all_or_nothing() {
-    leaves_the_old_or_the_new(Operation::Unload, 20);
+    leaves_the_old_or_the_new(Operation::Unload, nexts, 20);
 }
 
 #[test]

@@ -189,8 +189,9 @@ impl Hook for SocketSelect {
 
     fn settle(&self, dir: &Dir) -> Result<()> {
         let (pins, mut state): (_, State) = (Pins::open(dir.path())?, dir.state()?);
-        // A call that died may have made room for more than it put there.
-        state.count(&pins.cookies(&state)?);
+        if state.changing {
+            state.count(&pins.cookies(&state)?);
+        }
         pins.set_numbers(&state)
     }
 
@@ -275,12 +276,15 @@ impl Hook for SocketSelect {
         state.unfit.insert(cookie);
         follow::forget_closed(&mut state)?;
         let is_last = cookies[place.0].iter().flatten().count() == 1;
-        state.groups[place.0].attached &= !is_last;
-        pins.change(dir, &[place], &[], state)?;
         if is_last {
             // Its group has none for a verdict to name.
+            let group = &mut state.groups[place.0];
+            (group.attached, group.unsure) = (false, Some(pins.dispatcher_id(place.0)?));
+            dir.set_state(&state)?;
             sockets::detach(fd.as_fd())?;
+            state.groups[place.0].unsure = None;
         }
+        pins.change(dir, &[place], &[], state)?;
         // Verdicts that named it are not held against the policy.
         sys::wait_for_running_programs();
         dir.count_from(&pins.counters()?)

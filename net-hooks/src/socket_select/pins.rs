@@ -5,6 +5,7 @@
 //! (`syrup_hook::pin`).
 
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -122,7 +123,8 @@ impl Pins {
         mut state: State,
     ) -> Result<()> {
         let before: State = dir.state()?;
-        let mut wider = state.clone();
+        state.changing = false;
+        let mut wider = State { changing: true, ..state.clone() };
         for &(group, index, _) in joined {
             let end = &mut wider.groups[group].end;
             *end = (*end).max(index + 1);
@@ -149,16 +151,18 @@ impl Pins {
             }
             state.count(&self.cookies(&wider)?);
             for &(number, ..) in joined {
-                state.groups[number].attaching = !state.groups[number].attached;
+                if !state.groups[number].attached {
+                    state.groups[number].unsure = Some(self.dispatcher_id(number)?);
+                }
             }
             dir.set_state(&state)?;
             // From here on schedule() may name the new indexes.
             self.set_numbers(&state)?;
             for &(number, _, member) in joined {
-                if state.groups[number].attaching {
+                if !state.groups[number].attached {
                     sockets::attach(member.fd.as_fd(), self.dispatcher(number)?.as_fd())?;
-                    attached.push(member);
-                    (state.groups[number].attached, state.groups[number].attaching) = (true, false);
+                    attached.push((number, member));
+                    (state.groups[number].attached, state.groups[number].unsure) = (true, None);
                 }
             }
             dir.set_state(&state)
@@ -166,9 +170,13 @@ impl Pins {
         let done = step();
         if done.is_err() {
             // What the caller hears is why it failed, not what else did.
-            for member in attached {
+            let mut before = before;
+            for (number, member) in attached {
                 if let Err(e) = sockets::detach(member.fd.as_fd()) {
                     log::warn!("the dispatcher of {} stays attached: {e}", member.key);
+                    if let Some(group) = before.groups.get_mut(number) {
+                        group.unsure = self.dispatcher_id(number).ok();
+                    }
                 }
             }
             if let Err(e) = self.undo(dir, &before, &added, &cookies) {
@@ -262,16 +270,25 @@ impl Pins {
         sys::obj_get_required(&path)
     }
 
-    /// Whether a group's dispatcher is in use without its pin, which goes: attached, for
-    /// nothing else holds it.
-    fn unpinned_is_in_use(&self, group: usize) -> Result<bool> {
+    /// The kernel's id of a group's dispatcher.
+    pub fn dispatcher_id(&self, group: usize) -> Result<u32> {
+        sys::program_id(self.dispatcher(group)?.as_fd())
+    }
+
+    /// Whether a group's dispatcher, which a call that died may have attached, is in use
+    /// without its pin, which goes: attached, as far as we know.
+    fn unpinned_is_in_use(&self, group: usize, dispatcher: u32) -> bool {
         let path = self.path.join(format!("{DISPATCHER}{group}"));
-        let Some(program) = sys::obj_get(&path)? else { return Ok(false) };
-        let id = sys::program_id(program.as_fd())?;
-        drop(program);
-        fs::remove_file(&path)
-            .map_err(|e| Error::kernel(format!("remove {}", path.display()), e))?;
-        Ok(program_in_use(id, FREEING))
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                log::warn!("cannot remove {}: {e}", path.display());
+                return false;
+            }
+            _ => {}
+        }
+        // A pin's program goes a grace period later, however long that takes.
+        sys::wait_for_running_programs();
+        program_in_use(dispatcher, FREEING)
     }
 
     /// What became of the inputs. Each is counted once: by the executor that was
@@ -357,8 +374,8 @@ pub(crate) fn take_down(path: &Path) -> Result<()> {
         };
         places = cookies.iter().enumerate().flat_map(of_group).collect();
         for ((number, group), cookies) in state.groups.iter().enumerate().zip(cookies) {
-            let attached = group.attached || group.attaching && pins.unpinned_is_in_use(number)?;
-            if !attached {
+            let is_attached = |dispatcher| pins.unpinned_is_in_use(number, dispatcher);
+            if !group.attached && !group.unsure.is_some_and(is_attached) {
                 continue;
             }
             let ours: Vec<u64> = cookies.into_iter().flatten().collect();

@@ -24,10 +24,10 @@ pub(crate) struct Group {
     /// Whether our dispatcher decides for it: not before its first socket is in the map.
     #[serde(default)]
     pub attached: bool,
-    /// Whether it may be attached although `attached` says no: a call is attaching it, or died
-    /// of that.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub attaching: bool,
+    /// The dispatcher's program, by its kernel id, that may be attached although `attached`
+    /// says no: a call attaches or detaches it, or died of that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsure: Option<u32>,
 }
 
 /// What is kept.
@@ -52,6 +52,9 @@ pub(crate) struct State {
     pub unfit: BTreeSet<u64>,
     /// Whose sockets are taken in, beside root's: those of the users it met first.
     pub uids: BTreeSet<u32>,
+    /// Whether `end` is more than there is: a call is changing the sockets, or died of that.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub changing: bool,
     /// Cookies of sockets in its groups that could not be taken in: too many, in another
     /// program's map, or held by nobody that we may look into.
     pub left_out: BTreeSet<u64>,
@@ -66,7 +69,7 @@ impl State {
         if let Some(number) = self.groups.iter().position(|group| group.key == *key) {
             return Ok(number);
         }
-        let new = Group { key: *key, end: 0, count: 0, attached: false, attaching: false };
+        let new = Group { key: *key, end: 0, count: 0, attached: false, unsure: None };
         if self.groups.len() < MAX_GROUPS {
             self.groups.push(new);
             return Ok(self.groups.len() - 1);
@@ -180,7 +183,7 @@ mod tests {
         for (end, common) in [(0, 1), (4, 4), (4, 4), (0, 4), (2, 0)] {
             let port = 1 + state.groups.len() as u16;
             let key = key(&format!("127.0.0.1:{port}"), Proto::Udp);
-            state.groups.push(Group { key, end, count: end, attached: true, attaching: false });
+            state.groups.push(Group { key, end, count: end, attached: true, unsure: None });
             assert_eq!(state.common_end(), common);
         }
         assert_eq!(state.end(), 4);

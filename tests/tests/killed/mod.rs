@@ -1,6 +1,6 @@
 //! `kill -9` at every step: a call is made by a process that is killed just before one of the
-//! system calls by which it changes what outlives it. There is no step that nobody thought
-//! of: they are what the kernel is asked for, and are named by it. Then somebody comes, who
+//! system calls by which it changes what outlives it (the list is `syrup_tests::changes`'s):
+//! the steps are what the kernel is asked for, and not points that somebody thought of. Then somebody comes, who
 //! restarts the daemon, takes the name of the app, or takes everything away.
 
 use std::collections::BTreeMap;
@@ -217,7 +217,7 @@ impl<S: Scene> Stage<S> {
         for (step, name) in steps.iter().enumerate().filter(|(step, _)| !nexts(*step).is_empty()) {
             let mut row = format!("{step:4} {name:<50}");
             for &next in nexts(step) {
-                let (found, left) = self.kill(operation, step, next, &mut made);
+                let (found, left) = self.kill(operation, (step, name), next, &mut made);
                 row += &format!(" | {found}; {next:?}: {left}");
             }
             println!("{row}");
@@ -252,13 +252,14 @@ impl<S: Scene> Stage<S> {
     fn kill(
         &mut self,
         operation: Operation,
-        step: usize,
+        (step, name): (usize, &str),
         next: Next,
         made: &mut Vec<(String, KernelObjects)>,
     ) -> (State, String) {
         self.prepare(operation);
         let before = self.ctl.kernel_objects();
         let at = self.die(operation, step);
+        assert_eq!(at, name, "{operation:?} has other steps than it had");
         let said = format!("{operation:?} killed before step {step} ({at}), then {next:?}");
         made.extend([before, self.ctl.kernel_objects()].map(|objects| (said.clone(), objects)));
 

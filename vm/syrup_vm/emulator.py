@@ -13,7 +13,7 @@ from pathlib import Path
 from . import cache, record
 
 # The functions in which it was seen.
-SEEN_IN = ("sched_tick", "update_rq_clock")
+SEEN_IN = ("sched_tick", "update_rq_clock", "pick_task_fair")
 
 # Seen once in some thirty runs of the thread hook's tests.
 AT_MOST = 3

@@ -20,6 +20,8 @@ def panic(oops="int3", byte="e9", place="sched_tick+0xba/0x230", number=1, taint
 class StaleCode(unittest.TestCase):
     def test_is_a_breakpoint_that_memory_does_not_hold_where_it_was_seen(self):
         self.assertEqual(emulator.stale_code(panic()), "sched_tick+0xba")
+        elsewhere = panic(place="pick_task_fair+0x11c/0x7b0")
+        self.assertEqual(emulator.stale_code(elsewhere), "pick_task_fair+0x11c")
         for harmless in ("Tainted: G            E      ", "Tainted: P           OE      "):
             self.assertEqual(emulator.stale_code(panic(taint=harmless)), "sched_tick+0xba")
 

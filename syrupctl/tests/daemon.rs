@@ -183,12 +183,12 @@ fn a_policy_whose_load_was_not_answered_goes_with_the_command() {
         command.args(["--", "python3", "-c", SERVER, PORT, "2", "0"]).output().unwrap()
     };
     let output = run();
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(output.status.code(), Some(8), "{output:?}");
     assert_eq!(list(&served.socket())["deployments"], Value::Array(vec![]), "{output:?}");
     // What was there before is not ours to unload.
     let load = ["load", "socket-select", "--app", "web", "--policy", "hash"];
     ctl.run(&load).ok();
-    assert_eq!(run().status.code(), Some(1));
+    assert_eq!(run().status.code(), Some(8));
     assert_eq!(list(&served.socket())["deployments"][0]["app"], "web");
 }
 

@@ -54,12 +54,15 @@ impl From<Error> for Failure {
         let failure = |code, advice: &str| Self::new(code, message).advise(advice);
         match error {
             Error::Refused(failure) => failure,
-            Error::Unreachable { source, .. }
+            Error::Unreachable { source, path }
                 if source.kind() == io::ErrorKind::PermissionDenied =>
             {
-                let group = "it is open to the users of its group, which 'ls -l' shows: ask root \
-                             for 'usermod -aG GROUP USER'";
-                failure(Code::NotPermitted, group)
+                let path = path.display();
+                Self::new(Code::NotPermitted, format!("cannot ask the daemon at {path}: {source}"))
+                    .advise(format!(
+                        "it is for root and the group of {path} ('ls -l' shows it): ask root for \
+                         'usermod -aG GROUP USER'"
+                    ))
             }
             Error::Unreachable { .. } => {
                 failure(Code::Unreachable, "start syrupd, or name its socket with --socket")

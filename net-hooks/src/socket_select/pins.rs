@@ -212,6 +212,9 @@ impl Pins {
         added: &[(usize, u32)],
         cookies: &[Cookies],
     ) -> Result<()> {
+        // What is there is counted until a change succeeds: this may fail, or die, too.
+        let before = State { changing: true, ..before.clone() };
+        let written = dir.set_state(&before);
         for &(group, index) in added {
             self.executors.delete(&place(group, index).to_ne_bytes())?;
             let former = cookies[group][index as usize];
@@ -222,8 +225,10 @@ impl Pins {
                 self.insert(group, index, &Member { fd, key, cookie })?;
             }
         }
-        dir.set_state(before)?;
-        self.set_numbers(before)
+        let mut now = before.clone();
+        now.count(&self.cookies(&before)?);
+        self.set_numbers(&now)?;
+        written
     }
 
     /// A socket that a map of ours held until a moment ago is busy until the

@@ -75,7 +75,7 @@ impl State {
             return Ok(self.groups.len() - 1);
         }
         // One that the server gave up.
-        let is_empty = |group: &Group| group.count == 0 && group.end == 0;
+        let is_empty = |group: &Group| group.count == 0 && group.end == 0 && group.unsure.is_none();
         let empty = self.groups.iter().position(is_empty);
         let number = empty.ok_or_else(too_many_groups)?;
         self.groups[number] = new;

@@ -419,6 +419,9 @@ impl AsCaller {
         let tid = thread.tid();
         self.may_schedule(tid)?;
         let hook = self.hook_for(&app, hook.as_deref(), &what)?;
+        if thread.has_ended()? {
+            return Err(no_thread(tid));
+        }
         let index = hook.register(&app, what, index)?;
         if !thread.has_ended()? {
             return Ok(index);

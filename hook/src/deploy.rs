@@ -92,7 +92,7 @@ impl Dir {
         self.record.write(&self.path)
     }
 
-    fn settle(&self, hook: &(impl Hook + ?Sized)) -> Result<()> {
+    fn settle(&mut self, hook: &(impl Hook + ?Sized)) -> Result<()> {
         hook.settle(self)?;
         pin::settle(&self.path, hook.live(self)?)
     }
@@ -295,11 +295,16 @@ impl<H: Hook + ?Sized> Deploy for H {
         let path = app.hook_dir(self.spec());
         take_down_aside(self, app)?;
         let aside = pin::put_aside(&path)?;
-        if let Err(e) = take_down(self, app, &aside) {
+        if !aside.exists() {
+            return Ok(());
+        }
+        if let Err(e) = self.detach(app, &aside) {
             // It goes on, and is to be seen.
             pin::put_back(&aside, &path);
             return Err(e);
         }
+        // It has ended: what stays of its pins is garbage, for the next call.
+        pin::remove_tree(&aside).unwrap_or_else(|e| log::warn!("{e}"));
         tidy(self, &app.bpffs);
         Ok(())
     }
@@ -384,7 +389,7 @@ impl<H: Hook + ?Sized> Deploy for H {
 fn collect(hook: &(impl Hook + ?Sized), app: &App, removed: &mut Vec<PathBuf>) -> Result<()> {
     removed.extend(take_down_aside(hook, app)?);
     // One that cannot be read is for `unload` to clear, not for us to guess.
-    let Ok(dir) = Dir::open(hook, app) else { return Ok(()) };
+    let Ok(mut dir) = Dir::open(hook, app) else { return Ok(()) };
     if hook.end(&dir) != End::ForGood {
         return dir.settle(hook);
     }
@@ -401,7 +406,7 @@ fn open_for(hook: &(impl Hook + ?Sized), app: &App, what: &Registration) -> Resu
         let (name, kind) = (spec.name, spec.registers);
         return Err(Error::Usage(format!("{name} takes {kind}s, not {other}s")));
     }
-    let dir = Dir::open(hook, app)?;
+    let mut dir = Dir::open(hook, app)?;
     dir.settle(hook)?;
     Ok(dir)
 }

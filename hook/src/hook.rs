@@ -155,7 +155,7 @@ pub trait Hook: Send + Sync {
 
     /// Makes all else that the hook keeps agree with the state of the policy that decides:
     /// after a replacement, done or not, also one that died in between.
-    fn settle(&self, dir: &Dir) -> Result<()>;
+    fn settle(&self, dir: &mut Dir) -> Result<()>;
 
     /// Changes what a live deployment is for, of what is [`Spec::changeable`], while its policy
     /// goes on.

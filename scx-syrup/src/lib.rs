@@ -97,7 +97,7 @@ impl Hook for ScxSyrup {
         deploy::set_policy(dir, program)
     }
 
-    fn settle(&self, dir: &Dir) -> Result<()> {
+    fn settle(&self, dir: &mut Dir) -> Result<()> {
         deploy::settle(dir)
     }
 

@@ -16,7 +16,7 @@ pub use c_program::CProgram;
 pub use ctl::{Ctl, Daemon, Ran};
 pub use kernel::{KernelObjects, ThreadClass, expect_kernel_message, maps_of_program, sched_class};
 pub use numbers::Numbers;
-pub use syscalls::{changes, kill_before, syscalls};
+pub use syscalls::{changes, kill_before, refuse, syscalls};
 pub use traffic::{Group, Sender, own_network, udp_group};
 pub use users::{GROUP, as_user};
 

@@ -1,6 +1,8 @@
 //! The system calls of a command: how many they are, and what they would change.
 
+use std::collections::BTreeSet;
 use std::ffi::CStr;
+use std::mem::offset_of;
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
@@ -16,7 +18,7 @@ pub fn syscalls(command: &mut Command) -> u64 {
     let mut calls = 0;
     let status = trace(command.stdout(Stdio::null()), |_| {
         calls += 1;
-        true
+        Fate::Made
     });
     assert!(status.success(), "{command:?}: {status}");
     calls
@@ -33,7 +35,7 @@ pub fn changes(command: &mut Command, bpffs: &Path) -> Vec<String> {
     let mut names = Vec::new();
     let status = trace(command, |call| {
         names.extend(call.change(bpffs));
-        true
+        Fate::Made
     });
     assert!(status.success(), "{command:?}: {status}");
     names
@@ -45,15 +47,48 @@ pub fn changes(command: &mut Command, bpffs: &Path) -> Vec<String> {
 /// # Panics
 /// When it cannot be started or traced, or ends before.
 pub fn kill_before(command: &mut Command, bpffs: &Path, number: usize) -> String {
-    let (mut seen, mut last) = (0, None);
+    let (name, status) = at_change(command, bpffs, number, Fate::Killed);
+    assert_eq!(status.signal(), Some(libc::SIGKILL), "{command:?}: {status}");
+    name
+}
+
+/// Runs a command whose change of this number, counted from 0, the kernel refuses with ENOMEM.
+/// Returns its name and how the command ended.
+///
+/// # Panics
+/// When it cannot be started or traced, or makes fewer changes.
+pub fn refuse(command: &mut Command, bpffs: &Path, number: usize) -> (String, ExitStatus) {
+    at_change(command, bpffs, number, Fate::Refused)
+}
+
+fn at_change(
+    command: &mut Command,
+    bpffs: &Path,
+    number: usize,
+    fate: Fate,
+) -> (String, ExitStatus) {
+    let (mut seen, mut found) = (0, None);
     let status = trace(command, |call| {
-        let Some(name) = call.change(bpffs) else { return true };
+        let Some(name) = call.change(bpffs) else { return Fate::Made };
         seen += 1;
-        last = Some(name);
-        seen <= number
+        if seen != number + 1 {
+            return Fate::Made;
+        }
+        found = Some(name);
+        fate
     });
-    assert_eq!(status.signal(), Some(libc::SIGKILL), "{command:?}: {status} after {seen} changes");
-    last.expect("it was killed for a change")
+    let name = found.unwrap_or_else(|| panic!("{command:?}: {status} after {seen} changes"));
+    (name, status)
+}
+
+/// What becomes of a system call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Made,
+    /// It fails.
+    Refused,
+    /// The command dies before it.
+    Killed,
 }
 
 /// A system call that a thread is about to make.
@@ -160,9 +195,9 @@ impl Call {
     }
 }
 
-/// Runs a command and tells `goes_on` of each system call of its and of the threads and
-/// processes it starts, until that says no: then it is killed, and the call is not made.
-fn trace(command: &mut Command, mut goes_on: impl FnMut(&Call) -> bool) -> ExitStatus {
+/// Runs a command and asks `fate` of each system call of its and of the threads and
+/// processes it starts, until it is killed.
+fn trace(command: &mut Command, mut fate: impl FnMut(&Call) -> Fate) -> ExitStatus {
     const FOLLOW: i32 = libc::PTRACE_O_TRACESYSGOOD
         | libc::PTRACE_O_TRACECLONE
         | libc::PTRACE_O_TRACEFORK
@@ -179,9 +214,10 @@ fn trace(command: &mut Command, mut goes_on: impl FnMut(&Call) -> bool) -> ExitS
     let child = command.spawn().expect("the command starts").id() as i32;
     // It stops after its exec.
     wait(child);
-    ptrace(libc::PTRACE_SETOPTIONS, child, FOLLOW);
-    ptrace(libc::PTRACE_SYSCALL, child, 0);
+    ptrace(libc::PTRACE_SETOPTIONS, child, 0, FOLLOW as u64);
+    ptrace(libc::PTRACE_SYSCALL, child, 0, 0);
     let mut killed = false;
+    let mut refused = BTreeSet::new();
     loop {
         let (tid, status) = wait(-1);
         if libc::WIFEXITED(status) || libc::WIFSIGNALED(status) {
@@ -192,10 +228,26 @@ fn trace(command: &mut Command, mut goes_on: impl FnMut(&Call) -> bool) -> ExitS
         }
         let signal = match libc::WSTOPSIG(status) {
             at_syscall if at_syscall == libc::SIGTRAP | 0x80 => {
-                if !killed && entry(tid).is_some_and(|call| !goes_on(&call)) {
-                    killed = true;
-                    // SAFETY: a plain system call on numbers; the child is not waited for yet.
-                    unsafe { libc::kill(child, libc::SIGKILL) };
+                match entry(tid).filter(|_| !killed) {
+                    Some(call) => match fate(&call) {
+                        Fate::Made => {}
+                        Fate::Refused => {
+                            // There is no such call.
+                            set_register(tid, offset_of!(libc::user_regs_struct, orig_rax), -1);
+                            refused.insert(tid);
+                        }
+                        Fate::Killed => {
+                            killed = true;
+                            // SAFETY: a plain system call on numbers; the child is not waited
+                            // for yet.
+                            unsafe { libc::kill(child, libc::SIGKILL) };
+                        }
+                    },
+                    None if refused.remove(&tid) => {
+                        let result = -i64::from(libc::ENOMEM);
+                        set_register(tid, offset_of!(libc::user_regs_struct, rax), result);
+                    }
+                    None => {}
                 }
                 0
             }
@@ -203,8 +255,13 @@ fn trace(command: &mut Command, mut goes_on: impl FnMut(&Call) -> bool) -> ExitS
             libc::SIGTRAP | libc::SIGSTOP => 0,
             other => other,
         };
-        ptrace(libc::PTRACE_SYSCALL, tid, signal);
+        ptrace(libc::PTRACE_SYSCALL, tid, 0, signal as u64);
     }
+}
+
+/// Sets a register of a stopped thread, by its place in `user_regs_struct`.
+fn set_register(tid: i32, place: usize, value: i64) {
+    ptrace(libc::PTRACE_POKEUSER, tid, place, value as u64);
 }
 
 /// The call at whose entry a thread stopped; `None` at its return.
@@ -232,9 +289,9 @@ fn wait(pid: i32) -> (i32, i32) {
     (tid, status)
 }
 
-fn ptrace(request: libc::c_uint, tid: i32, data: i32) {
+fn ptrace(request: libc::c_uint, tid: i32, address: usize, data: u64) {
     // SAFETY: these requests take numbers.
-    let done = unsafe { libc::ptrace(request, tid, 0_usize, data as libc::c_long) };
+    let done = unsafe { libc::ptrace(request, tid, address, data) };
     // ESRCH: killed meanwhile; waitpid tells.
     let error = std::io::Error::last_os_error();
     assert!(done == 0 || error.raw_os_error() == Some(libc::ESRCH), "ptrace {request}: {error}");

@@ -1,4 +1,4 @@
-//! What is left of calls at `scx-syrup` that are killed at any of their steps.
+//! What is left of calls at `scx-syrup` that are killed, or fail, at any of their steps.
 
 mod killed;
 
@@ -82,7 +82,7 @@ impl Scene for Threads {
     }
 
     fn expected(state: State) -> Option<usize> {
-        state.0.map(|(_, members)| members)
+        state.0.map(|(_, members)| members).filter(|&members| members > 0)
     }
 
     /// Threads come and go one by one.
@@ -109,26 +109,21 @@ impl Scene for Threads {
     }
 }
 
-/// Who comes after which step. Emulated, a step of a load takes 10 s: this is one in four,
-/// and all of them where the environment says so.
-fn nexts(step: usize) -> &'static [Next] {
-    let every = if std::env::var_os("SYRUP_TEST_EVERY_STEP").is_some() { 1 } else { 4 };
-    if step % every == every - 1 {
-        std::slice::from_ref(&Next::ALL[step / every % Next::ALL.len()])
-    } else {
-        &[]
-    }
+/// Which of so many tries, evenly spread over an operation's steps, this step is of: emulated,
+/// one of a load takes 10 s or more. All are tried where the environment says so.
+fn nth_of(tries: usize, step: usize, of: usize) -> Option<usize> {
+    let every = std::env::var_os("SYRUP_TEST_EVERY_STEP").is_some();
+    let tries = if every { of } else { tries.min(of) };
+    let [nth, after] = [step, step + 1].map(|step| step * tries / of);
+    (nth < after).then_some(nth)
 }
 
-fn all_in_turn(step: usize) -> &'static [Next] {
-    std::slice::from_ref(&Next::ALL[step % Next::ALL.len()])
+fn nexts(step: usize, of: usize) -> &'static [Next] {
+    let nth = nth_of(2 * Next::ALL.len(), step, of);
+    nth.map_or(&[], |nth| std::slice::from_ref(&Next::ALL[nth % Next::ALL.len()]))
 }
 
-fn leaves_the_old_or_the_new(
-    operation: Operation,
-    nexts: fn(usize) -> &'static [Next],
-    least: usize,
-) {
+fn leaves_the_old_or_the_new(operation: Operation, least: usize) {
     if !require(&[Need::Root, Need::SchedExt]) {
         return;
     }
@@ -138,23 +133,35 @@ fn leaves_the_old_or_the_new(
 
 #[test]
 fn a_load_that_is_killed_leaves_nothing_or_all() {
-    leaves_the_old_or_the_new(Operation::Load, nexts, 30);
+    leaves_the_old_or_the_new(Operation::Load, 30);
 }
 
 #[test]
 fn a_replacement_that_is_killed_leaves_the_old_or_the_new() {
-    leaves_the_old_or_the_new(Operation::Replace, nexts, 12);
+    leaves_the_old_or_the_new(Operation::Replace, 12);
 }
 
 #[test]
 fn a_registration_that_is_killed_leaves_the_thread_in_or_out() {
-    leaves_the_old_or_the_new(Operation::Register, all_in_turn, 4);
-    leaves_the_old_or_the_new(Operation::Unregister, all_in_turn, 3);
+    leaves_the_old_or_the_new(Operation::Register, 4);
+    leaves_the_old_or_the_new(Operation::Unregister, 3);
+    leaves_the_old_or_the_new(Operation::UnregisterLast, 3);
 }
 
 #[test]
 fn an_unload_that_is_killed_leaves_all_or_nothing() {
-    leaves_the_old_or_the_new(Operation::Unload, nexts, 20);
+    leaves_the_old_or_the_new(Operation::Unload, 20);
+}
+
+#[test]
+fn a_call_of_which_any_step_is_refused_changed_nothing() {
+    if !require(&[Need::Root, Need::SchedExt]) {
+        return;
+    }
+    let mut stage = Stage::new(Threads::new());
+    for operation in Operation::ALL {
+        stage.play_refused(operation, |step, of| nth_of(3, step, of).is_some());
+    }
 }
 
 #[test]

@@ -116,7 +116,7 @@ impl Hook for Skeleton {
         map(dir.path(), POLICIES)?.update(&SLOT, &program.as_raw_fd().to_ne_bytes())
     }
 
-    fn settle(&self, dir: &Dir) -> Result<()> {
+    fn settle(&self, dir: &mut Dir) -> Result<()> {
         let State { executors, .. } = dir.state()?;
         map(dir.path(), NR_EXECUTORS)?.update(&SLOT, &executors.max(1).to_ne_bytes())
     }

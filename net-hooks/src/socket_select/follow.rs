@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use syrup_hook::sys::wait_for_running_programs;
 use syrup_hook::{Dir, Error, Result, netns};
 use syrup_sdk::abi::SYRUP_MAX_EXECUTORS;
 
@@ -108,7 +107,8 @@ pub(crate) fn behind(dirs: &[Dir]) -> Vec<&Dir> {
         .iter()
         .filter(|(_, (state, cookies))| {
             let listed = listed.get(&state.netns_cookie).map_or(&[][..], Vec::as_slice);
-            state.groups.iter().zip(cookies).any(differs)
+            state.changing
+                || state.groups.iter().zip(cookies).any(differs)
                 || !strangers_among(listed, state, cookies).is_empty()
         })
         .map(|(dir, _)| *dir)
@@ -162,10 +162,10 @@ pub(crate) fn follow(dir: &mut Dir) -> Result<()> {
         }
         done => done?,
     }
-    attach_and_close_up(dir, &pins)?;
-    // Verdicts that named what had gone are not held against the policy from now on.
-    wait_for_running_programs();
-    dir.count_from(&pins.counters()?)
+    close_up(dir, &pins)?;
+    attach(dir, &pins)?;
+    pins.forgive(dir);
+    Ok(())
 }
 
 /// Gives new sockets the lowest free indexes of their groups.
@@ -190,38 +190,53 @@ fn join(dir: &mut Dir, pins: &Pins, members: &[Member]) -> Result<()> {
     pins.change(dir, &[], &joined, state)
 }
 
-/// Closes the holes in the indexes, and attaches dispatchers where a call died before it did.
-fn attach_and_close_up(dir: &mut Dir, pins: &Pins) -> Result<()> {
+/// Closes the holes in the indexes.
+fn close_up(dir: &mut Dir, pins: &Pins) -> Result<()> {
     let state: State = dir.state()?;
     let cookies = pins.cookies(&state)?;
     let mut changes = Vec::new();
     for (number, (group, cookies)) in state.groups.iter().zip(&cookies).enumerate() {
-        let moves = moves(cookies);
-        for &(from, to) in &moves {
+        for (from, to) in moves(cookies) {
             // Whoever moves is taken from its holder: it has to be put in anew.
             if let Some(cookie) = cookies[from as usize]
                 && let Some(fd) = adopt::one_of(&group.key, &[cookie], state.pid)?
             {
-                changes.push((number, Some(from), to, Member { fd, key: group.key, cookie }));
-            }
-        }
-        if !group.attached && moves.is_empty() {
-            let first = (0u32..).zip(cookies).find_map(|(index, c)| Some((index, (*c)?)));
-            if let Some((index, cookie)) = first
-                && let Some(fd) = adopt::one_of(&group.key, &[cookie], state.pid)?
-            {
-                changes.push((number, None, index, Member { fd, key: group.key, cookie }));
+                changes.push((number, from, to, Member { fd, key: group.key, cookie }));
             }
         }
     }
     if changes.is_empty() {
         return Ok(());
     }
-    let left: Vec<(usize, u32)> =
-        changes.iter().filter_map(|(group, from, ..)| Some((*group, (*from)?))).collect();
+    let left: Vec<(usize, u32)> = changes.iter().map(|(group, from, ..)| (*group, *from)).collect();
     let joined: Vec<(usize, u32, &Member)> =
         changes.iter().map(|(group, _, to, member)| (*group, *to, member)).collect();
     pins.change(dir, &left, &joined, state)
+}
+
+/// Attaches dispatchers to groups that have executors and none: a call died between the two.
+///
+/// # Errors
+/// `Error::Kernel`.
+pub(crate) fn attach(dir: &mut Dir, pins: &Pins) -> Result<()> {
+    let state: State = dir.state()?;
+    let cookies = pins.cookies(&state)?;
+    let mut found = Vec::new();
+    for (number, (group, cookies)) in state.groups.iter().zip(&cookies).enumerate() {
+        let first = (0u32..).zip(cookies).find_map(|(index, cookie)| Some((index, (*cookie)?)));
+        if !group.attached
+            && let Some((index, cookie)) = first
+            && let Some(fd) = adopt::one_of(&group.key, &[cookie], state.pid)?
+        {
+            found.push((number, index, Member { fd, key: group.key, cookie }));
+        }
+    }
+    if found.is_empty() {
+        return Ok(());
+    }
+    let joined: Vec<(usize, u32, &Member)> =
+        found.iter().map(|(group, index, member)| (*group, *index, member)).collect();
+    pins.change(dir, &[], &joined, state)
 }
 
 #[cfg(test)]

@@ -31,12 +31,12 @@ use syrup_hook::spec::PID;
 use syrup_hook::{
     App, Counters, Dir, End, Error, Facts, Flag, Hook, Input, Kind, Linked, LoadedProgram,
     Observed, POLICY_PROGRAM, PolicyObject, Probe, Proto, Registration, Result, Spec, Syntax, Who,
-    netns, pin, process, sys,
+    netns, pin, process,
 };
 use syrup_sdk::abi::SYRUP_MAX_EXECUTORS;
 
 use self::pins::Pins;
-use self::sockets::GroupKey;
+use self::sockets::{GroupKey, Member};
 use self::state::{MAX_GROUPS, State};
 use crate::POLICIES;
 
@@ -187,12 +187,16 @@ impl Hook for SocketSelect {
         Pins::open(dir.path())?.set_policy(program)
     }
 
-    fn settle(&self, dir: &Dir) -> Result<()> {
+    fn settle(&self, dir: &mut Dir) -> Result<()> {
         let (pins, mut state): (_, State) = (Pins::open(dir.path())?, dir.state()?);
         if state.changing {
             state.count(&pins.cookies(&state)?);
         }
-        pins.set_numbers(&state)
+        pins.set_numbers(&state)?;
+        if state.groups.iter().any(|group| group.count > 0 && !group.attached) {
+            follow::attach(dir, &pins).unwrap_or_else(|e| log::warn!("{e}"));
+        }
+        Ok(())
     }
 
     fn detach(&self, _app: &App, path: &Path) -> Result<()> {
@@ -233,17 +237,16 @@ impl Hook for SocketSelect {
         // A socket is in one place of one map only.
         let moves_from = present.map(|present| present as u32).filter(|&from| from != wanted);
         let left: Vec<(usize, u32)> = moves_from.iter().map(|&from| (group, from)).collect();
+        let was: State = dir.state()?;
         let changed = pins.change(dir, &left, &[(group, wanted, &member)], state);
         if changed.is_err()
             && let Some(from) = moves_from
-            && let Err(e) = pins.insert(group, from, &member)
         {
-            log::warn!("{e}");
+            pins.put_back(dir, (group, from), &member, was);
         }
         changed?;
         if moves_from.is_some() {
-            sys::wait_for_running_programs();
-            dir.count_from(&pins.counters()?)?;
+            pins.forgive(dir);
         }
         Ok(wanted)
     }
@@ -270,24 +273,16 @@ impl Hook for SocketSelect {
             Some((group, index as u32))
         });
         let place = places.ok_or_else(|| Error::not_registered("the socket", &dir.app().name))?;
+        let key = state.groups[place.0].key;
+        let fd = fd.try_clone().map_err(|e| Error::kernel("duplicate the socket", e))?;
         // An app that says itself what is its goes on doing so.
         state.follows = false;
         // It stays in its group, and is not to be missed there.
         state.unfit.insert(cookie);
         follow::forget_closed(&mut state)?;
-        let is_last = cookies[place.0].iter().flatten().count() == 1;
-        if is_last {
-            // Its group has none for a verdict to name.
-            let group = &mut state.groups[place.0];
-            (group.attached, group.unsure) = (false, Some(pins.dispatcher_id(place.0)?));
-            dir.set_state(&state)?;
-            sockets::detach(fd.as_fd())?;
-            state.groups[place.0].unsure = None;
-        }
-        pins.change(dir, &[place], &[], state)?;
-        // Verdicts that named it are not held against the policy.
-        sys::wait_for_running_programs();
-        dir.count_from(&pins.counters()?)
+        pins.release(dir, place, &Member { fd, key, cookie }, state)?;
+        pins.forgive(dir);
+        Ok(())
     }
 
     fn counters(&self, dir: &Dir) -> Result<Counters> {

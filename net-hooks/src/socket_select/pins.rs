@@ -19,7 +19,7 @@ use syrup_sdk::abi::{SYRUP_CHOSEN, SYRUP_INPUTS, SYRUP_MAX_EXECUTORS, SYRUP_NO_P
 
 use super::adopt;
 use super::sockets::{self, Member};
-use super::state::State;
+use super::state::{Group, State};
 
 const DISPATCHER_OBJECT: &[u8] =
     include_bytes!(concat!(env!("OUT_DIR"), "/socket_select_dispatcher.o"));
@@ -186,6 +186,59 @@ impl Pins {
         done
     }
 
+    /// Takes a socket away; before that, when it is the last of its group, the dispatcher, for
+    /// which it could choose nothing. The deployment's state is `state` from then on. Undoes
+    /// its own steps when one fails.
+    pub fn release(
+        &self,
+        dir: &mut Dir,
+        (group, index): (usize, u32),
+        member: &Member,
+        mut state: State,
+    ) -> Result<()> {
+        let mut was: State = dir.state()?;
+        let cookies = self.cookies(&was)?.swap_remove(group);
+        let is_last = cookies.iter().flatten().all(|&cookie| cookie == member.cookie);
+        let Group { attached, unsure, .. } = was.groups[group];
+        let is_in_use = |dispatcher| self.unpinned_is_in_use(group, dispatcher);
+        if is_last && (attached || unsure.is_some_and(is_in_use)) {
+            let before = was.clone();
+            was.groups[group].attached = false;
+            was.groups[group].unsure = Some(self.dispatcher_id(group)?);
+            dir.set_state(&was)?;
+            if let Err(e) = sockets::detach(member.fd.as_fd()) {
+                dir.set_state(&before).unwrap_or_else(|e| log::warn!("{e}"));
+                return Err(e);
+            }
+            (state.groups[group].attached, state.groups[group].unsure) = (false, None);
+        }
+        let released = self.change(dir, &[(group, index)], &[], state);
+        if released.is_err() {
+            self.put_back(dir, (group, index), member, was);
+        }
+        released
+    }
+
+    /// Makes a socket an executor that was one before a change that failed; the state that
+    /// was then is the deployment's again.
+    pub fn put_back(
+        &self,
+        dir: &mut Dir,
+        (group, index): (usize, u32),
+        member: &Member,
+        was: State,
+    ) {
+        let put = self.change(dir, &[], &[(group, index, member)], was);
+        put.unwrap_or_else(|e| log::warn!("{} stays without its index {index}: {e}", member.key));
+    }
+
+    /// Verdicts that named an index whose socket went are not held against the policy.
+    pub fn forgive(&self, dir: &mut Dir) {
+        sys::wait_for_running_programs();
+        let counted = self.counters().and_then(|counters| dir.count_from(&counters));
+        counted.unwrap_or_else(|e| log::warn!("faults of before count as the policy's: {e}"));
+    }
+
     /// Takes sockets away, after `schedule()` was told not to name them.
     fn clear(&self, places: &[(usize, u32)], state: &State) -> Result<()> {
         if places.is_empty() {
@@ -321,20 +374,21 @@ fn place(group: usize, index: u32) -> u32 {
     group as u32 * SYRUP_MAX_EXECUTORS + index
 }
 
-/// Loads the dispatcher of a group and pins it in `path`; the maps of the first are the
-/// others' too.
+/// Loads the dispatcher of a group and pins it in `path`; the maps of the first to be loaded
+/// are the others' too.
 pub(crate) fn load_dispatcher(path: &Path, group: usize) -> Result<LoadedProgram> {
     let mut image = DISPATCHER_OBJECT.to_vec();
     if !set_constant(&mut image, THIS_GROUP, &(group as u32).to_ne_bytes())? {
         return Err(Error::Defect(format!("the dispatcher has no {THIS_GROUP}")));
     }
     let mut object = PolicyObject::open_bytes(&image, "socket_select")?;
-    if group > 0 {
+    let is_first = sys::obj_get(&path.join(POLICIES.0))?.is_none();
+    if !is_first {
         share(path, &mut object, &OF_DISPATCHERS)?;
     }
     let dispatcher = object.load(DISPATCHER_PROGRAM)?;
     dispatcher.pin(&path.join(format!("{DISPATCHER}{group}")))?;
-    if group == 0 {
+    if is_first {
         for (name, map) in OF_DISPATCHERS {
             dispatcher.pin_map(map, &path.join(name))?;
         }
@@ -358,21 +412,22 @@ pub(crate) fn dispatchers(path: &Path) -> Result<Vec<OwnedFd>> {
     entries.flatten().filter(named).map(|entry| sys::obj_get_required(&entry.path())).collect()
 }
 
-/// Detaches the dispatchers of a deployment, complete or not, and empties its maps.
+/// Ends a deployment, complete or not: empties its slot, which is all of it or nothing, and
+/// then detaches its dispatchers and frees its sockets, as far as that goes.
 ///
-/// Through sockets of ours only: a group may have another's program by now, and the
+/// Detaches through sockets of ours only: a group may have another's program by now, and the
 /// kernel tells nobody whose it is. A dispatcher that stays, because we could not reach its
-/// sockets, finds its slot empty and passes.
-///
-/// Emptying the executors frees the sockets for the next deployment at once;
-/// otherwise they stay busy until the map is freed.
+/// sockets, finds its slot empty and passes. Sockets that stay are busy for the next deployment
+/// until the map of executors is freed.
 pub(crate) fn take_down(path: &Path) -> Result<()> {
     let Ok(pins) = Pins::open(path) else { return Ok(()) };
     let state = Record::read(path).ok().flatten().and_then(|r| r.state::<State>(path).ok());
+    let read = |state: State| Ok((pins.cookies(&state)?, state));
+    let known: Option<(Vec<Cookies>, State)> = state.map(read).transpose()?;
+    pins.policies.delete(&0u32.to_ne_bytes())?;
     // Where the record is gone or of another version, any.
     let mut places: Vec<u32> = (0..pins.executors.max_entries()).collect();
-    if let Some(state) = state {
-        let cookies = pins.cookies(&state)?;
+    if let Some((cookies, state)) = known {
         let of_group = |(group, cookies): (usize, &Cookies)| {
             let taken = (0..).zip(cookies).filter(|(_, cookie)| cookie.is_some());
             taken.map(|(index, _)| place(group, index)).collect::<Vec<u32>>()
@@ -384,7 +439,6 @@ pub(crate) fn take_down(path: &Path) -> Result<()> {
                 continue;
             }
             let ours: Vec<u64> = cookies.into_iter().flatten().collect();
-            // An empty slot passes: what cannot be reached hinders nothing.
             let socket = adopt::one_of(&group.key, &ours, state.pid);
             let detached = socket.and_then(|socket| match socket {
                 Some(socket) => sockets::detach(socket.as_fd()),
@@ -395,9 +449,10 @@ pub(crate) fn take_down(path: &Path) -> Result<()> {
             }
         }
     }
-    pins.policies.delete(&0u32.to_ne_bytes())?;
     for place in places {
-        pins.executors.delete(&place.to_ne_bytes())?;
+        if let Err(e) = pins.executors.delete(&place.to_ne_bytes()) {
+            log::warn!("a socket stays busy until its map is freed: {e}");
+        }
     }
     Ok(())
 }

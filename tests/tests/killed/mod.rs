@@ -1,7 +1,9 @@
 //! `kill -9` at every step: a call is made by a process that is killed just before one of the
 //! system calls by which it changes what outlives it (the list is `syrup_tests::changes`'s):
-//! the steps are what the kernel is asked for, and not points that somebody thought of. Then somebody comes, who
-//! restarts the daemon, takes the name of the app, or takes everything away.
+//! the steps are what the kernel is asked for, and not points that somebody thought of. Then
+//! somebody comes, who restarts the daemon, takes the name of the app, or takes everything away.
+//!
+//! And the kernel refuses each of the steps: a call that fails has changed nothing.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,7 +17,7 @@ use syrup_protocol::{
     Arbiter as _, Client, Code, Deployment, Facts, Health, LoadRequest, PolicySource, Registration,
     ReplaceRequest, Result,
 };
-use syrup_tests::{Ctl, Daemon, KernelObjects, as_user, changes, kill_before};
+use syrup_tests::{Ctl, Daemon, KernelObjects, as_user, changes, kill_before, refuse};
 use tempfile::TempDir;
 
 const APP: &str = "mine";
@@ -30,6 +32,9 @@ const SECRET: u64 = 77;
 const BPFFS: &str = "SYRUP_TEST_KILLED_BPFFS";
 const OBJECTS: &str = "SYRUP_TEST_KILLED_OBJECTS";
 const OPERATION: &str = "SYRUP_TEST_KILLED_OPERATION";
+
+/// The file beside the objects in which it says what came of it.
+const OUTCOME: &str = "outcome";
 
 /// The two policies of a scene.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,22 +74,32 @@ pub enum Operation {
     Replace,
     Register,
     Unregister,
+    /// Of the only one.
+    UnregisterLast,
     Unload,
 }
 
 impl Operation {
-    pub const ALL: [Self; 5] =
-        [Self::Load, Self::Replace, Self::Register, Self::Unregister, Self::Unload];
+    pub const ALL: [Self; 6] = [
+        Self::Load,
+        Self::Replace,
+        Self::Register,
+        Self::Unregister,
+        Self::UnregisterLast,
+        Self::Unload,
+    ];
 
     /// What is there before it and after it.
     fn ends(self) -> [State; 2] {
         use Policy::{First, Second};
-        let [first, second, one] = [(First, 2), (Second, 2), (First, 1)].map(|is| State(Some(is)));
+        let [first, second, one, none] =
+            [(First, 2), (Second, 2), (First, 1), (First, 0)].map(|is| State(Some(is)));
         match self {
             Self::Load => [NOTHING, first],
             Self::Replace => [first, second],
             Self::Register => [one, first],
             Self::Unregister => [first, one],
+            Self::UnregisterLast => [one, none],
             Self::Unload => [first, NOTHING],
         }
     }
@@ -104,6 +119,7 @@ impl Operation {
             }
             Self::Register => arbiter.register(APP, None, scene.member(1), Some(1)).map(drop),
             Self::Unregister => arbiter.unregister(APP, None, scene.member(1)),
+            Self::UnregisterLast => arbiter.unregister(APP, None, scene.member(0)),
             Self::Unload => arbiter.unload(S::HOOK, APP),
         }
     }
@@ -112,7 +128,7 @@ impl Operation {
         match self {
             Self::Load => Ok(()),
             Self::Replace | Self::Unload => Self::Load.perform(scene, arbiter, objects),
-            Self::Register => {
+            Self::Register | Self::UnregisterLast => {
                 arbiter.load(&load::<S>(Policy::First, objects))?;
                 arbiter.register(APP, None, scene.member(0), Some(0)).map(drop)
             }
@@ -210,19 +226,70 @@ impl<S: Scene> Stage<S> {
 
     /// Kills an operation before each of its steps, once for each of those who come then;
     /// prints what was found, and what that one left. Returns how many steps there are.
-    pub fn play(&mut self, operation: Operation, nexts: fn(usize) -> &'static [Next]) -> usize {
+    ///
+    /// `nexts` says who comes after a step, of so many.
+    pub fn play(
+        &mut self,
+        operation: Operation,
+        nexts: fn(usize, usize) -> &'static [Next],
+    ) -> usize {
         let steps = self.steps(operation);
         println!("{operation:?}: {} steps", steps.len());
         let mut made = Vec::new();
-        for (step, name) in steps.iter().enumerate().filter(|(step, _)| !nexts(*step).is_empty()) {
+        for (step, name) in steps.iter().enumerate() {
+            let nexts = nexts(step, steps.len());
+            if nexts.is_empty() {
+                continue;
+            }
             let mut row = format!("{step:4} {name:<50}");
-            for &next in nexts(step) {
+            for &next in nexts {
                 let (found, left) = self.kill(operation, (step, name), next, &mut made);
                 row += &format!(" | {found}; {next:?}: {left}");
             }
             println!("{row}");
         }
         // At last: it takes the kernel some grace periods.
+        for (said, objects) in made {
+            objects.assert_none_left(&said);
+        }
+        steps.len()
+    }
+
+    /// Has the kernel refuse each of an operation's steps in turn; prints what became of it.
+    ///
+    /// A call that fails has changed nothing, and the next one does what is asked.
+    pub fn play_refused(
+        &mut self,
+        operation: Operation,
+        is_tried: fn(usize, usize) -> bool,
+    ) -> usize {
+        let steps = self.steps(operation);
+        println!("{operation:?}, refused: {} steps", steps.len());
+        let mut made = Vec::new();
+        for (step, name) in
+            steps.iter().enumerate().filter(|(step, _)| is_tried(*step, steps.len()))
+        {
+            self.prepare(operation);
+            made.push((name.clone(), self.ctl.kernel_objects()));
+            let (at, status) = refuse(&mut self.child(operation), &self.ctl.bpffs(), step);
+            assert_eq!(&at, name, "{operation:?} has other steps than it had");
+            let said = format!("{operation:?}, refused {step} ({at})");
+            made.push((said.clone(), self.ctl.kernel_objects()));
+            let outcome = std::fs::read_to_string(self.objects.path().join(OUTCOME)).unwrap();
+            println!("{step:4} {name:<50} | {outcome}");
+            let ends = operation.ends();
+            assert!(status.code() == Some(i32::from(outcome != "done")), "{said}: {status}");
+            let expected = ends[usize::from(status.success())];
+            assert_eq!(self.settled(&said), expected, "{said}: {outcome}");
+            if expected == ends[0] {
+                self.perform(operation).unwrap_or_else(|e| panic!("{said}, once more: {e}"));
+                assert_eq!(self.settled(&said), ends[1], "{said}, once more");
+            }
+            self.unload_all();
+            self.ctl.assert_empty();
+            assert_eq!(self.settled(&said), NOTHING);
+            self.scene.assert_foreign_untouched();
+        }
         for (said, objects) in made {
             objects.assert_none_left(&said);
         }
@@ -395,5 +462,9 @@ pub fn make_a_call<S: Scene>(scene: impl FnOnce() -> S) {
     let operations: BTreeMap<_, _> =
         Operation::ALL.into_iter().map(|o| (format!("{o:?}"), o)).collect();
     let arbiter = Engine::new(bpffs.into()).unwrap().as_caller(Caller::ROOT);
-    operations[&name].perform(&scene(), &arbiter, objects.as_ref()).unwrap();
+    let done = operations[&name].perform(&scene(), &arbiter, objects.as_ref());
+    let outcome = done.as_ref().map_or_else(ToString::to_string, |()| "done".to_owned());
+    std::fs::write(Path::new(&objects).join(OUTCOME), outcome).unwrap();
+    // Without a panic's backtrace, which takes a second.
+    std::process::exit(done.is_err().into());
 }

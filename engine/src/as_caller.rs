@@ -237,8 +237,8 @@ impl AsCaller {
             // Of a load that died: not for whoever takes the name next.
             self.engine.forget(&app)?;
         }
-        self.engine.make_app_folder(&app)?;
         let deployed = (|| -> Result<()> {
+            self.engine.make_app_folder(&app)?;
             let (maps, created) = Maps::of(&app).ensure(&prepared.checked.maps)?;
             let linked = prepared.link_with(maps);
             self.in_callers_network(|| hook.deploy(&app, &linked, &target))?
@@ -302,10 +302,14 @@ impl AsCaller {
         let app = self.own_app(app)?;
         let folder = app.hook_dir(hook.spec());
         // One that a dead call put aside may decide still.
-        if !folder.is_dir() && !pin::aside(&folder).is_dir() {
-            return Err(not_deployed(hook, &app));
+        if folder.is_dir() || pin::aside(&folder).is_dir() {
+            return self.engine.unload_locked(&app, hook);
         }
-        self.engine.unload_locked(&app, hook)
+        if self.engine.hooks_of(&app).is_empty() {
+            // What a dead call left is nobody's.
+            self.engine.forget(&app)?;
+        }
+        Err(not_deployed(hook, &app))
     }
 
     fn take_all_away(&self) -> Result<Vec<DeploymentRef>> {

@@ -300,7 +300,9 @@ impl Engine {
         hook.remove(app)?;
         if self.hooks_of(app).is_empty() {
             // Without a deployment it is nobody's: the next call clears it.
-            self.forget(app).unwrap_or_else(|e| log::warn!("app '{}' leaves {e}", app.name));
+            self.forget(app).unwrap_or_else(|e| {
+                log::warn!("app '{}': what is left of it stays: {e}", app.name)
+            });
         }
         Ok(())
     }

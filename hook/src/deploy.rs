@@ -93,8 +93,9 @@ impl Dir {
     }
 
     fn settle(&mut self, hook: &(impl Hook + ?Sized)) -> Result<()> {
-        hook.settle(self)?;
-        pin::settle(&self.path, hook.live(self)?)
+        // First: what the hook writes is not to be replaced by what was written before.
+        pin::settle(&self.path, hook.live(self)?)?;
+        hook.settle(self)
     }
 
     fn replace(&mut self, hook: &(impl Hook + ?Sized), policy: &Linked) -> Result<()> {
@@ -295,10 +296,9 @@ impl<H: Hook + ?Sized> Deploy for H {
         let path = app.hook_dir(self.spec());
         take_down_aside(self, app)?;
         let aside = pin::put_aside(&path)?;
-        if !aside.exists() {
-            return Ok(());
-        }
-        if let Err(e) = self.detach(app, &aside) {
+        if aside.exists()
+            && let Err(e) = self.detach(app, &aside)
+        {
             // It goes on, and is to be seen.
             pin::put_back(&aside, &path);
             return Err(e);
@@ -415,14 +415,11 @@ fn deploy(hook: &(impl Hook + ?Sized), app: &App, policy: &Linked, target: &Fact
     let spec = hook.spec();
     let path = app.hook_dir(spec);
     clear_asides(hook, app)?;
-    if path.exists() {
-        if !hook.has_ended(app) {
-            return Err(Error::Conflict {
-                what: format!("app '{}' has a policy at {} already", app.name, spec.name),
-                advice: "use 'replace', or 'unload' it first".to_owned(),
-            });
-        }
-        take_down(hook, app, &pin::put_aside(&path)?)?;
+    if path.exists() && !hook.has_ended(app) {
+        return Err(Error::Conflict {
+            what: format!("app '{}' has a policy at {} already", app.name, spec.name),
+            advice: "use 'replace', or 'unload' it first".to_owned(),
+        });
     }
 
     let mut staged = Staged::new(&path)?;
@@ -433,7 +430,7 @@ fn deploy(hook: &(impl Hook + ?Sized), app: &App, policy: &Linked, target: &Fact
         .record
         .write(&dir.path)
         .and_then(|()| hook.attach(&mut dir, policy, target))
-        .and_then(|()| staged.commit());
+        .and_then(|()| put_in_place(hook, app, &mut staged, &path));
     if deployed.is_err() {
         // What the user hears is why it failed, not what else did.
         if let Err(e) = take_down(hook, app, &dir.path) {
@@ -442,6 +439,30 @@ fn deploy(hook: &(impl Hook + ?Sized), app: &App, policy: &Linked, target: &Fact
         tidy(hook, &app.bpffs);
     }
     deployed
+}
+
+/// Puts a deployment in its place, or in that of one which has ended, and is there until then.
+fn put_in_place(
+    hook: &(impl Hook + ?Sized),
+    app: &App,
+    staged: &mut Staged,
+    path: &Path,
+) -> Result<()> {
+    if !path.exists() {
+        return staged.commit();
+    }
+    match staged.exchange() {
+        Ok(()) => {}
+        Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
+            // Before Linux 5.16.
+            take_down(hook, app, path)?;
+            return staged.commit();
+        }
+        Err(e) => return Err(e),
+    }
+    // The new one decides: what stays of the other is garbage, for the next call.
+    take_down(hook, app, staged.path()).unwrap_or_else(|e| log::warn!("{e}"));
+    Ok(())
 }
 
 /// Ends a deployment that was put aside, or was never in place; none is no error.

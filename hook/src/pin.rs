@@ -17,6 +17,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::{MapHandle, MapType};
+use rustix::fs::{CWD, RenameFlags};
 
 use crate::record::{RECORD, Record};
 use crate::sys::{self, Map};
@@ -65,6 +66,21 @@ impl Staged {
     pub fn commit(&mut self) -> Result<()> {
         fs::rename(&self.path, &self.target).map_err(|e| {
             Error::kernel(format!("rename {} to {}", self.path.display(), self.target.display()), e)
+        })?;
+        self.committed = true;
+        Ok(())
+    }
+
+    /// Renames the folder into the place of the one that is there, which is at
+    /// [`Staged::path`] then: one step.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`]: `EINVAL` before Linux 5.16.
+    pub fn exchange(&mut self) -> Result<()> {
+        let (path, target) = (&self.path, &self.target);
+        rustix::fs::renameat_with(CWD, path, CWD, target, RenameFlags::EXCHANGE).map_err(|e| {
+            let what = format!("exchange {} and {}", path.display(), target.display());
+            Error::kernel(what, e)
         })?;
         self.committed = true;
         Ok(())

@@ -60,7 +60,7 @@ impl Record {
     /// Reads the record in `dir`; `None` when there is none.
     ///
     /// # Errors
-    /// [`Error::Pin`] when it is not what this version writes.
+    /// [`Error::Pin`] when it is not what this version writes; [`Error::Kernel`].
     pub fn read(dir: &Path) -> Result<Option<Self>> {
         let path = dir.join(RECORD);
         let Some(fd) = sys::obj_get(&path)? else { return Ok(None) };
@@ -68,8 +68,10 @@ impl Record {
             let reason = format!("not this version's: {e}");
             Error::Pin { path: path.clone(), reason }
         };
-        let bytes = Map::new(fd).and_then(|map| map.lookup(&0u32.to_ne_bytes()));
-        let bytes = bytes.map_err(|e| not_ours(&e))?.unwrap_or_default();
+        let bytes = match Map::new(fd).and_then(|map| map.lookup(&0u32.to_ne_bytes())) {
+            Err(e @ Error::Kernel { .. }) => return Err(e),
+            read => read.map_err(|e| not_ours(&e))?.unwrap_or_default(),
+        };
         let text = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
         serde_json::from_slice(text).map(Some).map_err(|e| not_ours(&e))
     }
@@ -93,7 +95,9 @@ impl Record {
         // Of a write that died.
         let _ = fs::remove_file(&aside);
         sys::obj_pin(map.as_fd(), &aside)?;
-        fs::rename(&aside, &path)
-            .map_err(|e| Error::kernel(format!("rename {}", aside.display()), e))
+        fs::rename(&aside, &path).map_err(|e| {
+            let _ = fs::remove_file(&aside);
+            Error::kernel(format!("rename {}", aside.display()), e)
+        })
     }
 }

@@ -306,26 +306,28 @@ fn what_leaves_is_let_go_and_what_joins_takes_its_place() {
     assert!(matches!(lab.read().health, Health::Degraded(_)));
 }
 
-/// Of two sockets that join, one is in another program's map: the other joins.
+/// Of sockets that join, one is in another program's map: the others join.
 #[test]
 fn one_that_cannot_join_keeps_no_other_out() {
     if !require(&[Need::Root]) {
         return;
     }
-    let lab = Lab::new();
-    let first = udp_sockets(1);
-    lab.hook.deploy(&lab.app, &builtin("round-robin"), &Lab::target()).unwrap();
-    let more = udp_sockets(2);
-    let theirs = pin::create_map(MapType::ReuseportSockarray, "theirs", 8, 4).unwrap();
-    let fd = u64::try_from(more[0].as_raw_fd()).unwrap();
-    theirs.update(&0u32.to_ne_bytes(), &fd.to_ne_bytes()).unwrap();
-    assert!(lab.hook.catch_up(&lab.app).unwrap());
-    assert_eq!(lab.read().executors, 2);
-    // It was looked at, and is not looked at again and again; the state tells.
-    assert!(!lags(&lab));
-    let Health::Degraded(reason) = lab.read().health else { panic!("{:?}", lab.read()) };
-    assert!(reason.starts_with("1 sockets of its ports could not be taken in"), "{reason}");
-    drop((first, more, theirs));
+    for (joining, busy) in [(2, 0), (2, 1), (1, 0)] {
+        let lab = Lab::new();
+        let first = udp_sockets(1);
+        lab.hook.deploy(&lab.app, &builtin("round-robin"), &Lab::target()).unwrap();
+        let more = udp_sockets(joining);
+        let theirs = pin::create_map(MapType::ReuseportSockarray, "theirs", 8, 4).unwrap();
+        let fd = u64::try_from(more[busy].as_raw_fd()).unwrap();
+        theirs.update(&0u32.to_ne_bytes(), &fd.to_ne_bytes()).unwrap();
+        assert!(lab.hook.catch_up(&lab.app).unwrap());
+        assert_eq!(lab.read().executors as usize, joining);
+        // It was looked at, and is not looked at again and again; the state tells.
+        assert!(!lags(&lab), "socket {busy} of {joining}");
+        let Health::Degraded(reason) = lab.read().health else { panic!("{:?}", lab.read()) };
+        assert!(reason.starts_with("1 sockets of its ports could not be taken in"), "{reason}");
+        drop((first, more, theirs));
+    }
 }
 
 /// More addresses than a deployment has groups: refused at a load, told of one that follows.

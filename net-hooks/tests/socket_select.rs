@@ -527,6 +527,12 @@ fn a_dead_apps_deployment_makes_room_for_its_next_one() {
         assert_eq!(lab.read().pid(), Some(server.pid()));
         server.stop();
         wait_for("its sockets to close", LIMIT, || (lab.read().executors == 0).then_some(()));
+        // A load that fails takes it from nobody.
+        let before = lab.read();
+        let nobody = Target { pid: Some(i32::MAX), ..Default::default() };
+        let failed = lab.hook.deploy(&lab.app, &builtin("hash"), &nobody);
+        assert!(matches!(failed, Err(Error::NotFound { .. })), "{failed:?}");
+        assert_eq!(lab.read(), before);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,12 @@ pub enum Error {
     Refused(Failure),
 }
 
+/// The group that a socket lets in, by number.
+fn group_of(socket: &Path) -> Option<u32> {
+    let about = std::fs::metadata(socket).ok()?;
+    (about.mode() & 0o060 == 0o060).then_some(about.gid())
+}
+
 /// As the arbiter would have put it.
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
@@ -57,12 +64,16 @@ impl From<Error> for Failure {
             Error::Unreachable { source, path }
                 if source.kind() == io::ErrorKind::PermissionDenied =>
             {
-                let path = path.display();
-                Self::new(Code::NotPermitted, format!("cannot ask the daemon at {path}: {source}"))
-                    .advise(format!(
-                        "it is for root and the group of {path} ('ls -l' shows it): ask root for \
-                         'usermod -aG GROUP USER'"
-                    ))
+                let advice = match group_of(&path) {
+                    Some(group) => format!(
+                        "it is for root and group {group}: ask root for 'usermod -aG {group} USER'"
+                    ),
+                    None => "it is for root: ask root for 'groupadd --system syrup' and a \
+                             restart of syrupd, which lets that group's users in"
+                        .to_owned(),
+                };
+                let message = format!("cannot ask the daemon at {}: {source}", path.display());
+                Self::new(Code::NotPermitted, message).advise(advice)
             }
             Error::Unreachable { .. } => {
                 failure(Code::Unreachable, "start syrupd, or name its socket with --socket")

@@ -324,8 +324,9 @@ pub(crate) fn add(dir: &Dir, what: Registration, index: Option<u32>) -> Result<u
     for other in others.iter().filter(|thread| thread.index == index) {
         match root.set_index(other.tid, owner, abi::SYRUP_INDEX_NONE) {
             // It ended, or left, meanwhile.
-            Err(Error::NotFound { .. }) => {}
-            other => other?,
+            Ok(()) | Err(Error::NotFound { .. }) => {}
+            // It is registered already.
+            Err(e) => log::warn!("index {index} is thread {}'s too: {e}", other.tid),
         }
     }
     Ok(index)

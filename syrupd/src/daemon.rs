@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FlockOperation, Mode};
+use rustix::fs::{FlockOperation, Mode, OFlags};
 use syrup_engine::Caller;
 use syrup_protocol::wire::{Decoder, Message, Outgoing};
 use syrup_protocol::{Code, Failure, Result};
@@ -159,6 +159,8 @@ fn lock(path: &Path) -> Result<(File, PathBuf)> {
             .write(true)
             // Whoever can open it can hold it.
             .mode(0o600)
+            // The folder may be one in which others make links.
+            .custom_flags(OFlags::NOFOLLOW.bits() as i32)
             .open(&lock_path)
             .map_err(failed("open", &lock_path))?;
         file.set_permissions(fs::Permissions::from_mode(0o600))

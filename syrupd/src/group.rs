@@ -31,8 +31,11 @@ pub fn of_users(named: Option<&str>) -> Result<Option<u32>> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
     }
-    let found = Group::from_name(DEFAULT_GROUP)
-        .map_err(|e| unknown(DEFAULT_GROUP, &format!("it cannot be looked up: {e}")))?;
+    // Nobody asked for it: a system without groups has none either.
+    let found = Group::from_name(DEFAULT_GROUP).unwrap_or_else(|e| {
+        log::warn!("group '{DEFAULT_GROUP}' cannot be looked up: {e}");
+        None
+    });
     if found.is_none() {
         log::info!(
             "there is no group '{DEFAULT_GROUP}': only root is served; \

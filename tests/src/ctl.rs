@@ -1,5 +1,6 @@
 //! `syrupctl` and `syrupd` as a user runs them.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -171,6 +172,12 @@ impl Ctl {
     pub fn assert_empty(&self) {
         assert_eq!(self.json(&["list"])["deployments"], Value::Array(Vec::new()));
         assert!(!self.bpffs().exists(), "pins are left: {:?}", tree(&self.bpffs()));
+    }
+
+    /// The pins and folders that there are.
+    #[must_use]
+    pub fn pins(&self) -> BTreeSet<PathBuf> {
+        tree(&self.bpffs()).into_iter().collect()
     }
 
     /// What is deployed now, as the kernel holds it.

@@ -151,7 +151,8 @@ impl Scene for Sockets {
     }
 }
 
-/// Killed before each of an operation's steps, of which there are so many, and refused each.
+/// Killed before each of an operation's steps, of which there are so many at least, and
+/// refused each.
 fn leaves_the_old_or_the_new(operation: Operation, least: usize) {
     if !require(&[Need::Root]) {
         return;
@@ -159,7 +160,7 @@ fn leaves_the_old_or_the_new(operation: Operation, least: usize) {
     let mut stage = Stage::new(Sockets::new());
     let killed = stage.play(operation, |_, _| &Next::ALL);
     let refused = stage.play_refused(operation, |_, _| true);
-    assert!(killed >= least && refused >= least, "{killed} and {refused} steps");
+    assert!(killed >= least && refused >= least, "{killed} and {refused} steps tried");
 }
 
 #[test]

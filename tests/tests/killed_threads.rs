@@ -109,59 +109,54 @@ impl Scene for Threads {
     }
 }
 
-/// Which of so many tries, evenly spread over an operation's steps, this step is of: emulated,
-/// one of a load takes 10 s or more. All are tried where the environment says so.
-fn nth_of(tries: usize, step: usize, of: usize) -> Option<usize> {
+/// So many steps of an operation are tried, evenly spread: emulated, one of a load takes 10 s
+/// or more. All of them where the environment says so.
+const TRIES: usize = 6;
+
+/// Which of the tries this step is.
+fn nth_try(step: usize, of: usize) -> Option<usize> {
     let every = std::env::var_os("SYRUP_TEST_EVERY_STEP").is_some();
-    let tries = if every { of } else { tries.min(of) };
+    let tries = if every { of } else { TRIES.min(of) };
     let [nth, after] = [step, step + 1].map(|step| step * tries / of);
     (nth < after).then_some(nth)
 }
 
 fn nexts(step: usize, of: usize) -> &'static [Next] {
-    let nth = nth_of(2 * Next::ALL.len(), step, of);
-    nth.map_or(&[], |nth| std::slice::from_ref(&Next::ALL[nth % Next::ALL.len()]))
+    let next = |nth: usize| std::slice::from_ref(&Next::ALL[nth % Next::ALL.len()]);
+    nth_try(step, of).map_or(&[], next)
 }
 
+/// Killed before an operation's steps, or so many of them at least, and refused them.
 fn leaves_the_old_or_the_new(operation: Operation, least: usize) {
     if !require(&[Need::Root, Need::SchedExt]) {
         return;
     }
-    let steps = Stage::new(Threads::new()).play(operation, nexts);
-    assert!(steps >= least, "{steps} steps");
+    let mut stage = Stage::new(Threads::new());
+    let killed = stage.play(operation, nexts);
+    let refused = stage.play_refused(operation, |step, of| nth_try(step, of).is_some());
+    assert!(killed >= least && refused >= least, "{killed} and {refused} steps tried");
 }
 
 #[test]
-fn a_load_that_is_killed_leaves_nothing_or_all() {
-    leaves_the_old_or_the_new(Operation::Load, 30);
+fn a_load_that_is_killed_or_refused_leaves_nothing_or_all() {
+    leaves_the_old_or_the_new(Operation::Load, TRIES);
 }
 
 #[test]
-fn a_replacement_that_is_killed_leaves_the_old_or_the_new() {
-    leaves_the_old_or_the_new(Operation::Replace, 12);
+fn a_replacement_that_is_killed_or_refused_leaves_the_old_or_the_new() {
+    leaves_the_old_or_the_new(Operation::Replace, TRIES);
 }
 
 #[test]
-fn a_registration_that_is_killed_leaves_the_thread_in_or_out() {
+fn a_thread_that_a_killed_or_refused_call_registers_or_lets_go_is_in_or_out() {
     leaves_the_old_or_the_new(Operation::Register, 4);
     leaves_the_old_or_the_new(Operation::Unregister, 3);
     leaves_the_old_or_the_new(Operation::UnregisterLast, 3);
 }
 
 #[test]
-fn an_unload_that_is_killed_leaves_all_or_nothing() {
-    leaves_the_old_or_the_new(Operation::Unload, 20);
-}
-
-#[test]
-fn a_call_of_which_any_step_is_refused_changed_nothing() {
-    if !require(&[Need::Root, Need::SchedExt]) {
-        return;
-    }
-    let mut stage = Stage::new(Threads::new());
-    for operation in Operation::ALL {
-        stage.play_refused(operation, |step, of| nth_of(3, step, of).is_some());
-    }
+fn an_unload_that_is_killed_or_refused_leaves_all_or_nothing() {
+    leaves_the_old_or_the_new(Operation::Unload, TRIES);
 }
 
 #[test]

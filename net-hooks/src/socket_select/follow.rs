@@ -8,7 +8,7 @@ use syrup_sdk::abi::SYRUP_MAX_EXECUTORS;
 
 use super::adopt;
 use super::bound::{Bound, bound};
-use super::pins::{Cookies, Pins};
+use super::pins::{Cookies, Pins, Place};
 use super::sockets::{GroupKey, Member};
 use super::state::{Group, State};
 
@@ -152,13 +152,15 @@ pub(crate) fn follow(dir: &mut Dir) -> Result<()> {
         Err(e @ (Error::Usage(_) | Error::Conflict { .. })) => {
             // One that cannot join keeps none of the others out.
             log::warn!("{e}");
+            let mut left_out = Vec::new();
             for member in &found.members {
                 if join(dir, &pins, std::slice::from_ref(member)).is_err() {
-                    let mut state: State = dir.state()?;
-                    state.left_out.insert(member.cookie);
-                    dir.set_state(&state)?;
+                    left_out.push(member.cookie);
                 }
             }
+            let mut state: State = dir.state()?;
+            state.left_out.extend(left_out);
+            dir.set_state(&state)?;
         }
         done => done?,
     }
@@ -208,8 +210,9 @@ fn close_up(dir: &mut Dir, pins: &Pins) -> Result<()> {
     if changes.is_empty() {
         return Ok(());
     }
-    let left: Vec<(usize, u32)> = changes.iter().map(|(group, from, ..)| (*group, *from)).collect();
-    let joined: Vec<(usize, u32, &Member)> =
+    let left: Vec<Place<'_>> =
+        changes.iter().map(|(group, from, _, member)| (*group, *from, member)).collect();
+    let joined: Vec<Place<'_>> =
         changes.iter().map(|(group, _, to, member)| (*group, *to, member)).collect();
     pins.change(dir, &left, &joined, state)
 }
@@ -234,7 +237,7 @@ pub(crate) fn attach(dir: &mut Dir, pins: &Pins) -> Result<()> {
     if found.is_empty() {
         return Ok(());
     }
-    let joined: Vec<(usize, u32, &Member)> =
+    let joined: Vec<Place<'_>> =
         found.iter().map(|(group, index, member)| (*group, *index, member)).collect();
     pins.change(dir, &[], &joined, state)
 }

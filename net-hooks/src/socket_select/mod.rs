@@ -35,7 +35,7 @@ use syrup_hook::{
 };
 use syrup_sdk::abi::SYRUP_MAX_EXECUTORS;
 
-use self::pins::Pins;
+use self::pins::{Pins, Place};
 use self::sockets::{GroupKey, Member};
 use self::state::{MAX_GROUPS, State};
 use crate::POLICIES;
@@ -236,15 +236,8 @@ impl Hook for SocketSelect {
         }
         // A socket is in one place of one map only.
         let moves_from = present.map(|present| present as u32).filter(|&from| from != wanted);
-        let left: Vec<(usize, u32)> = moves_from.iter().map(|&from| (group, from)).collect();
-        let was: State = dir.state()?;
-        let changed = pins.change(dir, &left, &[(group, wanted, &member)], state);
-        if changed.is_err()
-            && let Some(from) = moves_from
-        {
-            pins.put_back(dir, (group, from), &member, was);
-        }
-        changed?;
+        let left: Vec<Place<'_>> = moves_from.iter().map(|&from| (group, from, &member)).collect();
+        pins.change(dir, &left, &[(group, wanted, &member)], state)?;
         if moves_from.is_some() {
             pins.forgive(dir);
         }
@@ -280,7 +273,7 @@ impl Hook for SocketSelect {
         // It stays in its group, and is not to be missed there.
         state.unfit.insert(cookie);
         follow::forget_closed(&mut state)?;
-        pins.release(dir, place, &Member { fd, key, cookie }, state)?;
+        pins.release(dir, (place.0, place.1, &Member { fd, key, cookie }), state)?;
         pins.forgive(dir);
         Ok(())
     }

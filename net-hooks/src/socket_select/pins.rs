@@ -63,6 +63,21 @@ pub(crate) struct Pins {
 /// The cookies of a group's sockets by index; `None` where there is none or it was closed.
 pub(crate) type Cookies = Vec<Option<u64>>;
 
+/// A socket, and its group and index.
+pub(crate) type Place<'a> = (usize, u32, &'a Member);
+
+/// What a change that failed had done.
+struct Steps<'a> {
+    /// Taken away, as far as it came.
+    left: &'a [Place<'a>],
+    /// Groups and indexes that got a socket.
+    added: Vec<(usize, u32)>,
+    /// What was in the map before.
+    cookies: Vec<Cookies>,
+    /// Groups that got a dispatcher.
+    attached: Vec<(usize, &'a Member)>,
+}
+
 impl Pins {
     /// Opens a deployment's folder.
     pub fn open(path: &Path) -> Result<Self> {
@@ -113,13 +128,13 @@ impl Pins {
     }
 
     /// Makes sockets the executors at the given groups and indexes, takes away those that
-    /// `left` names, and attaches dispatchers to groups that got one. The deployment's state
+    /// `left` has, and attaches dispatchers to groups that got one. The deployment's state
     /// is `state` from then on. Undoes its own steps when one fails.
     pub fn change(
         &self,
         dir: &mut Dir,
-        left: &[(usize, u32)],
-        joined: &[(usize, u32, &Member)],
+        left: &[Place<'_>],
+        joined: &[Place<'_>],
         mut state: State,
     ) -> Result<()> {
         let before: State = dir.state()?;
@@ -170,20 +185,66 @@ impl Pins {
         let done = step();
         if done.is_err() {
             // What the caller hears is why it failed, not what else did.
-            let mut before = before;
-            for (number, member) in attached {
-                if let Err(e) = sockets::detach(member.fd.as_fd()) {
-                    log::warn!("the dispatcher of {} stays attached: {e}", member.key);
-                    if let Some(group) = before.groups.get_mut(number) {
-                        group.unsure = self.dispatcher_id(number).ok();
-                    }
-                }
-            }
-            if let Err(e) = self.undo(dir, &before, &added, &cookies) {
+            let steps = Steps { left, added, cookies, attached };
+            if let Err(e) = self.undo(dir, before, &wider, &steps) {
                 log::warn!("{e}");
             }
         }
         done
+    }
+
+    /// Puts back what was `before`, as far as it is still there. What is there is counted
+    /// until that has succeeded: it may fail, or die, too.
+    fn undo(&self, dir: &mut Dir, before: State, wider: &State, steps: &Steps<'_>) -> Result<()> {
+        let mut now = State { changing: true, groups: wider.groups.clone(), ..before };
+        let is_same = |number: usize| {
+            before.groups.get(number).filter(|group| group.key == wider.groups[number].key)
+        };
+        for (number, group) in now.groups.iter_mut().enumerate() {
+            let was = is_same(number);
+            group.attached = was.is_some_and(|was| was.attached);
+            group.unsure = was.and_then(|was| was.unsure);
+            group.end = group.end.max(was.map_or(0, |was| was.end));
+        }
+        for &(number, member) in &steps.attached {
+            let group = &mut now.groups[number];
+            if group.unsure.is_some() {
+                // A call that died had attached it.
+                (group.attached, group.unsure) = (true, None);
+                continue;
+            }
+            group.attached = false;
+            if let Err(e) = sockets::detach(member.fd.as_fd()) {
+                log::warn!("the dispatcher of {} stays attached: {e}", member.key);
+                group.unsure = self.dispatcher_id(number).ok();
+            }
+        }
+        let mut done = dir.set_state(&now);
+        for &(group, index) in &steps.added {
+            done = done.and(self.executors.delete(&place(group, index).to_ne_bytes()));
+            let former = steps.cookies[group][index as usize];
+            if let (Some(cookie), Some(Group { key, .. })) = (former, is_same(group)) {
+                done = done.and_then(|()| match adopt::one_of(key, &[cookie], now.pid)? {
+                    Some(fd) => self.insert(group, index, &Member { fd, key: *key, cookie }),
+                    None => Ok(()),
+                });
+            }
+        }
+        let there = self.cookies(&now)?;
+        for &(group, index, member) in steps.left {
+            if there[group][index as usize] != Some(member.cookie) {
+                done = done.and(self.insert(group, index, member));
+            }
+        }
+        now.count(&self.cookies(&now)?);
+        self.set_numbers(&now)?;
+        done?;
+        let is_empty = |group: &Group| group.count == 0 && group.unsure.is_none();
+        while now.groups.len() > before.groups.len() && now.groups.last().is_some_and(is_empty) {
+            now.groups.pop();
+        }
+        now.changing = false;
+        dir.set_state(&now)
     }
 
     /// Takes a socket away; before that, when it is the last of its group, the dispatcher, for
@@ -192,44 +253,38 @@ impl Pins {
     pub fn release(
         &self,
         dir: &mut Dir,
-        (group, index): (usize, u32),
-        member: &Member,
+        (group, index, member): Place<'_>,
         mut state: State,
     ) -> Result<()> {
-        let mut was: State = dir.state()?;
-        let cookies = self.cookies(&was)?.swap_remove(group);
+        let before: State = dir.state()?;
+        let cookies = self.cookies(&before)?.swap_remove(group);
         let is_last = cookies.iter().flatten().all(|&cookie| cookie == member.cookie);
-        let Group { attached, unsure, .. } = was.groups[group];
-        let is_in_use = |dispatcher| self.unpinned_is_in_use(group, dispatcher);
-        if is_last && (attached || unsure.is_some_and(is_in_use)) {
-            let before = was.clone();
-            was.groups[group].attached = false;
-            was.groups[group].unsure = Some(self.dispatcher_id(group)?);
-            dir.set_state(&was)?;
+        let Group { attached, mut unsure, .. } = before.groups[group];
+        if is_last && !attached {
+            unsure = unsure.filter(|&dispatcher| self.unpinned_is_in_use(group, dispatcher));
+        }
+        let detaches = is_last && (attached || unsure.is_some());
+        if detaches {
+            let mut detaching = before.clone();
+            detaching.groups[group].attached = false;
+            detaching.groups[group].unsure =
+                Some(unsure.map_or_else(|| self.dispatcher_id(group), Ok)?);
+            dir.set_state(&detaching)?;
             if let Err(e) = sockets::detach(member.fd.as_fd()) {
                 dir.set_state(&before).unwrap_or_else(|e| log::warn!("{e}"));
                 return Err(e);
             }
+        }
+        if is_last {
             (state.groups[group].attached, state.groups[group].unsure) = (false, None);
         }
-        let released = self.change(dir, &[(group, index)], &[], state);
-        if released.is_err() {
-            self.put_back(dir, (group, index), member, was);
+        let released = self.change(dir, &[(group, index, member)], &[], state);
+        if released.is_err() && detaches {
+            let state: State = dir.state()?;
+            let attached = self.change(dir, &[], &[(group, index, member)], state);
+            attached.unwrap_or_else(|e| log::warn!("{} stays without a policy: {e}", member.key));
         }
         released
-    }
-
-    /// Makes a socket an executor that was one before a change that failed; the state that
-    /// was then is the deployment's again.
-    pub fn put_back(
-        &self,
-        dir: &mut Dir,
-        (group, index): (usize, u32),
-        member: &Member,
-        was: State,
-    ) {
-        let put = self.change(dir, &[], &[(group, index, member)], was);
-        put.unwrap_or_else(|e| log::warn!("{} stays without its index {index}: {e}", member.key));
     }
 
     /// Verdicts that named an index whose socket went are not held against the policy.
@@ -240,48 +295,59 @@ impl Pins {
     }
 
     /// Takes sockets away, after `schedule()` was told not to name them.
-    fn clear(&self, places: &[(usize, u32)], state: &State) -> Result<()> {
+    fn clear(&self, places: &[Place<'_>], state: &State) -> Result<()> {
         if places.is_empty() {
             return Ok(());
         }
         let mut lower = state.clone();
-        for &(group, index) in places {
+        for &(group, index, _) in places {
             let end = &mut lower.groups[group].end;
             *end = (*end).min(index);
         }
         self.set_numbers(&lower)?;
         sys::wait_for_running_programs();
-        for &(group, index) in places {
+        for &(group, index, _) in places {
             self.executors.delete(&place(group, index).to_ne_bytes())?;
         }
         Ok(())
     }
 
-    /// Puts back what was `before`, as far as it is still there.
-    fn undo(
-        &self,
-        dir: &mut Dir,
-        before: &State,
-        added: &[(usize, u32)],
-        cookies: &[Cookies],
-    ) -> Result<()> {
-        // What is there is counted until a change succeeds: this may fail, or die, too.
-        let before = State { changing: true, ..before.clone() };
-        let written = dir.set_state(&before);
-        for &(group, index) in added {
-            self.executors.delete(&place(group, index).to_ne_bytes())?;
-            let former = cookies[group][index as usize];
-            let Some(key) = before.groups.get(group).map(|group| group.key) else { continue };
-            if let Some(cookie) = former
-                && let Some(fd) = adopt::one_of(&key, &[cookie], before.pid)?
-            {
-                self.insert(group, index, &Member { fd, key, cookie })?;
+    /// Takes the dispatchers from the groups of a deployment that has ended, as far as we reach
+    /// a socket of ours there.
+    fn detach(&self, record: &mut Record, mut state: State, cookies: Vec<Cookies>) {
+        let ours: Vec<bool> = (state.groups.iter().enumerate())
+            .map(|(number, group)| {
+                let is_in_use = |dispatcher| self.unpinned_is_in_use(number, dispatcher);
+                group.attached || group.unsure.is_some_and(is_in_use)
+            })
+            .collect();
+        // Whoever finds this after a death is not to detach what the server attached since.
+        for (number, group) in state.groups.iter_mut().enumerate().filter(|(_, g)| g.attached) {
+            let id = |fd: OwnedFd| sys::program_id(fd.as_fd()).ok();
+            let pinned = sys::obj_get(&self.dispatcher_pin(number)).ok().flatten();
+            (group.attached, group.unsure) = (false, pinned.and_then(id));
+        }
+        let written = serde_json::to_value(&state).map_err(|e| Error::Defect(e.to_string()));
+        let written = written.and_then(|value| {
+            record.state = value;
+            record.write(&self.path)
+        });
+        written.unwrap_or_else(|e| log::warn!("{e}"));
+        for ((group, cookies), _) in state.groups.iter().zip(cookies).zip(ours).filter(|x| x.1) {
+            let ours: Vec<u64> = cookies.into_iter().flatten().collect();
+            let socket = adopt::one_of(&group.key, &ours, state.pid);
+            let detached = socket.and_then(|socket| match socket {
+                Some(socket) => sockets::detach(socket.as_fd()),
+                None => Ok(()),
+            });
+            if let Err(e) = detached {
+                log::warn!("the dispatcher of {} stays attached, without a policy: {e}", group.key);
             }
         }
-        let mut now = before.clone();
-        now.count(&self.cookies(&before)?);
-        self.set_numbers(&now)?;
-        written
+    }
+
+    fn dispatcher_pin(&self, group: usize) -> PathBuf {
+        self.path.join(format!("{DISPATCHER}{group}"))
     }
 
     /// A socket that a map of ours held until a moment ago is busy until the
@@ -320,7 +386,7 @@ impl Pins {
 
     /// The dispatcher of a group, loaded if it is the group's first time.
     fn dispatcher(&self, group: usize) -> Result<OwnedFd> {
-        let path = self.path.join(format!("{DISPATCHER}{group}"));
+        let path = self.dispatcher_pin(group);
         if let Some(program) = sys::obj_get(&path)? {
             return Ok(program);
         }
@@ -336,7 +402,7 @@ impl Pins {
     /// Whether a group's dispatcher, which a call that died may have attached, is in use
     /// without its pin, which goes: attached, as far as we know.
     fn unpinned_is_in_use(&self, group: usize, dispatcher: u32) -> bool {
-        let path = self.path.join(format!("{DISPATCHER}{group}"));
+        let path = self.dispatcher_pin(group);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 log::warn!("cannot remove {}: {e}", path.display());
@@ -420,34 +486,30 @@ pub(crate) fn dispatchers(path: &Path) -> Result<Vec<OwnedFd>> {
 /// sockets, finds its slot empty and passes. Sockets that stay are busy for the next deployment
 /// until the map of executors is freed.
 pub(crate) fn take_down(path: &Path) -> Result<()> {
-    let Ok(pins) = Pins::open(path) else { return Ok(()) };
-    let state = Record::read(path).ok().flatten().and_then(|r| r.state::<State>(path).ok());
-    let read = |state: State| Ok((pins.cookies(&state)?, state));
-    let known: Option<(Vec<Cookies>, State)> = state.map(read).transpose()?;
-    pins.policies.delete(&0u32.to_ne_bytes())?;
-    // Where the record is gone or of another version, any.
+    let slot = 0u32.to_ne_bytes();
+    let pins = match Pins::open(path) {
+        Ok(pins) => pins,
+        // Not complete yet, or not any more.
+        Err(Error::Pin { .. }) => {
+            let policies = sys::obj_get(&path.join(POLICIES.0))?;
+            return policies.map_or(Ok(()), |fd| Map::new(fd)?.delete(&slot));
+        }
+        Err(e) => return Err(e),
+    };
+    // One that is gone, or another version's, tells nothing.
+    let unreadable = |e| if matches!(e, Error::Pin { .. }) { Ok(None) } else { Err(e) };
+    let mut record = Record::read(path).or_else(unreadable)?;
+    let state = record.as_ref().and_then(|record| record.state::<State>(path).ok());
+    let cookies = state.as_ref().map(|state| pins.cookies(state)).transpose()?;
+    pins.policies.delete(&slot)?;
     let mut places: Vec<u32> = (0..pins.executors.max_entries()).collect();
-    if let Some((cookies, state)) = known {
+    if let (Some(record), Some(state), Some(cookies)) = (&mut record, state, cookies) {
         let of_group = |(group, cookies): (usize, &Cookies)| {
             let taken = (0..).zip(cookies).filter(|(_, cookie)| cookie.is_some());
             taken.map(|(index, _)| place(group, index)).collect::<Vec<u32>>()
         };
         places = cookies.iter().enumerate().flat_map(of_group).collect();
-        for ((number, group), cookies) in state.groups.iter().enumerate().zip(cookies) {
-            let is_attached = |dispatcher| pins.unpinned_is_in_use(number, dispatcher);
-            if !group.attached && !group.unsure.is_some_and(is_attached) {
-                continue;
-            }
-            let ours: Vec<u64> = cookies.into_iter().flatten().collect();
-            let socket = adopt::one_of(&group.key, &ours, state.pid);
-            let detached = socket.and_then(|socket| match socket {
-                Some(socket) => sockets::detach(socket.as_fd()),
-                None => Ok(()),
-            });
-            if let Err(e) = detached {
-                log::warn!("the dispatcher of {} stays attached, without a policy: {e}", group.key);
-            }
-        }
+        pins.detach(record, state, cookies);
     }
     for place in places {
         if let Err(e) = pins.executors.delete(&place.to_ne_bytes()) {

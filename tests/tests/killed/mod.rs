@@ -162,10 +162,12 @@ pub enum Next {
     Stranger,
     /// Root, who takes everything away.
     UnloadAll,
+    /// The owner, who makes the call again.
+    Again,
 }
 
 impl Next {
-    pub const ALL: [Self; 3] = [Self::Restart, Self::Stranger, Self::UnloadAll];
+    pub const ALL: [Self; 4] = [Self::Restart, Self::Stranger, Self::UnloadAll, Self::Again];
 }
 
 /// A hook, with two sockets or threads.
@@ -225,7 +227,7 @@ impl<S: Scene> Stage<S> {
     }
 
     /// Kills an operation before each of its steps, once for each of those who come then;
-    /// prints what was found, and what that one left. Returns how many steps there are.
+    /// prints what was found, and what that one left. Returns how many steps were tried.
     ///
     /// `nexts` says who comes after a step, of so many.
     pub fn play(
@@ -235,12 +237,13 @@ impl<S: Scene> Stage<S> {
     ) -> usize {
         let steps = self.steps(operation);
         println!("{operation:?}: {} steps", steps.len());
-        let mut made = Vec::new();
+        let (mut made, mut tried) = (Vec::new(), 0);
         for (step, name) in steps.iter().enumerate() {
             let nexts = nexts(step, steps.len());
             if nexts.is_empty() {
                 continue;
             }
+            tried += 1;
             let mut row = format!("{step:4} {name:<50}");
             for &next in nexts {
                 let (found, left) = self.kill(operation, (step, name), next, &mut made);
@@ -252,12 +255,13 @@ impl<S: Scene> Stage<S> {
         for (said, objects) in made {
             objects.assert_none_left(&said);
         }
-        steps.len()
+        tried
     }
 
     /// Has the kernel refuse each of an operation's steps in turn; prints what became of it.
     ///
-    /// A call that fails has changed nothing, and the next one does what is asked.
+    /// A call that fails has changed nothing, and the next one does what is asked. Returns how
+    /// many were tried.
     pub fn play_refused(
         &mut self,
         operation: Operation,
@@ -265,11 +269,13 @@ impl<S: Scene> Stage<S> {
     ) -> usize {
         let steps = self.steps(operation);
         println!("{operation:?}, refused: {} steps", steps.len());
-        let mut made = Vec::new();
+        let (mut made, mut tried) = (Vec::new(), 0);
         for (step, name) in
             steps.iter().enumerate().filter(|(step, _)| is_tried(*step, steps.len()))
         {
+            tried += 1;
             self.prepare(operation);
+            let pins = self.ctl.pins();
             made.push((name.clone(), self.ctl.kernel_objects()));
             let (at, status) = refuse(&mut self.child(operation), &self.ctl.bpffs(), step);
             assert_eq!(&at, name, "{operation:?} has other steps than it had");
@@ -282,6 +288,7 @@ impl<S: Scene> Stage<S> {
             let expected = ends[usize::from(status.success())];
             assert_eq!(self.settled(&said), expected, "{said}: {outcome}");
             if expected == ends[0] {
+                assert_eq!(self.ctl.pins(), pins, "{said}: {outcome}");
                 self.perform(operation).unwrap_or_else(|e| panic!("{said}, once more: {e}"));
                 assert_eq!(self.settled(&said), ends[1], "{said}, once more");
             }
@@ -293,7 +300,7 @@ impl<S: Scene> Stage<S> {
         for (said, objects) in made {
             objects.assert_none_left(&said);
         }
-        steps.len()
+        tried
     }
 
     /// The names of an operation's steps.
@@ -343,6 +350,7 @@ impl<S: Scene> Stage<S> {
         let left = match next {
             Next::Restart => self.restart(operation, &said),
             Next::Stranger => self.stranger(found, &said),
+            Next::Again => self.again(operation, &said),
             Next::UnloadAll => {
                 self.client().unload_all().unwrap_or_else(|e| panic!("{said}: {e}"));
                 self.settled(&said).to_string()
@@ -366,6 +374,18 @@ impl<S: Scene> Stage<S> {
             assert_eq!(self.settled(said), ends[1], "{said}, once more");
         }
         state.to_string()
+    }
+
+    /// Whatever the dead call had done, afterwards it is done.
+    fn again(&self, operation: Operation, said: &str) -> String {
+        let outcome = self.perform(operation);
+        let told = outcome.map_or_else(|e| e.to_string(), |()| "done".to_owned());
+        let (state, end) = (self.settled(said), operation.ends()[1]);
+        assert_eq!(state, end, "{said}: {told}");
+        if end == NOTHING {
+            self.ctl.assert_empty();
+        }
+        told
     }
 
     /// He gets the name when it is free, with Maps of his own; else nothing happens.

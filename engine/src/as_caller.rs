@@ -305,10 +305,11 @@ impl AsCaller {
         if folder.is_dir() || pin::aside(&folder).is_dir() {
             return self.engine.unload_locked(&app, hook);
         }
+        // What a dead call left is nobody's.
         if self.engine.hooks_of(&app).is_empty() {
-            // What a dead call left is nobody's.
             self.engine.forget(&app)?;
         }
+        hook.tidy(&app.bpffs)?;
         Err(not_deployed(hook, &app))
     }
 

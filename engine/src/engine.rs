@@ -92,6 +92,17 @@ impl Engine {
         // Where every BPF tool expects it, root mounts it as they do: a machine
         // without an init that did so is no reason to refuse.
         if mount == Path::new(BPFFS_MOUNT) && !is_bpffs()? && rustix::process::geteuid().is_root() {
+            if is_in_own_mount_namespace() {
+                let what = format!(
+                    "{BPFFS_MOUNT} is no BPF file system in this process's mount namespace, and \
+                     what is mounted there goes with it"
+                );
+                return Err(Failure::new(Code::Unsupported, what).advise(
+                    "'ip netns exec' makes such a namespace: use 'nsenter --net=/run/netns/NAME' \
+                     instead, or --pid from outside. Where it is meant so: \
+                     'mount -t bpf bpf /sys/fs/bpf'",
+                ));
+            }
             rustix::mount::mount("bpf", mount, "bpf", MountFlags::empty(), Some(c"mode=0755"))
                 .map_err(|e| {
                     Failure::new(Code::Unsupported, format!("cannot mount {BPFFS_MOUNT}: {e}"))
@@ -104,7 +115,12 @@ impl Engine {
                 Code::Unsupported,
                 format!("{} is not a BPF file system", mount.display()),
             )
-            .advise(format!("mount -t bpf bpf {}", mount.display())));
+            .advise(if mount == Path::new(BPFFS_MOUNT) {
+                "as root: mount -t bpf bpf /sys/fs/bpf"
+            } else {
+                "leave --bpffs out, or name a folder of one: 'mount -t bpf bpf FOLDER' makes an \
+                 empty FOLDER one"
+            }));
         }
         Ok(Self { bpffs, hooks })
     }
@@ -321,6 +337,12 @@ impl Engine {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// Whether other mounts are seen here than by the first process, as far as that can be told.
+fn is_in_own_mount_namespace() -> bool {
+    let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt"));
+    matches!((namespace("self"), namespace("1")), (Ok(own), Ok(first)) if own != first)
 }
 
 impl Prepared {

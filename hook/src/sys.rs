@@ -135,7 +135,7 @@ impl Map {
         match check(err) {
             Ok(_) => Ok(Some(value)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::kernel("read a map entry", e)),
+            Err(e) => Err(self.failed("read an entry of", e)),
         }
     }
 
@@ -155,7 +155,7 @@ impl Map {
                 0,
             )
         };
-        check(err).map_err(|e| Error::kernel("write a map entry", e)).map(drop)
+        check(err).map_err(|e| self.failed("write an entry of", e)).map(drop)
     }
 
     /// Deletes a key; a key that is not there is no error.
@@ -170,8 +170,16 @@ impl Map {
         match check(err) {
             Ok(_) => Ok(()),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(Error::kernel("delete a map entry", e)),
+            Err(e) => Err(self.failed("delete an entry of", e)),
         }
+    }
+
+    fn failed(&self, action: &str, e: io::Error) -> Error {
+        let name = map_info(self.fd.as_fd()).map(|info| {
+            let name = info.name.iter().map(|&byte| byte as u8).take_while(|&byte| byte != 0);
+            String::from_utf8_lossy(&name.collect::<Vec<u8>>()).into_owned()
+        });
+        Error::kernel(format!("{action} the map '{}'", name.unwrap_or_default()), e)
     }
 
     fn are_counters(&self) -> Result<()> {

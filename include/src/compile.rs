@@ -68,6 +68,12 @@ pub enum CompileError {
         /// What clang printed.
         diagnostics: String,
     },
+    /// A signal ended clang: for want of memory, say.
+    #[error("clang was ended by a signal: {status}")]
+    Killed {
+        /// How it ended.
+        status: std::process::ExitStatus,
+    },
     /// clang did not end, and was killed.
     #[error("clang did not end within {} s and was killed", after.as_secs_f32())]
     TimedOut {
@@ -169,6 +175,9 @@ impl Compiler {
         let status = wait(&mut child, self.timeout)
             .map_err(io_error("wait for", self.path.as_os_str()))?
             .ok_or(CompileError::TimedOut { after: self.timeout })?;
+        if status.code().is_none() {
+            return Err(CompileError::Killed { status });
+        }
         if !status.success() {
             let mut diagnostics = Vec::new();
             File::open(&output)
@@ -306,6 +315,13 @@ mod tests {
         let error = compiler.compile("p.c", &"\n".repeat(1 << 20)).unwrap_err();
         let CompileError::Rejected { diagnostics } = error else { panic!("{error:?}") };
         assert_eq!(diagnostics.len() as u64, MAX_DIAGNOSTICS);
+    }
+
+    #[test]
+    fn a_compiler_that_is_killed_refused_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = scripted(dir.path(), "kill -9 $$").compile("p.c", "").unwrap_err();
+        assert!(matches!(error, CompileError::Killed { .. }), "{error:?}");
     }
 
     #[test]

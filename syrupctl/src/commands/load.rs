@@ -51,7 +51,8 @@ pub struct Load {
     #[arg(long, default_value = DEFAULT_APP, value_parser = app_name)]
     app: String,
 
-    /// The user whose app it is, by name or number; only root may say [default: who runs this]
+    /// The user whose app it is, by name or number; only root may say [default: who runs this].
+    /// The policy decides about this user's and root's sockets at the ports
     #[arg(long, value_name = "USER", value_parser = user)]
     user: Option<u32>,
 

@@ -112,7 +112,10 @@ fn bpf_file_system(bpffs: Option<&Path>) -> Check {
         Ok(_) => Check::missing(
             NAME,
             format!("not mounted at {}", mount.display()),
-            format!("as root: mount -t bpf bpf {}", mount.display()),
+            match bpffs {
+                None => format!("as root: mount -t bpf bpf {}", mount.display()),
+                Some(_) => "leave --bpffs out, or name a folder of one".to_owned(),
+            },
         ),
         Err(e) => Check::missing(
             NAME,

@@ -145,6 +145,10 @@ impl Run {
         let mut watch = Watch::default();
         for (hook, request) in requests {
             if !self.adopt(&*arbiter, hook, request, &child, &mut watch, &mut loaded)? {
+                report::warning(
+                    &format!("the command ended before it bound its port: no policy at {hook}"),
+                    Some("a server that goes to the background needs its foreground option"),
+                );
                 break;
             }
         }

@@ -93,15 +93,7 @@ impl Engine {
         // without an init that did so is no reason to refuse.
         if mount == Path::new(BPFFS_MOUNT) && !is_bpffs()? && rustix::process::geteuid().is_root() {
             if is_in_own_mount_namespace() {
-                let what = format!(
-                    "{BPFFS_MOUNT} is no BPF file system in this process's mount namespace, and \
-                     what is mounted there goes with it"
-                );
-                return Err(Failure::new(Code::Unsupported, what).advise(
-                    "'ip netns exec' makes such a namespace: use 'nsenter --net=/run/netns/NAME' \
-                     instead, or --pid from outside. Where it is meant so: \
-                     'mount -t bpf bpf /sys/fs/bpf'",
-                ));
+                return Err(goes_with_its_namespace());
             }
             rustix::mount::mount("bpf", mount, "bpf", MountFlags::empty(), Some(c"mode=0755"))
                 .map_err(|e| {
@@ -109,6 +101,9 @@ impl Engine {
                         .advise("mount -t bpf bpf /sys/fs/bpf")
                 })?;
             log::info!("mounted the BPF file system at {BPFFS_MOUNT}");
+        }
+        if mount == Path::new(BPFFS_MOUNT) && is_another_than_the_first_process_sees(mount) {
+            return Err(goes_with_its_namespace());
         }
         if !is_bpffs()? {
             return Err(Failure::new(
@@ -343,6 +338,26 @@ impl Engine {
 fn is_in_own_mount_namespace() -> bool {
     let namespace = |process: &str| fs::read_link(format!("/proc/{process}/ns/mnt"));
     matches!((namespace("self"), namespace("1")), (Ok(own), Ok(first)) if own != first)
+}
+
+/// Whether another file system is mounted there than where the first process looks: 'ip netns
+/// exec' mounts one for its command.
+fn is_another_than_the_first_process_sees(mount: &Path) -> bool {
+    let device = |path: &Path| rustix::fs::stat(path).map(|stat| stat.st_dev);
+    let of_first = PathBuf::from(format!("/proc/1/root{}", mount.display()));
+    is_in_own_mount_namespace()
+        && matches!((device(mount), device(&of_first)), (Ok(own), Ok(first)) if own != first)
+}
+
+fn goes_with_its_namespace() -> Failure {
+    let what = format!(
+        "the BPF file system at {BPFFS_MOUNT} is this mount namespace's own, and what is pinned \
+         there ends with it"
+    );
+    Failure::new(Code::Unsupported, what).advise(
+        "'ip netns exec' makes such a namespace: use 'nsenter --net=/run/netns/NAME' instead, or \
+         --pid from outside. Where it is meant so, name another folder with --bpffs",
+    )
 }
 
 impl Prepared {

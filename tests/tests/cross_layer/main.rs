@@ -572,3 +572,18 @@ fn every_call_is_as_its_header_says_for_root() {
 fn every_call_is_as_its_header_says_for_an_ordinary_user() {
     every_call_is_as_its_header_says_for(NOBODY);
 }
+
+/// As `ip netns exec` has one: what is pinned there would go with the command.
+#[test]
+fn a_bpf_file_system_that_goes_with_the_command_is_refused() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let script = "mount -t bpf bpf /sys/fs/bpf && exec \"$0\" status";
+    let mut command = Command::new("unshare");
+    let output = command.args(["--mount", "sh", "-c", script]).arg(binary("syrupctl")).output();
+    let output = output.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(6), "{said}");
+    assert!(said.contains("nsenter --net"), "{said}");
+}

@@ -31,15 +31,15 @@ class Guest:
 THREAD_HOOK = ("syrup-scx/thread_hook", "syrup-tests/thread_hook")
 
 GUESTS = (
-    Guest("thread-newest", "newest", THREAD_HOOK, expected_s=150),
-    Guest("thread-oldest", "oldest", THREAD_HOOK, expected_s=150),
+    Guest("thread-newest", "newest", THREAD_HOOK, expected_s=450),
+    Guest("thread-oldest", "oldest", THREAD_HOOK, expected_s=450),
     # Two cores to measure and one for the rest, which take turns on one of the host.
     Guest("thread-time", "newest", ("syrup-scx/thread_time",), cpus=3, icount=True,
           expected_s=120),
     Guest("cross-layer", "newest", ("syrup-tests/cross_layer",), expected_s=300),
     # Each call that is killed or refused loads and ejects the root: some seconds.
-    Guest("killed", "newest", ("syrup-tests/killed_threads",), limit_s=1800, test_limit_s=900,
-          expected_s=600),
+    Guest("killed", "newest", ("syrup-tests/killed_threads",), limit_s=2700, test_limit_s=900,
+          expected_s=850),
     Guest("no-scx", "no-scx", ("syrup-tests/kernels::no_scx",)),
     Guest("malformed-btf", "malformed-btf", ("syrup-tests/kernels::malformed_btf",)),
 )

@@ -307,9 +307,11 @@ impl AsCaller {
         }
         // What a dead call left is nobody's.
         if self.engine.hooks_of(&app).is_empty() {
-            self.engine.forget(&app)?;
+            self.engine.forget(&app).unwrap_or_else(|e| log::warn!("{e}"));
         }
-        hook.tidy(&app.bpffs)?;
+        if let Err(e) = hook.tidy(&app.bpffs) {
+            log::warn!("{e}");
+        }
         Err(not_deployed(hook, &app))
     }
 

@@ -331,6 +331,8 @@ impl<H: Hook + ?Sized> Deploy for H {
     }
 
     fn catch_up(&self, app: &App) -> Result<bool> {
+        // A load that died may hold what is to be taken in.
+        take_down_aside(self, app)?;
         let mut dir = Dir::open(self, app)?;
         let behind = !self.behind(std::slice::from_ref(&dir)).is_empty();
         if behind {

@@ -224,10 +224,14 @@ impl Pins {
             done = done.and(self.executors.delete(&place(group, index).to_ne_bytes()));
             let former = steps.cookies[group][index as usize];
             if let (Some(cookie), Some(Group { key, .. })) = (former, is_same(group)) {
-                done = done.and_then(|()| match adopt::one_of(key, &[cookie], now.pid)? {
-                    Some(fd) => self.insert(group, index, &Member { fd, key: *key, cookie }),
-                    None => Ok(()),
+                let put = adopt::one_of(key, &[cookie], now.pid).and_then(|found| {
+                    let Some(fd) = found else {
+                        log::warn!("index {index} of {key} has lost its socket");
+                        return Ok(());
+                    };
+                    self.insert(group, index, &Member { fd, key: *key, cookie })
                 });
+                done = done.and(put);
             }
         }
         let there = self.cookies(&now)?;

@@ -224,7 +224,7 @@ fn make(
     let stack = Stack::start(&options.programs)?;
     let folder = temporary::folder()?;
     let runner = Runner { plan, setting, stack, cpus, folder, service };
-    let mut patience = PATIENCE;
+    let mut patience = patience(setting);
     for (round, steps) in rounds {
         let mut writer = journal.round(*round)?;
         // Another process may have made it meanwhile.
@@ -268,6 +268,11 @@ fn make(
 /// How long this process goes on making runs of which too little counts, beyond two
 /// more of each: a busy host is seldom busy for an hour, and not always for a minute.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
+
+/// A trial's numbers say little anyway, and whoever tries wants it over.
+const fn patience(setting: &Setting) -> Duration {
+    if setting.quick { Duration::ZERO } else { PATIENCE }
+}
 
 /// A run of which too little counts is made again, twice, and beyond that as long as there
 /// is `patience`; the shares are written down. It is chosen by how late sender and sleeper
@@ -500,6 +505,8 @@ mod tests {
         assert_eq!(within(PATIENCE, &shares), Some((1.0, shares[..4].to_vec())));
         // It is spent by the runs beyond the first three, and then there is no more.
         assert_eq!(within(Duration::from_nanos(1), &shares), Some((0.1, shares[..3].to_vec())));
+        let setting = |quick| Setting { quick, ..Setting::default() };
+        assert_eq!([false, true].map(|quick| patience(&setting(quick))), [PATIENCE, none]);
     }
 
     #[test]

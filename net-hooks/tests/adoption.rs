@@ -326,7 +326,36 @@ fn one_that_cannot_join_keeps_no_other_out() {
         assert!(!lags(&lab), "socket {busy} of {joining}");
         let Health::Degraded(reason) = lab.read().health else { panic!("{:?}", lab.read()) };
         assert!(reason.starts_with("1 sockets of its ports could not be taken in"), "{reason}");
-        drop((first, more, theirs));
+        // Until somebody asks for it.
+        drop(theirs);
+        assert!(lab.hook.collect_garbage(&lab.bpffs.path()).unwrap().is_empty());
+        assert!(lags(&lab), "socket {busy} of {joining}");
+        assert!(lab.hook.catch_up(&lab.app).unwrap());
+        assert_eq!((lab.read().executors as usize, lab.read().health), (joining + 1, Health::LIVE));
+        drop((first, more));
+    }
+}
+
+#[test]
+fn a_registration_that_fails_hides_no_socket_that_was_closed() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let mut sockets = udp_sockets(3);
+    lab.deploy(&builtin("round-robin"), &sockets);
+    let busy = udp_sockets(1);
+    let theirs = pin::create_map(MapType::ReuseportSockarray, "theirs", 8, 4).unwrap();
+    let fd = u64::try_from(busy[0].as_raw_fd()).unwrap();
+    theirs.update(&0u32.to_ne_bytes(), &fd.to_ne_bytes()).unwrap();
+    sockets.remove(1);
+    spread(&sockets, &flows(1), 6);
+    let health = lab.read().health;
+    let Health::Degraded(reason) = &health else { panic!("{health:?}") };
+    assert!(reason.contains("1 of 3 sockets are closed"), "{reason}");
+    for index in [None, Some(1), Some(7)] {
+        lab.register(&busy[0], index).unwrap_err();
+        assert_eq!(lab.read().health, health, "{index:?}");
     }
 }
 

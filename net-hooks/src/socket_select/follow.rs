@@ -126,8 +126,6 @@ pub(crate) fn follow(dir: &mut Dir) -> Result<()> {
         return Ok(());
     }
     let cookies = pins.cookies(&state)?;
-    // There may be room now.
-    state.left_out.clear();
     let strangers = strangers(&state, &cookies)?;
     let found = adopt::take(&strangers, state.pid)?;
     if !state.pid.is_some_and(syrup_hook::process::is_running) {

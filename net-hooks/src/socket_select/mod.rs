@@ -189,6 +189,11 @@ impl Hook for SocketSelect {
 
     fn settle(&self, dir: &mut Dir) -> Result<()> {
         let (pins, mut state): (_, State) = (Pins::open(dir.path())?, dir.state()?);
+        if !state.left_out.is_empty() {
+            // There may be room now: whoever follows looks at them once more.
+            state.left_out.clear();
+            dir.set_state(&state)?;
+        }
         if state.changing {
             state.count(&pins.cookies(&state)?);
         }

@@ -156,7 +156,11 @@ impl Pins {
         let mut step = || {
             // Whoever reads after a death looks at all that may be there.
             dir.set_state(&wider)?;
-            self.clear(left, &wider)?;
+            let leaving: Vec<_> = left.iter().map(|&(group, index, _)| (group, index)).collect();
+            self.lower(&leaving, &wider)?;
+            for &(group, index) in &leaving {
+                self.executors.delete(&place(group, index).to_ne_bytes())?;
+            }
             for &(group, index, member) in joined {
                 // A call that died before it attached left it there.
                 if cookies[group][index as usize] != Some(member.cookie) {
@@ -220,6 +224,7 @@ impl Pins {
             }
         }
         let mut done = dir.set_state(&now);
+        done = done.and(self.lower(&steps.added, &now));
         for &(group, index) in &steps.added {
             done = done.and(self.executors.delete(&place(group, index).to_ne_bytes()));
             let former = steps.cookies[group][index as usize];
@@ -241,14 +246,26 @@ impl Pins {
             }
         }
         now.count(&self.cookies(&now)?);
+        if done.is_ok() {
+            // Of what was counted then, one that was closed since is to be missed.
+            for (number, group) in now.groups.iter_mut().enumerate() {
+                if let Some(was) = is_same(number) {
+                    (group.count, group.end) = (was.count, was.end);
+                }
+            }
+        }
         self.set_numbers(&now)?;
         done?;
         let is_empty = |group: &Group| group.count == 0 && group.unsure.is_none();
         while now.groups.len() > before.groups.len() && now.groups.last().is_some_and(is_empty) {
             now.groups.pop();
         }
-        now.changing = false;
-        dir.set_state(&now)
+        now.changing = before.changing;
+        dir.set_state(&now)?;
+        if !(steps.added.is_empty() && steps.left.is_empty()) {
+            self.forgive(dir);
+        }
+        Ok(())
     }
 
     /// Takes a socket away; before that, when it is the last of its group, the dispatcher, for
@@ -298,21 +315,18 @@ impl Pins {
         counted.unwrap_or_else(|e| log::warn!("faults of before count as the policy's: {e}"));
     }
 
-    /// Takes sockets away, after `schedule()` was told not to name them.
-    fn clear(&self, places: &[Place<'_>], state: &State) -> Result<()> {
-        if places.is_empty() {
+    /// Has `schedule()` name none of these indexes of groups from here on.
+    fn lower(&self, indexes: &[(usize, u32)], state: &State) -> Result<()> {
+        if indexes.is_empty() {
             return Ok(());
         }
         let mut lower = state.clone();
-        for &(group, index, _) in places {
+        for &(group, index) in indexes {
             let end = &mut lower.groups[group].end;
             *end = (*end).min(index);
         }
         self.set_numbers(&lower)?;
         sys::wait_for_running_programs();
-        for &(group, index, _) in places {
-            self.executors.delete(&place(group, index).to_ne_bytes())?;
-        }
         Ok(())
     }
 

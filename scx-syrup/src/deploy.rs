@@ -83,7 +83,8 @@ pub(crate) fn attach(dir: &mut Dir, policy: &Linked, target: &Facts) -> Result<(
 
     let bpffs = dir.app().bpffs.clone();
     let root = &Root::ensure(&bpffs)?;
-    slots::sweep(root, &bpffs)?;
+    // A slot that cannot be emptied is not free, and there are others.
+    slots::sweep(root, &bpffs).unwrap_or_else(|e| log::warn!("{e}"));
     let slot = slots::free(root, &bpffs)?;
     let generation = root.app(slot)?.generation.wrapping_add(1);
     let owner = Owner { slot, generation };

@@ -122,23 +122,30 @@ pub(crate) fn free(root: &Root, bpffs: &Path) -> Result<u32> {
 /// Empties every slot without a record: a call that died before its record was
 /// in place left it, or one that died after it had taken the record away. Also gives
 /// back threads of apps that are gone.
+///
+/// # Errors
+/// The first failure, after all that can be emptied is.
 pub(crate) fn sweep(root: &Root, bpffs: &Path) -> Result<()> {
     let deployments = Deployments::find(bpffs)?;
-    if deployments.unreadable > 0 {
-        // Theirs might be any slot.
-        return Ok(());
-    }
     let known = deployments.slots(root)?;
     let served = root.info()?.slots_in_use;
+    // Any slot that has an app might be theirs.
+    let are_readable = deployments.unreadable == 0;
+    let mut done = Ok(());
     for slot in 1..abi::SYRUP_MAX_APPS {
         if known.iter().any(|owner| owner.slot == slot) {
             continue;
         }
-        if served >> slot & 1 == 1 || root.app(slot)?.in_use != 0 || root.program_id(slot)? != 0 {
-            clear(root, slot)?;
+        let has_app = root.app(slot)?.in_use != 0;
+        let is_left = has_app || served >> slot & 1 == 1 || root.program_id(slot)? != 0;
+        if is_left && (are_readable || !has_app) {
+            done = done.and(end(root, slot)).and(empty(root, slot));
         }
     }
-    threads::release_strays(&root.map("syrup_threads")?, &known)
+    if are_readable {
+        done = done.and(threads::release_strays(&root.map("syrup_threads")?, &known));
+    }
+    done
 }
 
 /// Takes the program out of a slot of another version's root scheduler, of which no more is
@@ -154,17 +161,24 @@ pub(crate) fn forsake(root: &Root, bpffs: &Path, state: &State) -> Result<()> {
     Ok(())
 }
 
-/// Empties a slot. The order matters: new arrivals go to nobody's slot first, which ends its
-/// app and is one step; then the threads leave, and only then the root stops serving the
-/// queues. Where that fails, the next call finds a slot that is nobody's, and goes on.
+/// Ends the app of a slot and empties it. Where the second fails, the next call finds a slot
+/// that is nobody's, and goes on.
 pub(crate) fn clear(root: &Root, slot: u32) -> Result<()> {
-    let conf = root.app(slot)?;
-    root.set_app(slot, &syrup_scx_app { in_use: 0, ..conf })?;
-    let empty = || -> Result<()> {
-        threads::release_all(root, &root.map("syrup_threads")?, slot)?;
-        root.set_program(slot, None)?;
-        root.serve(slot, false)
-    };
-    empty().unwrap_or_else(|e| log::warn!("slot {slot} is not empty yet: {e}"));
+    end(root, slot)?;
+    empty(root, slot).unwrap_or_else(|e| log::warn!("slot {slot} is not empty yet: {e}"));
     Ok(())
+}
+
+/// New arrivals go to nobody's slot, which ends the slot's app and is one step.
+fn end(root: &Root, slot: u32) -> Result<()> {
+    let conf = root.app(slot)?;
+    root.set_app(slot, &syrup_scx_app { in_use: 0, ..conf })
+}
+
+/// Takes from a slot what an app that has ended left in it. The order matters: the threads
+/// leave, and only then the root stops serving their queues.
+fn empty(root: &Root, slot: u32) -> Result<()> {
+    threads::release_all(root, &root.map("syrup_threads")?, slot)?;
+    root.set_program(slot, None)?;
+    root.serve(slot, false)
 }

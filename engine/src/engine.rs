@@ -89,21 +89,18 @@ impl Engine {
             })?;
             Ok(stat.f_type == BPF_FS_MAGIC)
         };
+        if mount == Path::new(BPFFS_MOUNT) {
+            pins_last()?;
+        }
         // Where every BPF tool expects it, root mounts it as they do: a machine
         // without an init that did so is no reason to refuse.
         if mount == Path::new(BPFFS_MOUNT) && !is_bpffs()? && rustix::process::geteuid().is_root() {
-            if is_in_own_mount_namespace() {
-                return Err(goes_with_its_namespace());
-            }
             rustix::mount::mount("bpf", mount, "bpf", MountFlags::empty(), Some(c"mode=0755"))
                 .map_err(|e| {
                     Failure::new(Code::Unsupported, format!("cannot mount {BPFFS_MOUNT}: {e}"))
                         .advise("mount -t bpf bpf /sys/fs/bpf")
                 })?;
             log::info!("mounted the BPF file system at {BPFFS_MOUNT}");
-        }
-        if mount == Path::new(BPFFS_MOUNT) && is_another_than_the_first_process_sees(mount) {
-            return Err(goes_with_its_namespace());
         }
         if !is_bpffs()? {
             return Err(Failure::new(
@@ -340,24 +337,29 @@ fn is_in_own_mount_namespace() -> bool {
     matches!((namespace("self"), namespace("1")), (Ok(own), Ok(first)) if own != first)
 }
 
-/// Whether another file system is mounted there than where the first process looks: 'ip netns
-/// exec' mounts one for its command.
-fn is_another_than_the_first_process_sees(mount: &Path) -> bool {
-    let device = |path: &Path| rustix::fs::stat(path).map(|stat| stat.st_dev);
-    let of_first = PathBuf::from(format!("/proc/1/root{}", mount.display()));
-    is_in_own_mount_namespace()
-        && matches!((device(mount), device(&of_first)), (Ok(own), Ok(first)) if own != first)
-}
-
-fn goes_with_its_namespace() -> Failure {
+/// Whether what is pinned where everything is by default is there for the next command, as far
+/// as that can be told: 'ip netns exec' gives its command mounts of its own.
+///
+/// # Errors
+/// [`Code::Unsupported`] where it is not.
+pub fn pins_last() -> Result<()> {
+    let device = |root: &str| {
+        rustix::fs::stat(format!("{root}{BPFFS_MOUNT}").as_str()).map(|stat| stat.st_dev)
+    };
+    let is_anothers =
+        || matches!((device(""), device("/proc/1/root")), (Ok(own), Ok(first)) if own != first);
+    let is_there = || rustix::fs::statfs(BPFFS_MOUNT).is_ok_and(|stat| stat.f_type == BPF_FS_MAGIC);
+    if !is_in_own_mount_namespace() || is_there() && !is_anothers() {
+        return Ok(());
+    }
     let what = format!(
-        "the BPF file system at {BPFFS_MOUNT} is this mount namespace's own, and what is pinned \
-         there ends with it"
+        "what is pinned at {BPFFS_MOUNT} here ends with this mount namespace, which sees another \
+         file system there than the first process does, or none"
     );
-    Failure::new(Code::Unsupported, what).advise(
+    Err(Failure::new(Code::Unsupported, what).advise(
         "'ip netns exec' makes such a namespace: use 'nsenter --net=/run/netns/NAME' instead, or \
          --pid from outside. Where it is meant so, name another folder with --bpffs",
-    )
+    ))
 }
 
 impl Prepared {

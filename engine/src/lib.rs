@@ -12,6 +12,6 @@ mod maps;
 mod policy;
 
 pub use as_caller::{AsCaller, Caller};
-pub use engine::{CheckReport, DEFAULT_BPFFS, Engine, Recovery};
+pub use engine::{CheckReport, DEFAULT_BPFFS, Engine, Recovery, pins_last};
 pub use hooks::{flags, infos as hooks, policies, specs};
 pub use policy::{canonical, compile, linked};

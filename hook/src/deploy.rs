@@ -111,10 +111,10 @@ impl Dir {
         let replaced = program
             .with_fd(|fd| pin::replace(&self.path, live, fd, &next, || hook.set_policy(self, fd)));
         if let Err(e) = replaced {
-            // The old policy goes on under its own settings. What the user hears is why it
-            // does, not what else failed.
-            if let Err(e) = self.settle(hook) {
-                log::warn!("{e}");
+            // The old policy goes on under its own settings, whatever stays of the new one. What
+            // the user hears is why it does, not what else failed.
+            for settled in [pin::settle(&self.path, live), hook.settle(self)] {
+                settled.unwrap_or_else(|e| log::warn!("{e}"));
             }
             return Err(e);
         }

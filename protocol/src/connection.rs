@@ -48,10 +48,24 @@ pub enum Error {
     Refused(Failure),
 }
 
-/// The group that a socket lets in, by number.
-fn group_of(socket: &Path) -> Option<u32> {
-    let about = std::fs::metadata(socket).ok()?;
-    (about.mode() & 0o060 == 0o060).then_some(about.gid())
+/// What whoever a socket does not let in can do.
+fn how_to_get_in(socket: &Path) -> String {
+    match std::fs::metadata(socket) {
+        Ok(about) if about.mode() & 0o060 == 0o060 => {
+            let group = about.gid();
+            format!("it is for root and group {group}: ask root for 'usermod -aG {group} USER'")
+        }
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            "a folder on the way to it lets you not in: ask root for 'chmod o+x' of it, or for a \
+             socket elsewhere"
+                .to_owned()
+        }
+        _ => {
+            "it is for root: ask root for 'groupadd --system syrup' and a restart of syrupd, which \
+              lets that group's users in"
+                .to_owned()
+        }
+    }
 }
 
 /// As the arbiter would have put it.
@@ -64,16 +78,8 @@ impl From<Error> for Failure {
             Error::Unreachable { source, path }
                 if source.kind() == io::ErrorKind::PermissionDenied =>
             {
-                let advice = match group_of(&path) {
-                    Some(group) => format!(
-                        "it is for root and group {group}: ask root for 'usermod -aG {group} USER'"
-                    ),
-                    None => "it is for root: ask root for 'groupadd --system syrup' and a \
-                             restart of syrupd, which lets that group's users in"
-                        .to_owned(),
-                };
                 let message = format!("cannot ask the daemon at {}: {source}", path.display());
-                Self::new(Code::NotPermitted, message).advise(advice)
+                Self::new(Code::NotPermitted, message).advise(how_to_get_in(&path))
             }
             Error::Unreachable { .. } => {
                 failure(Code::Unreachable, "start syrupd, or name its socket with --socket")

@@ -341,3 +341,26 @@ fn a_threads_user_is_the_one_whose_rights_it_has() {
         thread.join().unwrap();
     }
 }
+
+#[test]
+fn whoever_the_socket_does_not_let_in_is_told_whom_to_ask_for_what() {
+    use std::os::unix::fs::PermissionsExt as _;
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    for (folder_mode, socket_mode, says) in [
+        (0o700, 0o660, "chmod o+x"),
+        (0o755, 0o660, "usermod -aG 0 USER"),
+        (0o755, 0o600, "groupadd"),
+    ] {
+        for (path, mode) in [(folder.path(), folder_mode), (socket.as_path(), socket_mode)] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        let error = as_user(OTHER, || Client::connect(&socket)).unwrap_err();
+        assert_eq!(error.code, Code::NotPermitted, "{error}");
+        assert!(error.advice.as_deref().unwrap().contains(says), "{error:?}");
+    }
+}

@@ -579,11 +579,19 @@ fn a_bpf_file_system_that_goes_with_the_command_is_refused() {
     if !require(&[Need::Root]) {
         return;
     }
-    let script = "mount -t bpf bpf /sys/fs/bpf && exec \"$0\" status";
-    let mut command = Command::new("unshare");
-    let output = command.args(["--mount", "sh", "-c", script]).arg(binary("syrupctl")).output();
-    let output = output.unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(6), "{said}");
-    assert!(said.contains("nsenter --net"), "{said}");
+    for mounts in ["mount -t bpf bpf", "mount -t tmpfs tmpfs"] {
+        let ctl = |what: &str| {
+            let script = format!("{mounts} /sys/fs/bpf && exec \"$0\" {what}");
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "sh", "-c", &script]).arg(binary("syrupctl"));
+            command.output().unwrap()
+        };
+        let status = ctl("status");
+        let said = String::from_utf8_lossy(&status.stderr);
+        assert_eq!(status.status.code(), Some(6), "{mounts}: {said}");
+        assert!(said.contains("nsenter --net"), "{mounts}: {said}");
+        let doctor = ctl("doctor");
+        let said = String::from_utf8_lossy(&doctor.stdout);
+        assert!(said.contains("nsenter --net"), "{mounts}: {said}");
+    }
 }

@@ -109,42 +109,40 @@ impl Scene for Threads {
     }
 }
 
-/// So many steps of an operation are tried, evenly spread: emulated, one of a load takes 10 s
-/// or more. All of them where the environment says so.
-const TRIES: usize = 6;
+/// So many steps of an operation are killed, and as many others refused, evenly spread:
+/// emulated, one of a load takes 10 s or more. All of them where the environment says so.
+const TRIES: usize = 4;
 
-/// Which of the tries this step is.
-fn nth_try(step: usize, of: usize) -> Option<usize> {
+/// Which of the tries this step is. `half` a distance further they are others.
+fn nth_try(step: usize, of: usize, half: bool) -> Option<usize> {
     let every = std::env::var_os("SYRUP_TEST_EVERY_STEP").is_some();
     let tries = if every { of } else { TRIES.min(of) };
-    let [nth, after] = [step, step + 1].map(|step| step * tries / of);
-    (nth < after).then_some(nth)
+    let at = |nth: usize| (2 * nth + usize::from(half)) * of / (2 * tries);
+    (0..tries).find(|&nth| at(nth) == step)
 }
 
-fn nexts(step: usize, of: usize) -> &'static [Next] {
-    let next = |nth: usize| std::slice::from_ref(&Next::ALL[nth % Next::ALL.len()]);
-    nth_try(step, of).map_or(&[], next)
-}
-
-/// Killed before an operation's steps, or so many of them at least, and refused them.
+/// Killed before an operation's steps, of which there are so many at least, and refused them.
 fn leaves_the_old_or_the_new(operation: Operation, least: usize) {
     if !require(&[Need::Root, Need::SchedExt]) {
         return;
     }
     let mut stage = Stage::new(Threads::new());
-    let killed = stage.play(operation, nexts);
-    let refused = stage.play_refused(operation, |step, of| nth_try(step, of).is_some());
-    assert!(killed >= least && refused >= least, "{killed} and {refused} steps tried");
+    // Each of those who may come meets other steps of other operations.
+    let next = |nth: usize| &Next::ALL[(operation as usize + nth) % Next::ALL.len()];
+    stage.play(operation, least, |step, of| {
+        nth_try(step, of, false).map_or(&[], |nth| std::slice::from_ref(next(nth)))
+    });
+    stage.play_refused(operation, least, |step, of| nth_try(step, of, true).is_some());
 }
 
 #[test]
 fn a_load_that_is_killed_or_refused_leaves_nothing_or_all() {
-    leaves_the_old_or_the_new(Operation::Load, TRIES);
+    leaves_the_old_or_the_new(Operation::Load, 50);
 }
 
 #[test]
 fn a_replacement_that_is_killed_or_refused_leaves_the_old_or_the_new() {
-    leaves_the_old_or_the_new(Operation::Replace, TRIES);
+    leaves_the_old_or_the_new(Operation::Replace, 12);
 }
 
 #[test]
@@ -156,7 +154,7 @@ fn a_thread_that_a_killed_or_refused_call_registers_or_lets_go_is_in_or_out() {
 
 #[test]
 fn an_unload_that_is_killed_or_refused_leaves_all_or_nothing() {
-    leaves_the_old_or_the_new(Operation::Unload, TRIES);
+    leaves_the_old_or_the_new(Operation::Unload, 20);
 }
 
 #[test]

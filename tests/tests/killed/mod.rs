@@ -71,6 +71,8 @@ const NOTHING: State = State(None);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     Load,
+    /// In the place of a deployment that has ended.
+    Reload,
     Replace,
     Register,
     Unregister,
@@ -80,8 +82,9 @@ pub enum Operation {
 }
 
 impl Operation {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Load,
+        Self::Reload,
         Self::Replace,
         Self::Register,
         Self::Unregister,
@@ -92,10 +95,12 @@ impl Operation {
     /// What is there before it and after it.
     fn ends(self) -> [State; 2] {
         use Policy::{First, Second};
-        let [first, second, one, none] =
-            [(First, 2), (Second, 2), (First, 1), (First, 0)].map(|is| State(Some(is)));
+        let [first, second, one, none, ended] =
+            [(First, 2), (Second, 2), (First, 1), (First, 0), (Second, 0)]
+                .map(|is| State(Some(is)));
         match self {
             Self::Load => [NOTHING, first],
+            Self::Reload => [ended, first],
             Self::Replace => [first, second],
             Self::Register => [one, first],
             Self::Unregister => [first, one],
@@ -107,7 +112,7 @@ impl Operation {
     /// Does it, or what comes before it.
     fn perform<S: Scene>(self, scene: &S, arbiter: &AsCaller, objects: &Path) -> Result<()> {
         match self {
-            Self::Load => {
+            Self::Load | Self::Reload => {
                 let target = scene.target();
                 let request = LoadRequest { target, ..load::<S>(Policy::First, objects) };
                 arbiter.load(&request).map(drop)
@@ -127,6 +132,14 @@ impl Operation {
     fn prepare<S: Scene>(self, scene: &S, arbiter: &AsCaller, objects: &Path) -> Result<()> {
         match self {
             Self::Load => Ok(()),
+            Self::Reload => {
+                scene.until_it_ends(&|target| {
+                    let request = LoadRequest { target, ..load::<S>(Policy::Second, objects) };
+                    arbiter.load(&request).map(drop)
+                })?;
+                // Else the daemon does, whenever it comes to it.
+                arbiter.tidy().map(drop)
+            }
             Self::Replace | Self::Unload => Self::Load.perform(scene, arbiter, objects),
             Self::Register | Self::UnregisterLast => {
                 arbiter.load(&load::<S>(Policy::First, objects))?;
@@ -181,6 +194,11 @@ pub trait Scene: Sync {
     /// Where the two are found.
     fn target(&self) -> Facts;
 
+    /// Loads for something that then ends, where a deployment's reason can.
+    fn until_it_ends(&self, _load: &dyn Fn(Facts) -> Result<()>) -> Result<()> {
+        unimplemented!("deployments do not end at {}", Self::HOOK)
+    }
+
     /// One of the two.
     fn member(&self, number: usize) -> Registration;
 
@@ -227,23 +245,24 @@ impl<S: Scene> Stage<S> {
     }
 
     /// Kills an operation before each of its steps, once for each of those who come then;
-    /// prints what was found, and what that one left. Returns how many steps were tried.
+    /// prints what was found, and what that one left.
     ///
-    /// `nexts` says who comes after a step, of so many.
+    /// It has `least` steps, or more; `nexts` says who comes after a step, of so many.
     pub fn play(
         &mut self,
         operation: Operation,
-        nexts: fn(usize, usize) -> &'static [Next],
-    ) -> usize {
+        least: usize,
+        nexts: impl Fn(usize, usize) -> &'static [Next],
+    ) {
         let steps = self.steps(operation);
         println!("{operation:?}: {} steps", steps.len());
-        let (mut made, mut tried) = (Vec::new(), 0);
+        assert!(steps.len() >= least, "{steps:?}");
+        let mut made = Vec::new();
         for (step, name) in steps.iter().enumerate() {
             let nexts = nexts(step, steps.len());
             if nexts.is_empty() {
                 continue;
             }
-            tried += 1;
             let mut row = format!("{step:4} {name:<50}");
             for &next in nexts {
                 let (found, left) = self.kill(operation, (step, name), next, &mut made);
@@ -255,25 +274,24 @@ impl<S: Scene> Stage<S> {
         for (said, objects) in made {
             objects.assert_none_left(&said);
         }
-        tried
     }
 
     /// Has the kernel refuse each of an operation's steps in turn; prints what became of it.
     ///
-    /// A call that fails has changed nothing, and the next one does what is asked. Returns how
-    /// many were tried.
+    /// A call that fails has changed nothing, and the next one does what is asked.
     pub fn play_refused(
         &mut self,
         operation: Operation,
-        is_tried: fn(usize, usize) -> bool,
-    ) -> usize {
+        least: usize,
+        is_tried: impl Fn(usize, usize) -> bool,
+    ) {
         let steps = self.steps(operation);
         println!("{operation:?}, refused: {} steps", steps.len());
-        let (mut made, mut tried) = (Vec::new(), 0);
+        assert!(steps.len() >= least, "{steps:?}");
+        let mut made = Vec::new();
         for (step, name) in
             steps.iter().enumerate().filter(|(step, _)| is_tried(*step, steps.len()))
         {
-            tried += 1;
             self.prepare(operation);
             let pins = self.ctl.pins();
             made.push((name.clone(), self.ctl.kernel_objects()));
@@ -300,7 +318,6 @@ impl<S: Scene> Stage<S> {
         for (said, objects) in made {
             objects.assert_none_left(&said);
         }
-        tried
     }
 
     /// The names of an operation's steps.

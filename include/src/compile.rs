@@ -218,12 +218,19 @@ fn wait(child: &mut Child, timeout: Duration) -> io::Result<Option<ExitStatus>> 
     Ok(ended?.then_some(status))
 }
 
+/// Before the names of folders that compilations make, and how old one gets whose
+/// compilation is killed.
+const FOLDER: &str = "syrup-sdk-";
+const FOLDER_LIFE: Duration = Duration::from_secs(3600);
+
 /// A folder with the SDK's headers, removed with the value.
 fn sdk_dir() -> Result<TempDir, CompileError> {
+    let place = std::env::temp_dir();
+    remove_old(&place);
     let dir = tempfile::Builder::new()
-        .prefix("syrup-sdk-")
-        .tempdir()
-        .map_err(io_error("make a folder below", std::env::temp_dir().as_os_str()))?;
+        .prefix(FOLDER)
+        .tempdir_in(&place)
+        .map_err(io_error("make a folder below", place.as_os_str()))?;
     for (name, text) in HEADERS {
         let path = dir.path().join(name);
         if let Some(parent) = path.parent() {
@@ -232,6 +239,18 @@ fn sdk_dir() -> Result<TempDir, CompileError> {
         fs::write(&path, text).map_err(io_error("write", path.as_os_str()))?;
     }
     Ok(dir)
+}
+
+/// What cannot be removed is another user's, or another one removes it just now.
+fn remove_old(place: &Path) {
+    let Ok(entries) = fs::read_dir(place) else { return };
+    let is_ours = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(FOLDER);
+    let age = |entry: &fs::DirEntry| entry.metadata().ok()?.modified().ok()?.elapsed().ok();
+    for entry in entries.flatten().filter(is_ours) {
+        if age(&entry).is_some_and(|age| age > FOLDER_LIFE) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 fn io_error(verb: &str, what: &std::ffi::OsStr) -> impl FnOnce(io::Error) -> CompileError {
@@ -322,6 +341,27 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let error = scripted(dir.path(), "kill -9 $$").compile("p.c", "").unwrap_err();
         assert!(matches!(error, CompileError::Killed { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn folders_of_compilations_that_were_killed_go_after_an_hour() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = |name: &str, age: Duration| {
+            let path = place.path().join(name);
+            fs::create_dir(&path).unwrap();
+            fs::write(path.join("policy.h"), "").unwrap();
+            let modified = std::time::SystemTime::now() - age;
+            fs::File::open(&path).unwrap().set_modified(modified).unwrap();
+            path
+        };
+        let minute = Duration::from_secs(60);
+        let [old, new] = [61, 59].map(|n| folder(&format!("{FOLDER}{n}"), n * minute));
+        let other = folder("other", 61 * minute);
+        remove_old(place.path());
+        assert_eq!(
+            [old, new, other].map(|path| path.join("policy.h").exists()),
+            [false, true, true]
+        );
     }
 
     #[test]

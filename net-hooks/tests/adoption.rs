@@ -264,7 +264,15 @@ fn a_server_in_another_network_namespace_is_named() {
     assert!(!lags(&lab));
     lab.hook.remove(&lab.app).unwrap();
     ids.wait_until_gone();
+    // Its namespace goes with it, and who has the port here has nothing to do with that.
+    lab.hook.deploy(&lab.app, &builtin("hash"), &target).unwrap();
+    let another = udp_sockets(1);
     drop(server);
+    wait_for("its sockets to close", LIMIT, || (lab.read().executors == 0).then_some(()));
+    let health = lab.read().health;
+    let Health::Live(Some(what)) = health else { panic!("{health:?}") };
+    assert!(what.contains("no process that can be looked into"), "{what}");
+    drop(another);
 }
 
 /// A server that closes some sockets and opens others has no hole in its indexes, and what

@@ -103,16 +103,22 @@ impl Daemon {
             users: StdMutex::new(HashMap::new()),
         });
         tokio::pin!(stop);
+        let mut refuses = false;
         loop {
             tokio::select! {
                 () = &mut stop => break,
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, _)) => {
+                        refuses = false;
                         tokio::spawn(connection(stream, Arc::clone(&shared)));
                     }
                     Err(e) => {
-                        // Out of descriptors or memory: others may give some back.
-                        log::warn!("cannot accept a connection: {e}");
+                        // Out of descriptors or memory: others may give some back. Said
+                        // once: it is tried until then.
+                        if !refuses {
+                            log::warn!("cannot accept a connection: {e}");
+                        }
+                        refuses = true;
                         sleep(Duration::from_millis(100)).await;
                     }
                 },

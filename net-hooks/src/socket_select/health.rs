@@ -136,7 +136,13 @@ fn without_sockets(app: &str, state: &State) -> Health {
     let look = || adopt::servers(&state.ports);
     let servers = match netns::within_cookie(state.netns_cookie, state.pid, look) {
         Ok(Some(Ok(servers))) => servers,
-        Ok(None) => Vec::new(),
+        // Who has the port elsewhere is no matter of this one's.
+        Ok(None) => {
+            return Health::waiting(format!(
+                "{waits}; no process that can be looked into is in its network namespace: start \
+                 the server there again, or 'syrupctl unload {hook} --app {app}'"
+            ));
+        }
         Err(e) | Ok(Some(Err(e))) => {
             return Health::Degraded(format!("{waits}, and who has the port is unknown: {e}"));
         }

@@ -75,8 +75,10 @@ impl PolicyObject {
     /// [`Error::Verifier`] with the kernel's log, or [`Error::Kernel`].
     pub fn load(mut self, program: &str) -> Result<LoadedProgram> {
         self.log.resize(LOG_BYTES, 0);
-        for candidate in self.object.progs_mut() {
+        for mut candidate in self.object.progs_mut() {
             if candidate.name() == program {
+                // Of several in a file (SEC("?..."), see libbpf) only that one.
+                candidate.set_autoload(true);
                 // SAFETY: the program belongs to self.object and the buffer to
                 // self.log; both live until load() below has returned.
                 let err = unsafe {

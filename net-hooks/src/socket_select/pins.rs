@@ -23,7 +23,9 @@ use super::state::{Group, State};
 
 const DISPATCHER_OBJECT: &[u8] =
     include_bytes!(concat!(env!("OUT_DIR"), "/socket_select_dispatcher.o"));
-const DISPATCHER_PROGRAM: &str = "syrup_dispatch";
+/// Its programs: that of the first group, and of any other.
+const FIRST_DISPATCHER: &str = "syrup_first";
+const OTHER_DISPATCHER: &str = "syrup_dispatch";
 const DISPATCHER: &str = "dispatcher_";
 /// The constant by which a dispatcher knows its group.
 const THIS_GROUP: &str = "syrup_this_group";
@@ -470,7 +472,8 @@ pub(crate) fn load_dispatcher(path: &Path, group: usize) -> Result<LoadedProgram
     if !is_first {
         share(path, &mut object, &OF_DISPATCHERS)?;
     }
-    let dispatcher = object.load(DISPATCHER_PROGRAM)?;
+    let program = if group == 0 { FIRST_DISPATCHER } else { OTHER_DISPATCHER };
+    let dispatcher = object.load(program)?;
     dispatcher.pin(&path.join(format!("{DISPATCHER}{group}")))?;
     if is_first {
         for (name, map) in OF_DISPATCHERS {

@@ -18,26 +18,47 @@ struct {
 const volatile __u32 syrup_this_group = 0;
 
 /*
- * Of the kind that is also asked where the connections go that wait at a listener
- * which closes: with the other kind the kernel would reset them, as it does
- * without any program. They were decided about once, and there may be no packet,
- * so the kernel's hash takes them to a listener that is left.
+ * Selecting nothing leaves the choice to the kernel's hash.
+ *
+ * Connections that wait at a listener which closes have been decided about once,
+ * and there may be no packet: the hash takes them to a listener that is left.
  */
-SEC("sk_reuseport/migrate")
-int syrup_dispatch(struct sk_reuseport_md *ctx)
+static __always_inline int dispatch(struct sk_reuseport_md *ctx, __u32 number)
 {
+	__u32 *group = NULL;
+
 	if (ctx->migrating_sk)
 		return SK_PASS;
-	if (*(volatile __u32 *)&syrup_nr_groups > 1) {
-		__u32 *group = group_of_input();
-
+	if (number) {
+		group = group_of_input();
 		if (group)
-			*group = syrup_this_group;
+			*group = number;
 	}
 	bpf_tail_call(ctx, &syrup_policies, 0);
-	/* The slot is empty. Selecting nothing leaves the choice to the kernel's hash. */
+	/* The slot is empty. */
+	if (group)
+		*group = 0;
 	add_one(&syrup_counters, SYRUP_NO_POLICY);
 	return SK_PASS;
+}
+
+/*
+ * One of the two is loaded. Of the kind that is asked about such connections: with
+ * the other kind the kernel would reset them, as it does without any program.
+ *
+ * That of the first group, which most apps have alone, reads no variable: one more
+ * that is cold took 10 of 220 ns.
+ */
+SEC("?sk_reuseport/migrate")
+int syrup_first(struct sk_reuseport_md *ctx)
+{
+	return dispatch(ctx, 0);
+}
+
+SEC("?sk_reuseport/migrate")
+int syrup_dispatch(struct sk_reuseport_md *ctx)
+{
+	return dispatch(ctx, syrup_this_group);
 }
 
 char _license[] SEC("license") = "GPL";

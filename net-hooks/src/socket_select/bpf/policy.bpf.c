@@ -28,20 +28,16 @@ struct {
 	__type(value, __u64);
 } syrup_verdicts SEC(".maps");
 
-static __always_inline __u32 this_group(void)
+/* That of the input's group; NULL while there is only one. */
+static __always_inline __u32 *this_group(void)
 {
-	__u32 *group;
-
-	if (*(volatile __u32 *)&syrup_nr_groups <= 1)
-		return 0;
-	group = group_of_input();
-	return group ? *group : 0;
+	return *(volatile __u32 *)&syrup_nr_groups > 1 ? group_of_input() : NULL;
 }
 
 /* For schedule(): only where the groups differ, so that others need no call. */
 __hidden __u32 syrup_nr_executors_here(void)
 {
-	__u32 group = this_group();
+	__u32 *number = this_group(), group = number ? *number : 0;
 	__u32 *registered = bpf_map_lookup_elem(&syrup_registered, &group);
 
 	return registered && *registered ? *registered : 1;
@@ -58,8 +54,12 @@ int syrup_policy(struct sk_reuseport_md *ctx)
 	 * no helper to pull it in.
 	 */
 	__s32 verdict = schedule(ctx->data, ctx->data_end);
-	__u32 index = verdict, group, place;
+	__u32 index = verdict, *number = this_group(), group = 0, place;
 
+	if (number) {
+		group = *number;
+		*number = 0;
+	}
 	if (verdict == SYRUP_PASS) {
 		add_one(&syrup_counters, SYRUP_PASSED);
 		return SK_PASS;
@@ -74,7 +74,6 @@ int syrup_policy(struct sk_reuseport_md *ctx)
 		add_one(&syrup_counters, SYRUP_OUT_OF_RANGE);
 		return SK_PASS;
 	}
-	group = this_group();
 	place = group * SYRUP_MAX_EXECUTORS + index;
 	if (bpf_sk_select_reuseport(ctx, &syrup_executors, &place, 0)) {
 		/* In range: the socket was closed, or this index was never registered. */

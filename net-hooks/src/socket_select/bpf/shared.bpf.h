@@ -22,8 +22,8 @@ struct {
 
 /*
  * Whose input it is: the number of a group, from its dispatcher to the trusted
- * half, which run one after the other on one CPU. Not kept, and 0, while there
- * is only one group.
+ * half, which run one after the other on one CPU. 0 between inputs, so that the
+ * dispatcher of the first group, which most apps have alone, has nothing to say.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

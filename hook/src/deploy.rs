@@ -334,12 +334,11 @@ impl<H: Hook + ?Sized> Deploy for H {
         // A load that died may hold what is to be taken in.
         take_down_aside(self, app)?;
         let mut dir = Dir::open(self, app)?;
-        let behind = !self.behind(std::slice::from_ref(&dir)).is_empty();
-        if behind {
-            dir.settle(self)?;
-            self.follow(&mut dir)?;
+        if self.behind(std::slice::from_ref(&dir)).is_empty() {
+            return Ok(false);
         }
-        Ok(behind)
+        dir.settle(self)?;
+        self.follow(&mut dir)
     }
 
     fn lagging(&self, apps: &[App]) -> Vec<App> {

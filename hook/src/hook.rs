@@ -189,12 +189,13 @@ pub trait Hook: Send + Sync {
         Vec::new()
     }
 
-    /// Takes in what it does not know, and lets go what is gone.
+    /// Takes in what it does not know, and lets go what is gone. Returns whether there was any
+    /// that could be.
     ///
     /// # Errors
     /// [`Error::Kernel`].
-    fn follow(&self, _dir: &mut Dir) -> Result<()> {
-        Ok(())
+    fn follow(&self, _dir: &mut Dir) -> Result<bool> {
+        Ok(false)
     }
 
     /// Whether what the deployment was for has ended.

@@ -8,6 +8,7 @@ use std::os::fd::AsRawFd as _;
 use libbpf_rs::MapType;
 use rustix::net::SocketType;
 use support::*;
+use syrup_hook::record::Record;
 use syrup_hook::{Deploy as _, Error, Health, Proto, pin};
 use syrup_net_hooks::Target;
 use syrup_tests::{Need, Numbers as _, own_network, require, wait_for};
@@ -323,22 +324,30 @@ fn one_that_cannot_join_keeps_no_other_out() {
     for (joining, busy) in [(2, 0), (2, 1), (1, 0)] {
         let lab = Lab::new();
         let first = udp_sockets(1);
-        lab.hook.deploy(&lab.app, &builtin("round-robin"), &Lab::target()).unwrap();
+        lab.hook.deploy(&lab.app, &constant("far", "99"), &Lab::target()).unwrap();
         let more = udp_sockets(joining);
         let theirs = pin::create_map(MapType::ReuseportSockarray, "theirs", 8, 4).unwrap();
         let fd = u64::try_from(more[busy].as_raw_fd()).unwrap();
         theirs.update(&0u32.to_ne_bytes(), &fd.to_ne_bytes()).unwrap();
-        assert!(lab.hook.catch_up(&lab.app).unwrap());
+        assert_eq!(lab.hook.catch_up(&lab.app).unwrap(), joining > 1);
         assert_eq!(lab.read().executors as usize, joining);
         // It was looked at, and is not looked at again and again; the state tells.
         assert!(!lags(&lab), "socket {busy} of {joining}");
         let Health::Degraded(reason) = lab.read().health else { panic!("{:?}", lab.read()) };
         assert!(reason.starts_with("1 sockets of its ports could not be taken in"), "{reason}");
-        // Until somebody asks for it.
-        drop(theirs);
+        // Until somebody asks for it, whom the policy's faults are told all the same.
+        flows(1)[0].send(b"x").unwrap();
+        lab.wait_for_inputs(1);
+        let faults = lab.read().health;
         assert!(lab.hook.collect_garbage(&lab.bpffs.path()).unwrap().is_empty());
         assert!(lags(&lab), "socket {busy} of {joining}");
-        assert!(lab.hook.catch_up(&lab.app).unwrap());
+        assert!(!lab.hook.catch_up(&lab.app).unwrap(), "nothing has changed");
+        assert_eq!(lab.read().health, faults);
+        drop(theirs);
+        wait_for("the kernel to free their map", LIMIT, || {
+            assert!(lab.hook.collect_garbage(&lab.bpffs.path()).unwrap().is_empty());
+            lab.hook.catch_up(&lab.app).unwrap().then_some(())
+        });
         assert_eq!((lab.read().executors as usize, lab.read().health), (joining + 1, Health::LIVE));
         drop((first, more));
     }
@@ -366,6 +375,28 @@ fn a_registration_that_fails_hides_no_socket_that_was_closed() {
         lab.register(&sockets[2], index).unwrap_err();
         assert_eq!(lab.read().health, health, "{index:?}");
     }
+}
+
+/// What a dead registration counted is not what is there.
+#[test]
+fn a_registration_that_fails_after_one_that_died_names_no_socket_that_is_not_there() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let mut sockets = udp_sockets(1);
+    lab.deploy(&builtin("round-robin"), &sockets);
+    let folder = lab.app.dir().join("socket-select");
+    let mut record = Record::read(&folder).unwrap().unwrap();
+    record.state["changing"] = true.into();
+    record.state["groups"][0]["end"] = 4.into();
+    record.write(&folder).unwrap();
+    sockets.extend(udp_sockets(1));
+    let theirs = pin::create_map(MapType::ReuseportSockarray, "theirs", 8, 4).unwrap();
+    let fd = u64::try_from(sockets[1].as_raw_fd()).unwrap();
+    theirs.update(&0u32.to_ne_bytes(), &fd.to_ne_bytes()).unwrap();
+    lab.register(&sockets[1], None).unwrap_err();
+    assert_eq!(spread(&sockets, &flows(1), 8), [8, 0]);
 }
 
 /// More addresses than a deployment has groups: refused at a load, told of one that follows.

@@ -99,33 +99,31 @@ pub(crate) fn behind(dirs: &[Dir]) -> Vec<&Dir> {
             Err(e) => log::warn!("{e}"),
         }
     }
-    let differs = |(group, cookies): (&Group, &Cookies)| {
-        let alive = cookies.iter().flatten().count();
-        alive != group.count as usize || alive > 0 && !group.attached
-    };
     followed
         .iter()
         .filter(|(_, (state, cookies))| {
             let listed = listed.get(&state.netns_cookie).map_or(&[][..], Vec::as_slice);
             state.changing
-                || state.groups.iter().zip(cookies).any(differs)
+                || state.groups.iter().zip(cookies).any(is_other)
                 || !strangers_among(listed, state, cookies).is_empty()
         })
         .map(|(dir, _)| *dir)
         .collect()
 }
 
-/// Takes in what joined, lets go what left, and closes the holes that it left.
+/// Takes in what joined, lets go what left, and closes the holes that it left. Returns whether
+/// there was any of these.
 ///
 /// # Errors
 /// `Error::Kernel`, and `Error::Usage` when they are too many; then the next call tries again.
-pub(crate) fn follow(dir: &mut Dir) -> Result<()> {
+pub(crate) fn follow(dir: &mut Dir) -> Result<bool> {
     let pins = Pins::open(dir.path())?;
     let mut state: State = dir.state()?;
     if !state.follows {
-        return Ok(());
+        return Ok(false);
     }
     let cookies = pins.cookies(&state)?;
+    let had_left = state.changing || state.groups.iter().zip(&cookies).any(is_other);
     let strangers = strangers(&state, &cookies)?;
     let found = adopt::take(&strangers, state.pid)?;
     if !state.pid.is_some_and(syrup_hook::process::is_running) {
@@ -164,8 +162,17 @@ pub(crate) fn follow(dir: &mut Dir) -> Result<()> {
     }
     close_up(dir, &pins)?;
     attach(dir, &pins)?;
-    pins.forgive(dir);
-    Ok(())
+    let has_changed = had_left || pins.cookies(&dir.state()?)? != cookies;
+    if has_changed {
+        pins.forgive(dir);
+    }
+    Ok(has_changed)
+}
+
+/// Whether a group's sockets are others than were counted.
+fn is_other((group, cookies): (&Group, &Cookies)) -> bool {
+    let alive = cookies.iter().flatten().count();
+    alive != group.count as usize || alive > 0 && !group.attached
 }
 
 /// Gives new sockets the lowest free indexes of their groups.

@@ -96,8 +96,8 @@ fn wrong(
         0 => {}
         n => reasons.push(format!(
             "{n} sockets of its ports could not be taken in (a deployment has {MAX_GROUPS} groups of \
-             {SYRUP_MAX_EXECUTORS} sockets at most, and none of another program's map): 'syrupctl \
-             gc' tries again"
+             {SYRUP_MAX_EXECUTORS} sockets at most, and none of another program's map); 'syrupctl \
+             gc' tries again when that has changed"
         )),
     }
     for (counter, what) in [

@@ -189,17 +189,18 @@ impl Hook for SocketSelect {
 
     fn settle(&self, dir: &mut Dir) -> Result<()> {
         let (pins, mut state): (_, State) = (Pins::open(dir.path())?, dir.state()?);
-        if !state.left_out.is_empty() {
-            // There may be room now: whoever follows looks at them once more.
-            state.left_out.clear();
-            dir.set_state(&state)?;
-        }
         if state.changing {
             state.count(&pins.cookies(&state)?);
         }
         pins.set_numbers(&state)?;
         if state.groups.iter().any(|group| group.count > 0 && !group.attached) {
             follow::attach(dir, &pins).unwrap_or_else(|e| log::warn!("{e}"));
+        }
+        let mut state: State = dir.state()?;
+        if !state.left_out.is_empty() {
+            // There may be room now: whoever follows looks at them once more.
+            state.left_out.clear();
+            dir.set_state(&state).unwrap_or_else(|e| log::warn!("{e}"));
         }
         Ok(())
     }
@@ -253,7 +254,7 @@ impl Hook for SocketSelect {
         follow::behind(dirs)
     }
 
-    fn follow(&self, dir: &mut Dir) -> Result<()> {
+    fn follow(&self, dir: &mut Dir) -> Result<bool> {
         follow::follow(dir)
     }
 

@@ -78,6 +78,8 @@ struct Steps<'a> {
     cookies: Vec<Cookies>,
     /// Groups that got a dispatcher.
     attached: Vec<(usize, &'a Member)>,
+    /// What was held against the policy before sockets left.
+    recent: Option<Counters>,
 }
 
 impl Pins {
@@ -147,6 +149,7 @@ impl Pins {
             *end = (*end).max(index + 1);
         }
         let cookies = self.cookies(&wider)?;
+        let recent = if left.is_empty() { None } else { Some(dir.recent(&self.counters()?)) };
         for (group, cookies) in state.groups.iter_mut().zip(&cookies) {
             // Its sockets were the last to hold what was attached.
             group.attached &= cookies.iter().any(Option::is_some);
@@ -191,7 +194,7 @@ impl Pins {
         let done = step();
         if done.is_err() {
             // What the caller hears is why it failed, not what else did.
-            let steps = Steps { left, added, cookies, attached };
+            let steps = Steps { left, added, cookies, attached, recent };
             if let Err(e) = self.undo(dir, before, &wider, &steps) {
                 log::warn!("{e}");
             }
@@ -248,7 +251,7 @@ impl Pins {
             }
         }
         now.count(&self.cookies(&now)?);
-        if done.is_ok() {
+        if done.is_ok() && !before.changing {
             // Of what was counted then, one that was closed since is to be missed.
             for (number, group) in now.groups.iter_mut().enumerate() {
                 if let Some(was) = is_same(number) {
@@ -257,17 +260,22 @@ impl Pins {
             }
         }
         self.set_numbers(&now)?;
-        done?;
+        if done.is_err() {
+            // Perhaps it can be written by now.
+            let written = dir.set_state(&now);
+            return done.and(written);
+        }
         let is_empty = |group: &Group| group.count == 0 && group.unsure.is_none();
         while now.groups.len() > before.groups.len() && now.groups.last().is_some_and(is_empty) {
             now.groups.pop();
         }
         now.changing = before.changing;
         dir.set_state(&now)?;
-        if !(steps.added.is_empty() && steps.left.is_empty()) {
-            self.forgive(dir);
-        }
-        Ok(())
+        // Verdicts that named a socket while it was gone.
+        steps.recent.as_ref().map_or(Ok(()), |recent| {
+            sys::wait_for_running_programs();
+            dir.count_from(&self.counters()?.since(&recent.by_name()))
+        })
     }
 
     /// Takes a socket away; before that, when it is the last of its group, the dispatcher, for

@@ -89,9 +89,7 @@ impl Engine {
             })?;
             Ok(stat.f_type == BPF_FS_MAGIC)
         };
-        if mount == Path::new(BPFFS_MOUNT) {
-            pins_last()?;
-        }
+        pins_last(mount)?;
         // Where every BPF tool expects it, root mounts it as they do: a machine
         // without an init that did so is no reason to refuse.
         if mount == Path::new(BPFFS_MOUNT) && !is_bpffs()? && rustix::process::geteuid().is_root() {
@@ -337,19 +335,21 @@ fn is_in_own_mount_namespace() -> bool {
     matches!((namespace("self"), namespace("1")), (Ok(own), Ok(first)) if own != first)
 }
 
-/// Whether what is pinned where everything is by default is there for the next command, as far
-/// as that can be told: 'ip netns exec' gives its command mounts of its own.
+/// Whether what is pinned in the BPF file system at `mount` is there for the next command: where
+/// that is the usual place, and as far as it can be told. 'ip netns exec' gives its command mounts
+/// of its own.
 ///
 /// # Errors
 /// [`Code::Unsupported`] where it is not.
-pub fn pins_last() -> Result<()> {
+pub fn pins_last(mount: &Path) -> Result<()> {
     let device = |root: &str| {
         rustix::fs::stat(format!("{root}{BPFFS_MOUNT}").as_str()).map(|stat| stat.st_dev)
     };
     let is_anothers =
         || matches!((device(""), device("/proc/1/root")), (Ok(own), Ok(first)) if own != first);
     let is_there = || rustix::fs::statfs(BPFFS_MOUNT).is_ok_and(|stat| stat.f_type == BPF_FS_MAGIC);
-    if !is_in_own_mount_namespace() || is_there() && !is_anothers() {
+    let is_elsewhere = mount != Path::new(BPFFS_MOUNT);
+    if is_elsewhere || !is_in_own_mount_namespace() || is_there() && !is_anothers() {
         return Ok(());
     }
     let what = format!(
@@ -358,7 +358,8 @@ pub fn pins_last() -> Result<()> {
     );
     Err(Failure::new(Code::Unsupported, what).advise(
         "'ip netns exec' makes such a namespace: use 'nsenter --net=/run/netns/NAME' instead, or \
-         --pid from outside. Where it is meant so, name another folder with --bpffs",
+         --pid from outside. Where it is meant so, name a folder of another BPF file system with \
+         --bpffs",
     ))
 }
 

@@ -56,8 +56,8 @@ fn how_to_get_in(socket: &Path) -> String {
             format!("it is for root and group {group}: ask root for 'usermod -aG {group} USER'")
         }
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-            "a folder on the way to it lets you not in: ask root for 'chmod o+x' of it, or for a \
-             socket elsewhere"
+            "a folder on the way to it does not let you in: ask root for its group or 'chmod o+x', \
+             or for a socket elsewhere"
                 .to_owned()
         }
         _ => {

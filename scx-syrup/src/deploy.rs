@@ -83,7 +83,7 @@ pub(crate) fn attach(dir: &mut Dir, policy: &Linked, target: &Facts) -> Result<(
 
     let bpffs = dir.app().bpffs.clone();
     let root = &Root::ensure(&bpffs)?;
-    // A slot that cannot be emptied is not free, and there are others.
+    // There are other slots, and what is left in one is no other app's, by its generation.
     slots::sweep(root, &bpffs).unwrap_or_else(|e| log::warn!("{e}"));
     let slot = slots::free(root, &bpffs)?;
     let generation = root.app(slot)?.generation.wrapping_add(1);

@@ -124,7 +124,7 @@ pub(crate) fn free(root: &Root, bpffs: &Path) -> Result<u32> {
 /// back threads of apps that are gone.
 ///
 /// # Errors
-/// The first failure, after all that can be emptied is.
+/// The first failure to empty one, after all that can be emptied are; what cannot be read.
 pub(crate) fn sweep(root: &Root, bpffs: &Path) -> Result<()> {
     let deployments = Deployments::find(bpffs)?;
     let known = deployments.slots(root)?;
@@ -139,7 +139,7 @@ pub(crate) fn sweep(root: &Root, bpffs: &Path) -> Result<()> {
         let has_app = root.app(slot)?.in_use != 0;
         let is_left = has_app || served >> slot & 1 == 1 || root.program_id(slot)? != 0;
         if is_left && (are_readable || !has_app) {
-            done = done.and(end(root, slot)).and(empty(root, slot));
+            done = done.and(end(root, slot).and_then(|()| empty(root, slot)));
         }
     }
     if are_readable {

@@ -105,9 +105,7 @@ fn bpf_file_system(bpffs: Option<&Path>) -> Check {
     const NAME: &str = "BPF file system";
     let root = bpffs.unwrap_or(Path::new(DEFAULT_BPFFS));
     let mount = root.parent().unwrap_or(Path::new("/"));
-    if bpffs.is_none()
-        && let Err(e) = syrup_engine::pins_last()
-    {
+    if let Err(e) = syrup_engine::pins_last(mount) {
         return Check::missing(NAME, e.message, e.advice.unwrap_or_default());
     }
     match rustix::fs::statfs(mount) {

@@ -47,5 +47,6 @@ GUESTS = (
 # Without root on the host, tests that need it run here.
 ROOT_GUEST = Guest("root", "newest", (), limit_s=1800, expected_s=300)
 
-# A native test that takes longer hangs; under load the slowest take a tenth.
-NATIVE_TEST_LIMIT_S = 120
+# A native test that takes longer hangs; the slowest take 40 s, and a busy host makes
+# those that measure do it three times.
+NATIVE_TEST_LIMIT_S = 300

@@ -3,10 +3,9 @@
 mod killed;
 
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::process::Command;
 
-use rustix::io::FdFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use syrup_protocol::{Deployment, Facts, Registration, Result};
@@ -126,17 +125,20 @@ impl Scene for Sockets {
 
     fn until_it_ends(&self, load: &dyn Fn(Facts) -> Result<()>) -> Result<()> {
         let sockets = as_user(OWNER, || group(ENDED_PORT));
-        for socket in &sockets {
-            rustix::io::fcntl_setfd(socket, FdFlags::empty()).unwrap();
+        let mut holder = Command::new("sleep");
+        holder.arg("60");
+        if let Ok([first, second]) = <[UdpSocket; 2]>::try_from(sockets) {
+            holder.stdin(OwnedFd::from(first)).stdout(OwnedFd::from(second));
         }
-        let mut holder = Command::new("sleep").arg("60").spawn().unwrap();
-        drop(sockets);
+        let mut child = holder.spawn().unwrap();
+        // It alone has them.
+        drop(holder);
         let loaded = load(Facts::from([
             ("port".into(), vec![ENDED_PORT].into()),
-            ("pid".into(), holder.id().into()),
+            ("pid".into(), child.id().into()),
         ]));
-        holder.kill().unwrap();
-        holder.wait().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
         loaded
     }
 
@@ -177,7 +179,11 @@ fn leaves_the_old_or_the_new(operation: Operation, least: usize) {
         return;
     }
     let mut stage = Stage::new(Sockets::new());
-    stage.play(operation, least, |_, _| &Next::ALL);
+    stage.play(operation, least, |step, _| match operation {
+        // Its steps are a load's but for one: two of the four after each.
+        Operation::Reload => Next::ALL.as_chunks::<2>().0[step % 2].as_slice(),
+        _ => &Next::ALL,
+    });
     stage.play_refused(operation, least, |_, _| true);
 }
 

@@ -113,11 +113,15 @@ impl Scene for Threads {
 /// emulated, one of a load takes 10 s or more. All of them where the environment says so.
 const TRIES: usize = 4;
 
-/// Which of the tries this step is. `half` a distance further they are others.
-fn nth_try(step: usize, of: usize, half: bool) -> Option<usize> {
+/// Which of the tries this step is: each is killed in the middle of its share of the steps, and
+/// refused at the end.
+fn nth_try(step: usize, of: usize, refused: bool) -> Option<usize> {
     let every = std::env::var_os("SYRUP_TEST_EVERY_STEP").is_some();
     let tries = if every { of } else { TRIES.min(of) };
-    let at = |nth: usize| (2 * nth + usize::from(half)) * of / (2 * tries);
+    let at = |nth: usize| match refused {
+        false => (2 * nth + 1) * of / (2 * tries),
+        true => (nth + 1) * of / tries - 1,
+    };
     (0..tries).find(|&nth| at(nth) == step)
 }
 

@@ -267,13 +267,15 @@ impl<S: Scene> Stage<S> {
             for &next in nexts {
                 let (found, left) = self.kill(operation, (step, name), next, &mut made);
                 row += &format!(" | {found}; {next:?}: {left}");
+                // The next call attaches another one in its place.
+                if step > 0 && steps[step - 1].contains("attach") {
+                    assert_gone(&mut made);
+                }
             }
             println!("{row}");
         }
         // At last: it takes the kernel some grace periods.
-        for (said, objects) in made {
-            objects.assert_none_left(&said);
-        }
+        assert_gone(&mut made);
     }
 
     /// Has the kernel refuse each of an operation's steps in turn; prints what became of it.
@@ -293,7 +295,7 @@ impl<S: Scene> Stage<S> {
             steps.iter().enumerate().filter(|(step, _)| is_tried(*step, steps.len()))
         {
             self.prepare(operation);
-            let pins = self.ctl.pins();
+            let before = (self.ctl.pins(), self.health());
             made.push((name.clone(), self.ctl.kernel_objects()));
             let (at, status) = refuse(&mut self.child(operation), &self.ctl.bpffs(), step);
             assert_eq!(&at, name, "{operation:?} has other steps than it had");
@@ -306,7 +308,7 @@ impl<S: Scene> Stage<S> {
             let expected = ends[usize::from(status.success())];
             assert_eq!(self.settled(&said), expected, "{said}: {outcome}");
             if expected == ends[0] {
-                assert_eq!(self.ctl.pins(), pins, "{said}: {outcome}");
+                assert_eq!((self.ctl.pins(), self.health()), before, "{said}: {outcome}");
                 self.perform(operation).unwrap_or_else(|e| panic!("{said}, once more: {e}"));
                 assert_eq!(self.settled(&said), ends[1], "{said}, once more");
             }
@@ -315,9 +317,7 @@ impl<S: Scene> Stage<S> {
             assert_eq!(self.settled(&said), NOTHING);
             self.scene.assert_foreign_untouched();
         }
-        for (said, objects) in made {
-            objects.assert_none_left(&said);
-        }
+        assert_gone(&mut made);
     }
 
     /// The names of an operation's steps.
@@ -460,6 +460,10 @@ impl<S: Scene> Stage<S> {
         State(Some((policy, S::members(deployment))))
     }
 
+    fn health(&self) -> Vec<Health> {
+        self.root().list().unwrap().into_iter().map(|deployment| deployment.health).collect()
+    }
+
     fn prepare(&self, operation: Operation) {
         operation.prepare(&self.scene, &self.root(), self.objects.path()).unwrap();
         assert_eq!(self.settled("before"), operation.ends()[0]);
@@ -488,6 +492,12 @@ impl<S: Scene> Stage<S> {
 
     fn client(&self) -> Client {
         Client::connect(&self.ctl.socket()).unwrap()
+    }
+}
+
+fn assert_gone(made: &mut Vec<(String, KernelObjects)>) {
+    for (said, objects) in made.drain(..) {
+        objects.assert_none_left(&said);
     }
 }
 

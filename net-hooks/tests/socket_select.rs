@@ -631,6 +631,7 @@ fn a_restarted_app_may_bind_to_another_address() {
     let flow = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     flow.connect("127.0.0.2:9000").unwrap();
     assert_eq!(spread(&sockets, &[flow], 10), [5, 5]);
+    assert_eq!(lab.read().target["address"], serde_json::json!(["127.0.0.2:9000"]));
     let ids = Ids::of(&lab);
     lab.hook.remove(&lab.app).unwrap();
     ids.wait_until_gone();

@@ -1,14 +1,16 @@
 //! From a linked object to a loaded program: the steps that are the same at every hook.
 
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::cell::RefCell;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Once;
 
 use libbpf_rs::{AsRawLibbpf, MapCore as _, Object, ObjectBuilder, OpenObject};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
+use crate::inline::Code;
 use crate::{Error, Linked, Result, sys};
 
 /// Enough for the log of a program near the verifier's limit.
@@ -222,6 +224,142 @@ fn constant_at(image: &[u8], name: &str) -> Result<Option<(usize, usize)>> {
     let outside =
         || Error::Usage(format!("{name} lies outside its section, or that outside the file"));
     place().map(Some).ok_or_else(outside)
+}
+
+/// Has libbpf put `schedule()` in the place of its call in each program of this section that it
+/// loads in this process; where that is not possible the program is loaded as it is.
+///
+/// The types are those that libbpf gives the section's programs. Once for a section.
+pub fn inline_schedule(
+    section: &CStr,
+    program: libbpf_sys::bpf_prog_type,
+    attach: libbpf_sys::bpf_attach_type,
+) {
+    let opts = libbpf_sys::libbpf_prog_handler_opts {
+        sz: size_of::<libbpf_sys::libbpf_prog_handler_opts>() as libbpf_sys::size_t,
+        prog_prepare_load_fn: Some(prepare),
+        ..Default::default()
+    };
+    // SAFETY: both are read during the call, and the function is there for ever.
+    let id = unsafe {
+        libbpf_sys::libbpf_register_prog_handler(section.as_ptr(), program, attach, &raw const opts)
+    };
+    if id < 0 {
+        let why = io::Error::from_raw_os_error(-id);
+        log::warn!("{}: policies are loaded as they are: {why}", section.to_string_lossy());
+    }
+}
+
+/// A program's instructions, and what is told of them, as the kernel takes them.
+struct Records {
+    instructions: Vec<[u8; 8]>,
+    functions: Vec<[u32; 2]>,
+    lines: Vec<[u32; 4]>,
+}
+
+impl Records {
+    fn of(code: Code) -> Self {
+        Self {
+            instructions: code.instructions,
+            functions: code.functions.iter().map(|&(at, about)| [at as u32, about]).collect(),
+            lines: code.lines.iter().map(|&(at, [a, b, c])| [at as u32, a, b, c]).collect(),
+        }
+    }
+
+    /// For as long as these live.
+    fn tell(&self, opts: &mut libbpf_sys::bpf_prog_load_opts) {
+        opts.func_info = self.functions.as_ptr().cast();
+        opts.func_info_cnt = self.functions.len() as u32;
+        opts.line_info = self.lines.as_ptr().cast();
+        opts.line_info_cnt = self.lines.len() as u32;
+    }
+
+    /// Whether the kernel accepts them as that program. Why not is told by the load itself.
+    fn are_accepted(
+        &self,
+        program: *const libbpf_sys::bpf_program,
+        opts: &libbpf_sys::bpf_prog_load_opts,
+    ) -> bool {
+        let mut opts = *opts;
+        self.tell(&mut opts);
+        // SAFETY: the program is libbpf's, all else lives for the call.
+        let fd = unsafe {
+            libbpf_sys::bpf_prog_load(
+                libbpf_sys::bpf_program__type(program),
+                libbpf_sys::bpf_program__name(program),
+                c"GPL".as_ptr(),
+                self.instructions.as_ptr().cast(),
+                self.instructions.len() as libbpf_sys::size_t,
+                &raw mut opts,
+            )
+        };
+        if fd >= 0 {
+            // SAFETY: it is ours.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+        fd >= 0
+    }
+}
+
+thread_local! {
+    /// What libbpf gives the kernel after [`prepare`] has returned.
+    static TOLD: RefCell<Option<Records>> = const { RefCell::new(None) };
+}
+
+/// libbpf asks it about a program that is ready to be loaded.
+unsafe extern "C" fn prepare(
+    program: *mut libbpf_sys::bpf_program,
+    opts: *mut libbpf_sys::bpf_prog_load_opts,
+    _cookie: std::os::raw::c_long,
+) -> c_int {
+    // SAFETY: libbpf's, for the call.
+    let opts = unsafe { &mut *opts };
+    if opts.func_info_rec_size != 8 || opts.line_info_rec_size != 16 {
+        return 0;
+    }
+    // SAFETY: as many records of these sizes as libbpf says, and instructions of 8 bytes.
+    let (instructions, functions, lines) = unsafe {
+        (
+            std::slice::from_raw_parts(
+                libbpf_sys::bpf_program__insns(program).cast::<[u8; 8]>(),
+                libbpf_sys::bpf_program__insn_cnt(program) as usize,
+            ),
+            std::slice::from_raw_parts(
+                opts.func_info.cast::<[u32; 2]>(),
+                opts.func_info_cnt as usize,
+            ),
+            std::slice::from_raw_parts(
+                opts.line_info.cast::<[u32; 4]>(),
+                opts.line_info_cnt as usize,
+            ),
+        )
+    };
+    let code = Code {
+        instructions: instructions.to_vec(),
+        functions: functions.iter().map(|&[at, about]| (at as usize, about)).collect(),
+        lines: lines.iter().map(|&[at, a, b, c]| (at as usize, [a, b, c])).collect(),
+    };
+    let Some(inlined) = code.inlined() else { return 0 };
+    let (apart, inlined) = (Records::of(code), Records::of(inlined));
+    // Apart first. The verifier then says of a tenant's function that it reads no register which
+    // it has not written, and reaches no other frame than its own: within the trusted half's it
+    // could not tell.
+    if !apart.are_accepted(program, opts) || !inlined.are_accepted(program, opts) {
+        return 0;
+    }
+    // SAFETY: libbpf copies the instructions, and is not to be told later than now.
+    let err = unsafe {
+        libbpf_sys::bpf_program__set_insns(
+            program,
+            inlined.instructions.as_ptr().cast_mut().cast(),
+            inlined.instructions.len() as libbpf_sys::size_t,
+        )
+    };
+    if err == 0 {
+        inlined.tell(opts);
+        TOLD.set(Some(inlined));
+    }
+    err
 }
 
 /// libbpf prints to stderr by default; we keep the verifier's log ourselves

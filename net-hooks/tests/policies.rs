@@ -4,9 +4,10 @@
 mod support;
 
 use std::io::ErrorKind;
+use std::os::fd::AsRawFd as _;
 
 use support::*;
-use syrup_hook::Deploy as _;
+use syrup_hook::{Deploy as _, Error};
 use syrup_net_hooks::POLICIES;
 use syrup_sdk::abi::{SYRUP_CHOSEN, SYRUP_DROPPED, SYRUP_INPUTS, SYRUP_PASSED};
 use syrup_tests::{Need, require, wait_for};
@@ -208,5 +209,61 @@ fn no_policy_is_longer_than_the_papers_or_checks_bounds_by_hand() {
         assert!(policy.source.contains(" * A bad idea"), "{}", policy.name);
         assert!(policy.source.contains(" * Maps: "), "{}", policy.name);
         assert!(policy.summary.ends_with('.'), "{}: {}", policy.name, policy.summary);
+    }
+}
+
+/// In the place of its call it would be in the trusted half's frame.
+#[test]
+fn a_policy_that_reaches_for_what_is_its_callers_is_refused() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let _sockets = udp_sockets(2);
+    let schedule = |body: &str| {
+        let code = format!("__s32 schedule(void *s, void *e)\n{{\n\t{body}\n}}\n");
+        lab.hook.deploy(&lab.app, &source("hostile", &code), &Lab::target())
+    };
+    for (body, says) in [
+        // The context is there.
+        ("__u64 x;\n\tasm volatile(\"%0 = r6\" : \"=r\"(x));\n\treturn x & 1;", "R6 !read_ok"),
+        // And is kept there.
+        ("asm volatile(\"*(u64 *)(r10 + 0) = %0\" :: \"r\"(0ull));\n\treturn 0;", "stack"),
+        (
+            "asm volatile(\"r2 = r10; r2 += -8; r2 += 16; *(u64 *)(r2 + 0) = %0\" :: \"r\"(0ull) \
+             : \"r2\");\n\treturn 0;",
+            "stack",
+        ),
+    ] {
+        match schedule(body) {
+            Err(Error::Verifier { log, .. }) => assert!(log.contains(says), "{body}: {log}"),
+            other => panic!("{body}: {other:?}"),
+        }
+    }
+    schedule("asm volatile(\"r6 = 5\" ::: \"r6\");\n\treturn 0;").unwrap();
+}
+
+/// What a call costs at each packet: see `syrup_hook::inline_schedule`.
+#[test]
+fn the_schedule_of_each_policy_runs_in_the_place_of_its_call() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let sockets = udp_sockets(2);
+    for policy in POLICIES {
+        lab.deploy(&builtin(policy.name), &sockets);
+        let program = lab.hook.program(&lab.app).unwrap();
+        let (mut info, mut size) =
+            (libbpf_sys::bpf_prog_info::default(), size_of::<libbpf_sys::bpf_prog_info>() as u32);
+        // SAFETY: info has so many bytes.
+        let err = unsafe {
+            libbpf_sys::bpf_prog_get_info_by_fd(program.as_raw_fd(), &raw mut info, &raw mut size)
+        };
+        assert_eq!(err, 0);
+        // Besides it has but the trusted half's, where it asks for the number of its group.
+        let least = u32::from(policy.source.contains("syrup_num_executors"));
+        assert_eq!(info.nr_func_info, 1 + least, "{}", policy.name);
+        lab.hook.remove(&lab.app).unwrap();
     }
 }

@@ -22,6 +22,7 @@ mod state;
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
+use std::sync::Once;
 
 use rustix::net::sockopt;
 use serde::{Deserialize, Serialize};
@@ -31,7 +32,7 @@ use syrup_hook::spec::PID;
 use syrup_hook::{
     App, Counters, Dir, End, Error, Facts, Flag, Hook, Input, Kind, Linked, LoadedProgram,
     Observed, POLICY_PROGRAM, PolicyObject, Probe, Proto, Registration, Result, Spec, Syntax, Who,
-    netns, pin, process,
+    inline_schedule, netns, pin, process,
 };
 use syrup_sdk::abi::SYRUP_MAX_EXECUTORS;
 
@@ -125,7 +126,7 @@ impl Hook for SocketSelect {
     }
 
     fn verify(&self, policy: &Linked) -> Result<()> {
-        PolicyObject::open(policy)?.load(POLICY_PROGRAM).map(drop)
+        open(policy)?.load(POLICY_PROGRAM).map(drop)
     }
 
     fn attach(&self, dir: &mut Dir, policy: &Linked, target: &Facts) -> Result<()> {
@@ -160,7 +161,7 @@ impl Hook for SocketSelect {
 
         let path = dir.path().to_owned();
         pins::load_dispatcher(&path, 0)?;
-        let mut object = PolicyObject::open(policy)?;
+        let mut object = open(policy)?;
         pins::share(&path, &mut object, &pins::OF_DISPATCHERS)?;
         let program = object.load(POLICY_PROGRAM)?;
         program.pin(&path.join(pin::POLICY))?;
@@ -177,7 +178,7 @@ impl Hook for SocketSelect {
     }
 
     fn prepare(&self, dir: &Dir, policy: &Linked) -> Result<(LoadedProgram, Value)> {
-        let mut object = PolicyObject::open(policy)?;
+        let mut object = open(policy)?;
         pins::share(dir.path(), &mut object, &pins::OF_DISPATCHERS)?;
         pins::share(dir.path(), &mut object, &pins::OF_POLICIES)?;
         Ok((object.load(POLICY_PROGRAM)?, dir.state()?))
@@ -341,6 +342,19 @@ impl Hook for SocketSelect {
         // One that cannot be read is for `unload` to clear, not for us to guess.
         ask().unwrap_or(End::Not)
     }
+}
+
+/// Opens a policy, whose `schedule()` is to run at every packet.
+fn open(policy: &Linked) -> Result<PolicyObject> {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let (program, attach) = (
+            libbpf_sys::BPF_PROG_TYPE_SK_REUSEPORT,
+            libbpf_sys::BPF_SK_REUSEPORT_SELECT_OR_MIGRATE,
+        );
+        inline_schedule(c"sk_reuseport/migrate", program, attach);
+    });
+    PolicyObject::open(policy)
 }
 
 /// One app per port of a network namespace: two policies cannot both decide

@@ -240,7 +240,7 @@ impl AsCaller {
         let deployed = (|| -> Result<()> {
             self.engine.make_app_folder(&app)?;
             let (maps, created) = Maps::of(&app).ensure(&prepared.checked.maps)?;
-            let linked = prepared.link_with(maps);
+            let linked = prepared.link_with(app.uid, maps);
             self.in_callers_network(|| hook.deploy(&app, &linked, &target))?
                 .map_err(|e| prepared.explain(e))?;
             created.keep();
@@ -458,7 +458,7 @@ impl AsCaller {
     /// Puts a policy in the place of the app's live one; under the lock.
     fn replace_by(&self, hook: &dyn Hook, app: &App, prepared: &Prepared) -> Result<Deployment> {
         let (maps, created) = Maps::of(app).ensure(&prepared.checked.maps)?;
-        hook.replace(app, &prepared.link_with(maps)).map_err(|e| prepared.explain(e))?;
+        hook.replace(app, &prepared.link_with(app.uid, maps)).map_err(|e| prepared.explain(e))?;
         created.keep();
         self.engine.read_one(hook, app).map_err(|e| live_but(app, hook, e))
     }

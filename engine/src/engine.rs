@@ -207,7 +207,7 @@ impl Engine {
         } else if let Probe::Missing { what, .. } = hook.probe() {
             Err(format!("this kernel cannot: {what}"))
         } else {
-            let linked = prepared.link_with(Default::default());
+            let linked = prepared.link_with(0, Default::default());
             hook.verify(&linked).map_err(|e| prepared.explain(e))?;
             Ok(())
         };
@@ -348,7 +348,10 @@ pub fn pins_last(mount: &Path) -> Result<()> {
     let is_anothers =
         || matches!((device(""), device("/proc/1/root")), (Ok(own), Ok(first)) if own != first);
     let is_there = || rustix::fs::statfs(BPFFS_MOUNT).is_ok_and(|stat| stat.f_type == BPF_FS_MAGIC);
-    let is_elsewhere = mount != Path::new(BPFFS_MOUNT);
+    let is_elsewhere = match (rustix::fs::stat(mount), device("")) {
+        (Ok(stat), Ok(usual)) => stat.st_dev != usual,
+        _ => mount != Path::new(BPFFS_MOUNT),
+    };
     if is_elsewhere || !is_in_own_mount_namespace() || is_there() && !is_anothers() {
         return Ok(());
     }
@@ -364,8 +367,12 @@ pub fn pins_last(mount: &Path) -> Result<()> {
 }
 
 impl Prepared {
-    /// What a hook needs, with the app's Maps.
-    pub(crate) fn link_with(&self, maps: std::collections::BTreeMap<String, OwnedFd>) -> Linked {
+    /// What a hook needs, with the Maps of an app of this user's.
+    pub(crate) fn link_with(
+        &self,
+        owner: u32,
+        maps: std::collections::BTreeMap<String, OwnedFd>,
+    ) -> Linked {
         Linked {
             name: self.name.clone(),
             sha256: self.sha256,
@@ -373,6 +380,7 @@ impl Prepared {
             object: self.linked.clone(),
             maps,
             settings: self.settings.clone(),
+            owner,
         }
     }
 

@@ -6,8 +6,16 @@
 //! put it that saw both. Done on what libbpf is about to load: one list of instructions,
 //! the main program first, then the functions it calls.
 //!
-//! Only of a program that the verifier accepted as it was (`load.rs`): that the function leaves
-//! its caller's registers and frame alone is what it says, and what is taken for granted here.
+//! The function is not trusted. That it leaves its caller's registers and frame alone is what
+//! the verifier says of the program with the call; within the trusted half it could not tell.
+//! So its instructions stay what they are, and it is the trusted half that makes room: the
+//! function has the top of the frame, where its own would begin, and the trusted half's is
+//! below. Then each step of the one program is one of the other's, on the same values, until
+//! the function ends; what it does not read there it does not read here. How much room is a
+//! guess from the code, and the verifier holds the function to it: in [`Inlined::apart`], the
+//! program to be shown to it first, the trusted half takes all of the stack but that room.
+//! (Where frames do not lie on one stack it would not: sched_ext's programs may have private
+//! ones, `sk_reuseport`'s have not.)
 
 use std::collections::BTreeSet;
 
@@ -16,6 +24,8 @@ pub(crate) type Instruction = [u8; 8];
 
 /// The kernel's limit.
 const STACK_BYTES: i32 = 512;
+/// Of a frame: the kernel rounds up to so many bytes, or to half of them.
+const FRAME_STEP: i32 = 32;
 /// The registers that a call keeps.
 const KEPT: std::ops::RangeInclusive<u8> = 6..=9;
 const FRAME: u8 = 10;
@@ -27,6 +37,7 @@ const JA: u8 = 0x05;
 const JA32: u8 = 0x06;
 const MOV64_X: u8 = 0xbf;
 const ADD64_K: u8 = 0x07;
+const ST_DW: u8 = 0x7a;
 const STX_DW: u8 = 0x7b;
 const LDX_DW: u8 = 0x79;
 /// Of `src`: whose the immediate is.
@@ -126,13 +137,12 @@ fn written(code: &[Instruction]) -> Option<BTreeSet<u8>> {
     Some(written)
 }
 
-/// Bytes of its frame, and which of the kept registers a function uses; `None` when it does
-/// with its frame what compilers do not.
-fn frame(function: &[Instruction]) -> Option<(i32, BTreeSet<u8>)> {
-    let (mut lowest, mut used) = (0, BTreeSet::new());
+/// Bytes of the trusted half's frame; `None` when it does with it what compilers do not.
+fn frame(function: &[Instruction]) -> Option<i32> {
+    let mut lowest = 0;
     let heads = heads(function);
+    let targets = targets(function);
     for (at, &i) in function.iter().enumerate().filter(|(at, _)| heads[*at]) {
-        used.extend([src(i), dst(i)].into_iter().filter(|reg| KEPT.contains(reg)));
         let [is_src, is_dst] = [src(i) == FRAME, dst(i) == FRAME];
         let below = match i[0] & 7 {
             // Loads and stores.
@@ -141,17 +151,62 @@ fn frame(function: &[Instruction]) -> Option<(i32, BTreeSet<u8>)> {
             // rX = r10; rX += N
             7 if i[0] == MOV64_X && is_src && !is_dst => {
                 let next = *function.get(at + 1)?;
-                if next[0] != ADD64_K || dst(next) != dst(i) {
+                if next[0] != ADD64_K || dst(next) != dst(i) || targets.contains(&(at + 1)) {
                     return None;
                 }
                 immediate(next)
             }
             _ if is_src || is_dst => return None,
-            _ => 0,
+            _ => continue,
         };
+        if !(-STACK_BYTES..0).contains(&below) {
+            return None;
+        }
         lowest = lowest.min(below);
     }
-    Some(((7 - lowest) / 8 * 8, used))
+    Some((7 - lowest) / 8 * 8)
+}
+
+/// Where the jumps of a function go.
+fn targets(function: &[Instruction]) -> BTreeSet<usize> {
+    let heads = heads(function);
+    let jumps = function.iter().enumerate().filter(|(at, i)| heads[*at] && is_jump(**i));
+    jumps.filter_map(|(at, &i)| target(at, i)).collect()
+}
+
+/// Bytes that a function's frame has if a compiler wrote it, as the kernel counts them.
+fn room(function: &[Instruction]) -> i32 {
+    let heads = heads(function);
+    let is_head = |at: &usize| heads[*at];
+    let below = (0..function.len()).filter(is_head).map(|at| {
+        let (i, next) = (function[at], function.get(at + 1));
+        match (i[0] & 7, next) {
+            (1, _) if src(i) == FRAME => offset(i).into(),
+            (2 | 3, _) if dst(i) == FRAME => offset(i).into(),
+            (7, Some(&next)) if i[0] == MOV64_X && src(i) == FRAME && next[0] == ADD64_K => {
+                immediate(next)
+            }
+            _ => 0,
+        }
+    });
+    let lowest = below.min().unwrap_or(0).clamp(-STACK_BYTES, -1);
+    (FRAME_STEP - 1 - lowest) / FRAME_STEP * FRAME_STEP
+}
+
+/// The registers that a call keeps and a function touches.
+fn kept_in(function: &[Instruction]) -> BTreeSet<u8> {
+    let heads = heads(function);
+    let own = function.iter().zip(heads).filter(|(_, is_head)| *is_head);
+    own.flat_map(|(&i, _)| [src(i), dst(i)]).filter(|reg| KEPT.contains(reg)).collect()
+}
+
+/// A program with a function in the place of its call, and what has to be accepted before it
+/// may be loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Inlined {
+    /// The program with the call, in which the function has the room that it has in the other.
+    pub(crate) apart: Code,
+    pub(crate) code: Code,
 }
 
 impl Code {
@@ -160,8 +215,8 @@ impl Code {
     }
 
     /// The same program with a function in the place of its only call, which is in the main
-    /// one; `None` when there is no such function, or it does what this cannot follow.
-    pub(crate) fn inlined(&self) -> Option<Self> {
+    /// one; `None` when there is no such function, or something that this cannot follow.
+    pub(crate) fn inlined(&self) -> Option<Inlined> {
         let code = &self.instructions;
         let is_head = heads(code);
         let calls = |from: usize, to: usize| {
@@ -182,15 +237,21 @@ impl Code {
             return None;
         }
 
-        let main_frame = frame(&code[main.clone()])?.0;
+        let main_frame = frame(&code[main.clone()])?;
         let has_set = written(&code[..call])?;
-        let (body_frame, body_uses) = frame(&code[body.clone()])?;
+        // What is set behind the call would have to be kept when it comes back to it.
+        if targets(&code[main.clone()]).iter().any(|&to| to <= call) {
+            return None;
+        }
+        // All that the function calls has to fit as well: at most each of the others once.
+        let rooms = (1..self.functions.len())
+            .map(|n| room(&code[self.functions[n].0..self.end_of(n)]))
+            .sum::<i32>();
         let saved: Vec<(u8, i16)> = (1..)
-            .zip(has_set.intersection(&body_uses))
-            .map(|(n, &reg)| (reg, -(main_frame + 8 * n) as i16))
+            .zip(has_set.intersection(&kept_in(&code[body.clone()])))
+            .map(|(n, &reg)| (reg, -(rooms + main_frame + 8 * n) as i16))
             .collect();
-        let below = main_frame + 8 * saved.len() as i32;
-        if below + body_frame > STACK_BYTES {
+        if rooms + main_frame + 8 * saved.len() as i32 > STACK_BYTES {
             return None;
         }
 
@@ -199,9 +260,9 @@ impl Code {
         let old = |range: std::ops::Range<usize>| range.map(|at| (Some(at), code[at]));
         order.extend(old(0..call));
         order.extend(saved.iter().map(|&(reg, at)| (None, save(reg, at))));
-        let body_at = order.len();
         order.extend(old(body.clone()));
         let after = order.len();
+        let is_body = |old: usize| body.contains(&old);
         order.extend(saved.iter().map(|&(reg, at)| (None, restore(reg, at))));
         order.extend(old(call + 1..main.end));
         order.extend(old(main.end..body.start));
@@ -216,7 +277,6 @@ impl Code {
             }
         }
         let mut instructions = Vec::with_capacity(order.len());
-        let mut adds = false;
         for (new, &(old, instruction)) in order.iter().enumerate() {
             let mut i = instruction;
             let from = new as i64 + 1;
@@ -228,19 +288,12 @@ impl Code {
                         false => with_offset(i, i16::try_from(by).ok()?),
                     };
                 }
-                if (body_at..after).contains(&new) {
-                    if i[0] == EXIT {
-                        let by = i16::try_from(after as i64 - from).ok()?;
-                        i = with_offset([JA, 0, 0, 0, 0, 0, 0, 0], by);
-                    }
-                    let is_store = matches!(i[0] & 7, 2 | 3) && dst(i) == FRAME;
-                    if i[0] & 7 == 1 && src(i) == FRAME || is_store {
-                        i = with_offset(i, i16::try_from(i32::from(offset(i)) - below).ok()?);
-                    }
-                    if adds {
-                        i = with_immediate(i, immediate(i) - below);
-                    }
-                    adds = i[0] == MOV64_X && src(i) == FRAME;
+                if i[0] == EXIT && is_body(old) {
+                    let by = i16::try_from(after as i64 - from).ok()?;
+                    i = with_offset([JA, 0, 0, 0, 0, 0, 0, 0], by);
+                }
+                if main.contains(&old) {
+                    i = lowered(i, old.checked_sub(1).map(|at| code[at]), rooms);
                 }
             }
             instructions.push(i);
@@ -256,7 +309,35 @@ impl Code {
             .map(|&(at, about)| (new_place[at], about))
             .collect();
         lines.sort_unstable_by_key(|line| line.0);
-        Some(Self { instructions, functions, lines })
+        let code = Self { instructions, functions, lines };
+        Some(Inlined { apart: self.with_frame(STACK_BYTES - rooms), code })
+    }
+
+    /// The same program, whose main function has a frame of so many bytes.
+    fn with_frame(&self, bytes: i32) -> Self {
+        let mut code = self.clone();
+        if bytes <= 0 {
+            return code;
+        }
+        let store = with_offset([ST_DW, FRAME, 0, 0, 0, 0, 0, 0], -bytes as i16);
+        code.instructions.insert(0, store);
+        // The first of each begins with the program.
+        code.functions.iter_mut().skip(1).for_each(|function| function.0 += 1);
+        code.lines.iter_mut().skip(1).for_each(|line| line.0 += 1);
+        code
+    }
+}
+
+/// An instruction of the trusted half, whose frame is so many bytes lower.
+fn lowered(i: Instruction, before: Option<Instruction>, by: i32) -> Instruction {
+    let is_store = matches!(i[0] & 7, 2 | 3) && dst(i) == FRAME;
+    let is_load = i[0] & 7 == 1 && src(i) == FRAME;
+    match before {
+        _ if is_load || is_store => with_offset(i, offset(i) - by as i16),
+        Some(before) if before[0] == MOV64_X && src(before) == FRAME => {
+            with_immediate(i, immediate(i) - by)
+        }
+        _ => i,
     }
 }
 
@@ -320,7 +401,7 @@ mod tests {
     fn run(code: &Code, argument: i64) -> i64 {
         let (mut at, mut registers, mut calls) = (0, [0; 11], Vec::new());
         let mut memory: HashMap<i64, i64> = HashMap::new();
-        registers[1] = argument;
+        (registers[1], registers[10]) = (argument, 1 << 20);
         for _ in 0..1000 {
             let i = code.instructions[at];
             let (dst, src) = (dst(i) as usize, src(i) as usize);
@@ -332,6 +413,7 @@ mod tests {
                 ADD64_K => registers[dst] += imm,
                 0x0f => registers[dst] += registers[src],
                 LDX_DW => registers[dst] = memory[&(registers[src] + off)],
+                ST_DW => drop(memory.insert(registers[dst] + off, imm)),
                 STX_DW => drop(memory.insert(registers[dst] + off, registers[src])),
                 0x15 if registers[dst] != imm => {}
                 0x15 | JA | JA32 => next = target(at, i).unwrap(),
@@ -396,11 +478,12 @@ mod tests {
     fn a_function_in_the_place_of_its_call_does_the_same() {
         let first = caller(7);
         let plain = program(&[&first, &callee(None)]);
-        let inlined = plain.inlined().unwrap();
+        let Inlined { apart, code: inlined } = plain.inlined().unwrap();
         assert_eq!(inlined.functions, [(0, 0)]);
         assert!(!inlined.instructions.iter().any(|&i| is_call(i)));
         for argument in [3, 4, -107] {
             assert_eq!(run(&inlined, argument), run(&plain, argument), "{argument}");
+            assert_eq!(run(&apart, argument), run(&plain, argument), "{argument}");
         }
         assert_eq!((run(&plain, 3), run(&plain, 4)), (33, 122));
         // One line at a place, in order; the function's with it.
@@ -417,7 +500,7 @@ mod tests {
         let third = [mov(0, 50), plus(0, 1), exit()];
         // From its seventh instruction behind the end of it.
         let plain = program(&[&first, &callee(Some(4)), &third]);
-        let inlined = plain.inlined().unwrap();
+        let inlined = plain.inlined().unwrap().code;
         assert_eq!(inlined.functions.len(), 2);
         let start = inlined.functions[1].0;
         assert_eq!(inlined.instructions[start..], third);
@@ -427,22 +510,68 @@ mod tests {
         }
     }
 
+    /// Whoever wrote it knows how it is put there.
+    #[test]
+    fn the_function_itself_is_left_as_it_is() {
+        // One add, of the frame's address or of a number: they differ by what is added.
+        let telling = [
+            mov(2, 0),
+            skip_if(1, 3, 1),
+            copy(2, 10),
+            add(2, -8),
+            skip_if(2, -8, 2),
+            mov(0, 1),
+            exit(),
+            mov(0, 2),
+            exit(),
+        ];
+        let plain = program(&[&caller(7), &telling]);
+        let Inlined { apart, code } = plain.inlined().unwrap();
+        let is_same = |&(at, _): &(usize, _)| code.instructions[at..at + 6] == telling[..6];
+        assert!(code.lines.iter().any(is_same), "{code:?}");
+        for argument in [-4, 3] {
+            assert_eq!(run(&code, argument), run(&plain, argument), "{argument}");
+        }
+        // It is held to 32 bytes, which the other program has free above the trusted half's.
+        assert_eq!(apart.instructions[0], op(ST_DW, 10, 0, -480, 0));
+        assert_eq!(apart.instructions[1..], plain.instructions);
+        assert_eq!(apart.functions, [(0, 0), (plain.functions[1].0 + 1, 1)]);
+        assert!(code.instructions.contains(&op(STX_DW, 10, 6, -48, 0)));
+        // However deep it says it goes.
+        for bytes in [i32::MIN, -513, i32::MAX] {
+            let deep = [copy(2, 10), add(2, bytes), mov(0, 1), exit()];
+            let inlined = program(&[&caller(7), &deep]).inlined();
+            assert_eq!(inlined.is_some(), bytes > 0, "{bytes}");
+        }
+    }
+
     #[test]
     fn what_it_cannot_follow_stays_as_it_is() {
         let plain = |first: &[Instruction], second: &[Instruction]| program(&[first, second]);
         let (first, second) = (caller(7), callee(None));
         assert!(plain(&first, &second).inlined().is_some());
-        // Called twice; jumps before the call; an address of the frame that goes elsewhere; a
-        // frame that is too large for both; a function that only others call.
+        // Called twice; jumps before the call, or back to it; an address in the trusted half's
+        // frame that goes elsewhere, or comes from elsewhere as well; frames that are too large
+        // for one; a function that only others call.
         let mut twice = first.clone();
         twice[4] = call(6);
         assert_eq!(plain(&twice, &second).inlined(), None);
         let mut jumps = first.clone();
         jumps[1] = skip_if(6, 7, 0);
         assert_eq!(plain(&jumps, &second).inlined(), None);
-        let mut leaks = second.clone();
-        leaks[3] = add(3, -8);
-        assert_eq!(plain(&first, &leaks).inlined(), None);
+        let mut again = first.clone();
+        again[9] = op(JA, 0, 0, -7, 0);
+        assert_eq!(plain(&again, &second).inlined(), None);
+        let with_address = |next: Instruction, by: i16| {
+            let mut first = caller(10);
+            first.splice(4..4, [copy(3, 10), next, op(JA, 0, 0, by, 0)]);
+            plain(&first, &second).inlined()
+        };
+        assert!(with_address(add(3, -8), 0).is_some());
+        assert_eq!(with_address(add(2, -8), 0), None);
+        assert_eq!(with_address(add(3, -8), -2), None);
+        assert_eq!(with_address(add(3, 8), 0), None);
+        assert_eq!(with_address(add(3, i32::MIN), 0), None);
         let mut large = second.clone();
         large[1] = op(STX_DW, 10, 6, -496, 0);
         assert_eq!(plain(&first, &large).inlined(), None);

@@ -9,8 +9,9 @@ use std::sync::Once;
 
 use libbpf_rs::{AsRawLibbpf, MapCore as _, Object, ObjectBuilder, OpenObject};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
-use crate::inline::Code;
+use crate::inline::{Code, Inlined};
 use crate::{Error, Linked, Result, sys};
 
 /// Enough for the log of a program near the verifier's limit.
@@ -20,17 +21,21 @@ const LOG_BYTES: usize = 4 << 20;
 #[derive(Debug)]
 pub struct PolicyObject {
     object: OpenObject,
+    /// Of somebody who is not root.
+    is_tenants: bool,
     /// Where the kernel writes while it verifies: must outlive the load.
     log: Vec<u8>,
 }
 
 impl PolicyObject {
-    /// Opens a linked policy and gives it the app's Maps.
+    /// Opens a linked policy and gives it the app's Maps. Where the app is not root's, the
+    /// kernel verifies it as it does for those who may not read kernel memory.
     ///
     /// # Errors
     /// [`Error::Kernel`] when libbpf cannot read the object.
     pub fn open(linked: &Linked) -> Result<Self> {
         let mut this = Self::open_bytes(&linked.object, &linked.name)?;
+        this.is_tenants = linked.owner != 0;
         for (name, fd) in &linked.maps {
             this.share(name, fd.as_fd())?;
         }
@@ -47,7 +52,7 @@ impl PolicyObject {
             .name(name)
             .and_then(|builder| builder.open_memory(bytes))
             .map_err(|e| Error::bpf(format!("open the BPF object of '{name}'"), &e))?;
-        Ok(Self { object, log: Vec::new() })
+        Ok(Self { object, is_tenants: false, log: Vec::new() })
     }
 
     /// Replaces the object's own `map` by one that exists. A map the object
@@ -99,6 +104,7 @@ impl PolicyObject {
         // At level 0 libbpf asks for a log only when the load failed, so that no large program
         // is refused because its log does not fit.
         let log = self.log;
+        let _without = if self.is_tenants { Some(WithoutPerfmon::enter()?) } else { None };
         let object = self.object.load().map_err(|e| {
             let end = log.iter().position(|&byte| byte == 0).unwrap_or(log.len());
             let text = String::from_utf8_lossy(&log[..end]).into_owned();
@@ -111,6 +117,31 @@ impl PolicyObject {
             }
         })?;
         Ok(LoadedProgram { object, program: program.to_owned() })
+    }
+}
+
+/// This thread without the capabilities with which the verifier lets a program give kernel
+/// addresses away and read what was left on the stack, and asks for no care with speculation.
+struct WithoutPerfmon(CapabilitySets);
+
+impl WithoutPerfmon {
+    fn enter() -> Result<Self> {
+        let failed = |e: rustix::io::Errno| {
+            Error::kernel("load as an ordinary user's: change this thread's capabilities", e)
+        };
+        let before = capabilities(None).map_err(failed)?;
+        let mut without = before;
+        without.effective.remove(CapabilitySet::PERFMON | CapabilitySet::SYS_ADMIN);
+        set_capabilities(None, without).map_err(failed)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for WithoutPerfmon {
+    fn drop(&mut self) {
+        // They stayed permitted, so that nothing refuses it.
+        set_capabilities(None, self.0)
+            .unwrap_or_else(|e| log::error!("this thread has lost its capabilities: {e}"));
     }
 }
 
@@ -229,7 +260,8 @@ fn constant_at(image: &[u8], name: &str) -> Result<Option<(usize, usize)>> {
 /// Has libbpf put `schedule()` in the place of its call in each program of this section that it
 /// loads in this process; where that is not possible the program is loaded as it is.
 ///
-/// The types are those that libbpf gives the section's programs. Once for a section.
+/// The types are those that libbpf gives the section's programs. Once for a section, and before
+/// any object is open: libbpf keeps no lock for it.
 pub fn inline_schedule(
     section: &CStr,
     program: libbpf_sys::bpf_prog_type,
@@ -274,7 +306,8 @@ impl Records {
         opts.line_info_cnt = self.lines.len() as u32;
     }
 
-    /// Whether the kernel accepts them as that program. Why not is told by the load itself.
+    /// Whether the kernel accepts them as that program. Why not is told by the load itself, of
+    /// the program as it was.
     fn are_accepted(
         &self,
         program: *const libbpf_sys::bpf_program,
@@ -293,11 +326,13 @@ impl Records {
                 &raw mut opts,
             )
         };
-        if fd >= 0 {
-            // SAFETY: it is ours.
-            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        if fd < 0 {
+            log::debug!("schedule() is called: {}", io::Error::from_raw_os_error(-fd));
+            return false;
         }
-        fd >= 0
+        // SAFETY: it is ours.
+        drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        true
     }
 }
 
@@ -339,11 +374,11 @@ unsafe extern "C" fn prepare(
         functions: functions.iter().map(|&[at, about]| (at as usize, about)).collect(),
         lines: lines.iter().map(|&[at, a, b, c]| (at as usize, [a, b, c])).collect(),
     };
-    let Some(inlined) = code.inlined() else { return 0 };
-    let (apart, inlined) = (Records::of(code), Records::of(inlined));
-    // Apart first. The verifier then says of a tenant's function that it reads no register which
-    // it has not written, and reaches no other frame than its own: within the trusted half's it
-    // could not tell.
+    // A tenant's code is read here, and a panic may not reach libbpf.
+    let inlined = std::panic::catch_unwind(|| code.inlined()).unwrap_or_default();
+    let Some(Inlined { apart, code: inlined }) = inlined else { return 0 };
+    let (apart, inlined) = (Records::of(apart), Records::of(inlined));
+    // In this order: what the first says of the function holds in the second.
     if !apart.are_accepted(program, opts) || !inlined.are_accepted(program, opts) {
         return 0;
     }

@@ -37,4 +37,6 @@ pub struct Linked {
     /// The bytes of the constant that the hook asks for ([`Spec::settings`](crate::Spec)), as
     /// they stand in the policy; empty when it has none.
     pub settings: Vec<u8>,
+    /// Whose app it is for.
+    pub owner: u32,
 }

@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -241,13 +242,17 @@ fn sdk_dir() -> Result<TempDir, CompileError> {
     Ok(dir)
 }
 
-/// What cannot be removed is another user's, or another one removes it just now.
+/// This user's only: in a folder that all may write to, another one's may be made to be removed.
+/// What cannot be removed is being removed by somebody else just now.
 fn remove_old(place: &Path) {
     let Ok(entries) = fs::read_dir(place) else { return };
-    let is_ours = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(FOLDER);
-    let age = |entry: &fs::DirEntry| entry.metadata().ok()?.modified().ok()?.elapsed().ok();
-    for entry in entries.flatten().filter(is_ours) {
-        if age(&entry).is_some_and(|age| age > FOLDER_LIFE) {
+    let is_named = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(FOLDER);
+    let is_ours =
+        |about: &fs::Metadata| about.is_dir() && about.uid() == rustix::process::geteuid().as_raw();
+    for entry in entries.flatten().filter(is_named) {
+        let age = |about: fs::Metadata| about.modified().ok()?.elapsed().ok();
+        let age = entry.metadata().ok().filter(is_ours).and_then(age);
+        if age.is_some_and(|age| age > FOLDER_LIFE) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }

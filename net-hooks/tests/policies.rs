@@ -219,28 +219,69 @@ fn a_policy_that_reaches_for_what_is_its_callers_is_refused() {
         return;
     }
     let lab = Lab::new();
-    let _sockets = udp_sockets(2);
+    let sockets = udp_sockets(2);
     let schedule = |body: &str| {
         let code = format!("__s32 schedule(void *s, void *e)\n{{\n\t{body}\n}}\n");
         lab.hook.deploy(&lab.app, &source("hostile", &code), &Lab::target())
     };
-    for (body, says) in [
-        // The context is there.
-        ("__u64 x;\n\tasm volatile(\"%0 = r6\" : \"=r\"(x));\n\treturn x & 1;", "R6 !read_ok"),
-        // And is kept there.
-        ("asm volatile(\"*(u64 *)(r10 + 0) = %0\" :: \"r\"(0ull));\n\treturn 0;", "stack"),
-        (
-            "asm volatile(\"r2 = r10; r2 += -8; r2 += 16; *(u64 *)(r2 + 0) = %0\" :: \"r\"(0ull) \
-             : \"r2\");\n\treturn 0;",
-            "stack",
-        ),
-    ] {
-        match schedule(body) {
-            Err(Error::Verifier { log, .. }) => assert!(log.contains(says), "{body}: {log}"),
+    let reads = |register: u32| {
+        format!("__u64 x;\n\tasm volatile(\"%0 = r{register}\" : \"=r\"(x));\n\treturn x & 1;")
+    };
+    let writes =
+        |code: &str| format!("asm volatile(\"{code}\" :: \"r\"(0ull) : \"r2\");\n\treturn 0;");
+    let refused =
+        (6..=9).map(|register| (reads(register), format!("R{register} !read_ok"))).chain([
+            (writes("*(u64 *)(r10 + 0) = %0"), "stack".to_owned()),
+            (writes("r2 = r10; r2 += -8; r2 += 16; *(u64 *)(r2 + 0) = %0"), "stack".to_owned()),
+        ]);
+    for (body, says) in refused {
+        match schedule(&body) {
+            Err(Error::Verifier { log, .. }) => assert!(log.contains(&says), "{body}: {log}"),
             other => panic!("{body}: {other:?}"),
         }
     }
-    schedule("asm volatile(\"r6 = 5\" ::: \"r6\");\n\treturn 0;").unwrap();
+
+    // What may be done does no harm: the context is in one of these registers.
+    let clobbers = "asm volatile(\"r6 = 5; r7 = 5; r8 = 5; r9 = 5\" ::: \"r6\", \"r7\", \"r8\", \
+                    \"r9\");\n\treturn 1;";
+    // Reads the context if it finds itself elsewhere than where it was checked: an add of the
+    // frame's address or of a number, whose sum tells what was made of the constant; and its
+    // own frame by it.
+    let tells = "__u64 elsewhere = 0;\n\tasm volatile(\"call 7; r2 = 0; if r0 == 0 goto 1f; goto \
+                 2f; 1: r2 = r10; 2: r2 += -8; if r0 == 0 goto 3f; if r2 == -8 goto 3f; %0 = \
+                 *(u32 *)(r7 + 32); 3:\" : \"+r\"(elsewhere) :: \"r0\", \"r1\", \"r2\", \"r3\", \
+                 \"r4\", \"r5\", \"r7\");\n\treturn elsewhere ? 0 : 1;";
+    for (body, runs_in_place) in [
+        (clobbers, true),
+        (tells, true),
+        // Deeper than it looks: it keeps a frame of its own.
+        (
+            "asm volatile(\"r2 = r10; r2 += -8; r2 += -392; *(u64 *)(r2 + 0) = %0\" :: \"r\"(0ull) \
+             : \"r2\");\n\treturn 1;",
+            false,
+        ),
+    ] {
+        let code = format!("__s32 schedule(void *s, void *e)\n{{\n\t{body}\n}}\n");
+        lab.deploy(&source("hostile", &code), &sockets);
+        assert_eq!(nr_functions(&lab) == 1, runs_in_place, "{body}");
+        for flow in flows(3) {
+            assert_eq!(goes_to(&sockets, &flow, &request(GET, 0)), 1, "{body}");
+        }
+        lab.hook.remove(&lab.app).unwrap();
+    }
+}
+
+/// Of the program that decides.
+fn nr_functions(lab: &Lab) -> u32 {
+    let program = lab.hook.program(&lab.app).unwrap();
+    let (mut info, mut size) =
+        (libbpf_sys::bpf_prog_info::default(), size_of::<libbpf_sys::bpf_prog_info>() as u32);
+    // SAFETY: info has so many bytes.
+    let err = unsafe {
+        libbpf_sys::bpf_prog_get_info_by_fd(program.as_raw_fd(), &raw mut info, &raw mut size)
+    };
+    assert_eq!(err, 0);
+    info.nr_func_info
 }
 
 /// What a call costs at each packet: see `syrup_hook::inline_schedule`.
@@ -253,17 +294,9 @@ fn the_schedule_of_each_policy_runs_in_the_place_of_its_call() {
     let sockets = udp_sockets(2);
     for policy in POLICIES {
         lab.deploy(&builtin(policy.name), &sockets);
-        let program = lab.hook.program(&lab.app).unwrap();
-        let (mut info, mut size) =
-            (libbpf_sys::bpf_prog_info::default(), size_of::<libbpf_sys::bpf_prog_info>() as u32);
-        // SAFETY: info has so many bytes.
-        let err = unsafe {
-            libbpf_sys::bpf_prog_get_info_by_fd(program.as_raw_fd(), &raw mut info, &raw mut size)
-        };
-        assert_eq!(err, 0);
         // Besides it has but the trusted half's, where it asks for the number of its group.
         let least = u32::from(policy.source.contains("syrup_num_executors"));
-        assert_eq!(info.nr_func_info, 1 + least, "{}", policy.name);
+        assert_eq!(nr_functions(&lab), 1 + least, "{}", policy.name);
         lab.hook.remove(&lab.app).unwrap();
     }
 }

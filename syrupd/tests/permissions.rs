@@ -123,6 +123,44 @@ fn whoever_asks_while_an_app_comes_and_goes_gets_nothing_of_it() {
     assert_eq!(opened, [0, 0]);
 }
 
+/// The verifier allows root more.
+#[test]
+fn a_users_policy_gives_no_kernel_memory_away() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab::new();
+    let (address, left) = (
+        "({ __u64 *to = syrup_map_lookup(&told, 0); if (to) *to = (__u64)s; 0; })",
+        "({ __u64 x; asm volatile(\"%0 = *(u64 *)(r10 - 400)\" : \"=r\"(x)); (int)(x & 1); })",
+    );
+    let policy = |verdict| object(&source("SYRUP_MAP(told, 1);", verdict));
+    for (verdict, says) in [(address, "leaks addr into map"), (left, "invalid read from stack")] {
+        let ask = || lab.client().load(&load("mine", policy(verdict)));
+        let refused = as_user(OWNER, ask).unwrap_err();
+        assert_eq!(refused.code, Code::VerifierRejected, "{refused}");
+        assert!(refused.to_string().contains(says), "{says}: {refused}");
+        // By root for a user it is the user's.
+        let for_user = LoadRequest { owner: Some(OWNER), ..load("mine", policy(verdict)) };
+        let refused = lab.client().load(&for_user).unwrap_err();
+        assert!(refused.to_string().contains(says), "{says}: {refused}");
+        lab.client().load(&load("roots", policy(verdict))).unwrap();
+        lab.client().unload(HOOK, "roots").unwrap();
+    }
+    // What ships is for everybody, and root is root again afterwards.
+    for shipped in lab
+        .client()
+        .policies()
+        .unwrap()
+        .into_iter()
+        .filter(|shipped| shipped.hooks.iter().any(|hook| hook == HOOK))
+    {
+        let policy = PolicySource::Builtin { name: shipped.name };
+        as_user(OWNER, || lab.client().load(&load("mine", policy))).unwrap();
+        lab.client().unload(HOOK, "mine").unwrap();
+    }
+}
+
 #[test]
 fn what_is_deployed_is_no_secret() {
     if !require(&[Need::Root]) {

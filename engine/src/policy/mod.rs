@@ -86,7 +86,7 @@ pub(crate) fn prepare(
 /// # Errors
 /// As `load` would refuse it.
 pub fn linked(spec: &Spec, policy: &PolicySource) -> Result<Linked> {
-    Ok(prepare(spec, policy, &[])?.link_with(BTreeMap::new()))
+    Ok(prepare(spec, policy, &[])?.link_with(0, BTreeMap::new()))
 }
 
 /// The canonical object of a compiled policy: what is linked, loaded and hashed in its place.

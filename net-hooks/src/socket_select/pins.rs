@@ -78,7 +78,7 @@ struct Steps<'a> {
     cookies: Vec<Cookies>,
     /// Groups that got a dispatcher.
     attached: Vec<(usize, &'a Member)>,
-    /// What was held against the policy before sockets left.
+    /// What was held against the policy before sockets left, or gave way to others.
     recent: Option<Counters>,
 }
 
@@ -149,7 +149,12 @@ impl Pins {
             *end = (*end).max(index + 1);
         }
         let cookies = self.cookies(&wider)?;
-        let recent = if left.is_empty() { None } else { Some(dir.recent(&self.counters()?)) };
+        // While one is gone that was there, or is being replaced, it can be named in vain.
+        let is_taken = |&(group, index, _): &Place<'_>| cookies[group][index as usize].is_some();
+        let recent = match left.is_empty() && !joined.iter().any(is_taken) {
+            true => None,
+            false => Some(dir.recent(&self.counters()?)),
+        };
         for (group, cookies) in state.groups.iter_mut().zip(&cookies) {
             // Its sockets were the last to hold what was attached.
             group.attached &= cookies.iter().any(Option::is_some);

@@ -315,10 +315,11 @@ fn no_drops(points: &Points) -> Verdict {
     let mut found = Vec::new();
     for point in &points.all {
         for (class, name) in points.classes.iter().enumerate() {
-            let judged = point.below_saturation(class);
-            // A load at which some rounds are saturated is at the edge in the others.
-            let is_below = judged.rounds.len() == point.rounds.len();
-            let drops = judged.drops(class);
+            // A load at which some rounds are saturated is at the edge in the others, and
+            // sockets that are full of one class lose the other too.
+            let is_below = (0..points.classes.len())
+                .all(|any| point.below_saturation(any).rounds.len() == point.rounds.len());
+            let drops = point.drops(class);
             if is_below && drops > 0 {
                 let load = thousands(point.load_rps);
                 found.push(format!("{} at {load}/s lost {drops} {name}", point.config));

@@ -235,24 +235,36 @@ fn an_exception_is_judged_by_the_difference_or_said_not_to_be_judged() {
 }
 
 #[test]
-fn what_the_host_adds_without_load_is_taken_off_first() {
-    let at = |load_rps, us| Made { twin_us: Some(10), ..made("a", load_rps, &[us]) };
-    let points = points(&plan(&["a"], &[5.0, 100.0]), vec![at(5.0, 18), at(100.0, 20)]);
+fn what_the_host_adds_without_load_is_allowed_for() {
+    let at = |load_rps, us| Made { twin_us: Some(20), ..made("a", load_rps, &[us]) };
+    let points = |us| points(&plan(&["a"], &[5.0, 100.0]), vec![at(5.0, 28), at(100.0, us)]);
     let within = |host| {
         Exception {
             config: "a",
-            loads: vec![5.0, 100.0],
+            loads: vec![100.0],
             excess_us: Bound::Within(-5.0, 5.0),
             unloaded: None,
             reason: "because",
         }
         .beyond("a", host)
     };
-    let verdict = only(twin(vec![within(5.0)]), &points);
-    assert!(verdict.holds() && verdict.measured == Some(2.0), "{}", verdict.line());
-    assert!(verdict.line().contains("at 5/s (8.00)"), "{}", verdict.line());
+    let judged = |host, us| {
+        let verdicts = twin(vec![within(host)]).judge(&points(us));
+        verdicts.into_iter().find(|verdict| verdict.text.contains("because")).unwrap()
+    };
+    // All of it, nothing of it, or a little more or less.
+    for us in [15, 20, 28, 33] {
+        let verdict = judged(5.0, us);
+        assert!(
+            verdict.holds() && verdict.measured == Some(us as f64 - 20.0),
+            "{}",
+            verdict.line()
+        );
+        assert!(verdict.line().contains("for a at 5/s is 8.00"), "{}", verdict.line());
+    }
+    assert!(!judged(5.0, 14).holds() && !judged(5.0, 34).holds());
     // Without that point there is no verdict to be had.
-    let verdict = only(twin(vec![within(7.0)]), &points);
+    let verdict = judged(7.0, 20);
     assert!(!verdict.holds() && verdict.line().contains("not measured"), "{}", verdict.line());
 }
 

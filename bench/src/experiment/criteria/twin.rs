@@ -27,14 +27,15 @@ pub struct Exception {
     /// Where what was measured less the twin's must lie, in us.
     pub excess_us: Bound,
     /// A configuration and a load at which next to nothing waits: what was measured there
-    /// beyond its twin is the host's, and is taken off first.
+    /// beyond its twin is the host's, of which a point may have all or, where its service
+    /// does not sleep, nothing.
     pub unloaded: Option<(&'static str, f64)>,
     /// Why.
     pub reason: &'static str,
 }
 
 impl Exception {
-    /// The same beyond what the host adds where nothing waits.
+    /// The same, and as much more as the host adds where nothing waits.
     #[must_use]
     pub fn beyond(self, config: &'static str, load_rps: f64) -> Self {
         Self { unloaded: Some((config, load_rps)), ..self }
@@ -80,16 +81,16 @@ impl TwinCriterion {
                         let shown =
                             host_us.map_or("not measured".to_owned(), |us| format!("{us:.2}"));
                         let load = thousands(load_rps);
-                        let text =
-                            format!("{text} and less what {config} has so at {load}/s ({shown})");
+                        let text = format!("{text}, which for {config} at {load}/s is {shown},");
                         (text, host_us)
                     }
                 };
                 let text = format!("{text} in us, worst, {config} ({})", one.reason);
                 match host_us {
                     Some(host_us) => {
-                        let excess = |measured: f64, twin: f64| measured - twin - host_us;
-                        verdicts.push(self.worst(text, &covered, class, one.excess_us, &excess));
+                        let excess = |measured: f64, twin: f64| measured - twin;
+                        let bound = one.excess_us.or_more_by(host_us);
+                        verdicts.push(self.worst(text, &covered, class, bound, &excess));
                     }
                     None => verdicts.push(Verdict::new(text, None, one.excess_us, String::new())),
                 }

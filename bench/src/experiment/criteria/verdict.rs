@@ -63,6 +63,17 @@ impl Bound {
         }
     }
 
+    /// The same for numbers that may be up to so much more.
+    #[must_use]
+    pub fn or_more_by(self, more: f64) -> Self {
+        let above = |bound: f64| ((bound + more.max(0.0)) * 100.0).round() / 100.0;
+        match self {
+            Self::AtMost(bound) => Self::AtMost(above(bound)),
+            Self::Within(low, high) => Self::Within(low, above(high)),
+            Self::AtLeast(_) | Self::Shown => self,
+        }
+    }
+
     /// In words.
     #[must_use]
     pub fn text(self) -> String {

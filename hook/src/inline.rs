@@ -546,6 +546,25 @@ mod tests {
     }
 
     #[test]
+    fn the_trusted_halfs_addresses_go_where_its_frame_goes() {
+        let first = [
+            copy(6, 1),
+            copy(3, 10),
+            add(3, -16),
+            op(STX_DW, 3, 6, 0, 0),
+            call(3),
+            load(2, 10, -16),
+            plus(0, 2),
+            exit(),
+        ];
+        let plain = program(&[&first, &callee(None)]);
+        let inlined = plain.inlined().unwrap().code;
+        for argument in [3, 4] {
+            assert_eq!(run(&inlined, argument), run(&plain, argument), "{argument}");
+        }
+    }
+
+    #[test]
     fn what_it_cannot_follow_stays_as_it_is() {
         let plain = |first: &[Instruction], second: &[Instruction]| program(&[first, second]);
         let (first, second) = (caller(7), callee(None));

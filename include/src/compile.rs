@@ -82,7 +82,7 @@ pub enum CompileError {
         after: Duration,
     },
     /// The compiler could not be run, or its files not written.
-    #[error("cannot {action}")]
+    #[error("cannot {action}: {source}")]
     Io {
         /// What was being done.
         action: String,
@@ -246,7 +246,12 @@ fn sdk_dir() -> Result<TempDir, CompileError> {
 /// What cannot be removed is being removed by somebody else just now.
 fn remove_old(place: &Path) {
     let Ok(entries) = fs::read_dir(place) else { return };
-    let is_named = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(FOLDER);
+    // As tempfile makes them.
+    let is_named = |entry: &fs::DirEntry| {
+        let name = entry.file_name();
+        let random = name.to_str().and_then(|name| name.strip_prefix(FOLDER));
+        random.is_some_and(|it| it.len() == 6 && it.bytes().all(|b| b.is_ascii_alphanumeric()))
+    };
     let is_ours =
         |about: &fs::Metadata| about.is_dir() && about.uid() == rustix::process::geteuid().as_raw();
     for entry in entries.flatten().filter(is_named) {
@@ -360,13 +365,13 @@ mod tests {
             path
         };
         let minute = Duration::from_secs(60);
-        let [old, new] = [61, 59].map(|n| folder(&format!("{FOLDER}{n}"), n * minute));
-        let other = folder("other", 61 * minute);
+        let [old, new] = [61, 59].map(|n| folder(&format!("{FOLDER}aBc4{n}"), n * minute));
+        // Such as the sources of a release.
+        let others = ["other", &format!("{FOLDER}0.1.0"), &format!("{FOLDER}a")];
+        let others = others.map(|name| folder(name, 61 * minute));
         remove_old(place.path());
-        assert_eq!(
-            [old, new, other].map(|path| path.join("policy.h").exists()),
-            [false, true, true]
-        );
+        assert_eq!([&old, &new].map(|path| path.join("policy.h").exists()), [false, true]);
+        assert!(others.iter().all(|path| path.join("policy.h").exists()));
     }
 
     #[test]

@@ -33,7 +33,8 @@ SYRUP_INLINE __u32 syrup_num_executors(void)
  * SYRUP_READ(pkt_start, pkt_end, offset, &var): copies sizeof(var) bytes at
  * `offset` bytes after pkt_start into var; false, and var untouched, when the
  * packet is too short. `offset` must be a constant or have an upper bound the
- * verifier can see (mask it).
+ * verifier can see (mask it). In what an ordinary user deploys it must be a
+ * constant: without root's rights the verifier allows no other.
  */
 #define SYRUP_READ(pkt_start, pkt_end, offset, var)                                                \
 	({                                                                                         \

@@ -11,12 +11,15 @@ pub(crate) fn error(file_name: &str, log: &str, source: Option<&str>) -> Failure
     let reason = reason(&lines);
     let place = lines.iter().rev().find_map(|line| place(line, file_name));
     let mut detail = String::new();
-    if let Some(number) = place {
-        let text = source.and_then(|s| s.lines().nth(number.checked_sub(1)?)).unwrap_or("");
-        detail.push_str(&format!("{file_name}:{number}: {}\n", text.trim()));
+    if let Some(Place { file, number, quoted }) = &place {
+        let text = source.and_then(|s| s.lines().nth(number.checked_sub(1)?)).unwrap_or(quoted);
+        detail.push_str(&format!("{file}:{number}: {}\n", text.trim()));
     }
     detail.push_str(&verifier_tail(log));
-    let at = place.map_or_else(|| file_name.to_owned(), |number| format!("{file_name}:{number}"));
+    let at = place.map_or_else(
+        || file_name.to_owned(),
+        |Place { file, number, .. }| format!("{file}:{number}"),
+    );
     Failure::new(
         Code::VerifierRejected,
         format!("{at}: the kernel's verifier refused it: {reason}"),
@@ -27,8 +30,13 @@ pub(crate) fn error(file_name: &str, log: &str, source: Option<&str>) -> Failure
 
 /// What the verifier objected to: the last line that is no instruction,
 /// register dump or source quote. Remarks that only explain the line before
-/// them ("R1 offset is outside of the packet") give way to it.
+/// them ("R1 offset is outside of the packet") give way to it. Newer kernels tell of an
+/// endless loop in the line of its instruction.
 fn reason<'a>(lines: &[&'a str]) -> &'a str {
+    const ENDLESS: &str = "infinite loop detected";
+    if let Some(at) = lines.iter().find_map(|line| line.find(ENDLESS).map(|at| &line[at..])) {
+        return at;
+    }
     let mut remarks = lines.iter().rev().filter(|line| {
         let first = line.trim_start();
         let instruction = first
@@ -47,24 +55,41 @@ fn reason<'a>(lines: &[&'a str]) -> &'a str {
     }
 }
 
-/// The line number in `; text @ file:line` when the file is the user's.
-fn place(line: &str, file_name: &str) -> Option<usize> {
-    let (_, at) = line.strip_prefix(';')?.rsplit_once(" @ ")?;
+/// A line of the user's.
+#[derive(Debug, PartialEq)]
+struct Place<'a> {
+    file: &'a str,
+    number: usize,
+    /// As the object has it.
+    quoted: &'a str,
+}
+
+/// What `; text @ file:line` names when the file is the user's, or what the user's object was
+/// made of.
+fn place<'a>(line: &'a str, file_name: &'a str) -> Option<Place<'a>> {
+    let (quoted, at) = line.strip_prefix(';')?.rsplit_once(" @ ")?;
     let (file, number) = at.rsplit_once(':')?;
-    let same = |a: &str, b: &str| a.rsplit('/').next() == b.rsplit('/').next();
-    if !same(file, file_name) {
-        return None;
+    let number = number.parse().ok()?;
+    let name = |path: &'a str| path.rsplit('/').next().unwrap_or(path);
+    if name(file) == name(file_name) {
+        return Some(Place { file: file_name, number, quoted });
     }
-    number.parse().ok()
+    let stem = name(file_name).strip_suffix(".o")?;
+    (name(file).strip_suffix(".c") == Some(stem)).then_some(Place { file, number, quoted })
 }
 
 fn advice(reason: &str) -> &'static str {
     if reason.contains("infinite loop")
         || reason.contains("too large")
+        || reason.contains("too complex")
         || reason.contains("back-edge")
         || reason.contains("loop is not bounded")
     {
         "give every loop a constant upper bound"
+    } else if reason.contains("prohibited") || reason.contains("leaks addr") {
+        "what an ordinary user deploys is verified more strictly than what root does: packets, \
+         variables and the stack are read at constant offsets only, and addresses are neither \
+         kept nor subtracted; unroll the loop, or use a Map"
     } else if reason.contains("invalid access to packet") {
         "read packets with SYRUP_READ(pkt_start, pkt_end, offset, &var): it checks the bounds"
     } else if reason.contains("map_value") || reason.contains("mem_or_null") {
@@ -99,8 +124,12 @@ mod tests {
     #[test]
     fn lines_of_other_files_are_not_the_users() {
         assert_eq!(place("; x @ packet.h:3", "peek.c"), None);
-        assert_eq!(place("; a @ b @ peek.c:9", "peek.c"), Some(9));
+        let found = |file, number| Some(Place { file, number, quoted: " a @ b" });
+        assert_eq!(place("; a @ b @ peek.c:9", "dir/peek.c"), found("dir/peek.c", 9));
         assert_eq!(place("7: (61) r0 = 1", "peek.c"), None);
+        // Of an object: what it was made of.
+        assert_eq!(place("; a @ b @ src/peek.c:9", "dir/peek.o"), found("src/peek.c", 9));
+        assert_eq!(place("; a @ b @ policy.bpf.c:9", "dir/peek.o"), None);
     }
 
     #[test]
@@ -111,5 +140,18 @@ mod tests {
             None,
         );
         assert_eq!(error.advice.unwrap(), "give every loop a constant upper bound");
+        // Since 6.18, behind the instruction.
+        let log = "; while @ p.c:2\n9: (56) if w1 != 0x0 goto pc-6 infinite loop detected at insn \
+                   4\n frame1: R1=pkt(r=0) R10=fp0\n";
+        let error = super::error("p.c", log, None);
+        assert!(error.message.ends_with(": infinite loop detected at insn 4"), "{}", error.message);
+        assert_eq!(error.advice.unwrap(), "give every loop a constant upper bound");
+    }
+
+    #[test]
+    fn what_only_root_may_do_is_said_to_be_that() {
+        let log = "; b[i] @ p.c:2\n9: (0f) r1 += r2\nR1 has pointer with unsupported alu operation, \
+                   pointer arithmetic with it prohibited for !root\n";
+        assert!(error("p.c", log, None).advice.unwrap().contains("at constant offsets only"));
     }
 }

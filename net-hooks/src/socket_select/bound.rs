@@ -39,13 +39,15 @@ pub(crate) struct Bound {
 pub(crate) fn bound(protos: &[Proto], ports: &[u16]) -> Result<Vec<Bound>> {
     let netns_cookie = netns::own_cookie()?;
     let all = [Proto::Udp, Proto::Tcp];
+    let failed = |what: String| move |e| Error::kernel(format!("list {what} (sock_diag)"), e);
+    let mut kernel = connected().map_err(failed("sockets".to_owned()))?;
     let mut found = Vec::new();
     for &proto in if protos.is_empty() { &all } else { protos } {
         for family in [AF_INET, AF_INET6] {
             // The kernel looks for one port, or for all.
             let port = if let [port] = ports { *port } else { 0 };
-            let replies = dump(proto, family, port)
-                .map_err(|e| Error::kernel(format!("list the {proto} sockets (sock_diag)"), e))?;
+            let replies = dump(&mut kernel, proto, family, port)
+                .map_err(failed(format!("the {proto} sockets")))?;
             let sockets = replies.iter().map(|reply| describe(reply, proto, netns_cookie));
             found.extend(sockets.filter(|socket| {
                 let port = socket.key.address.port();
@@ -75,10 +77,15 @@ fn describe(reply: &InetResponse, proto: Proto, netns_cookie: u64) -> Bound {
     }
 }
 
-fn dump(proto: Proto, family: u8, port: u16) -> io::Result<Vec<InetResponse>> {
+/// A socket of the calling thread's network namespace.
+fn connected() -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_SOCK_DIAG)?;
     socket.bind_auto()?;
     socket.connect(&Netlink::new(0, 0))?;
+    Ok(socket)
+}
+
+fn dump(socket: &mut Socket, proto: Proto, family: u8, port: u16) -> io::Result<Vec<InetResponse>> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
     let (protocol, states) = match proto {

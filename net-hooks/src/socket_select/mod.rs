@@ -174,7 +174,7 @@ impl Hook for SocketSelect {
     }
 
     fn live(&self, dir: &Dir) -> Result<u32> {
-        Pins::open(dir.path())?.live()
+        Pins::live(dir.path())
     }
 
     fn prepare(&self, dir: &Dir, policy: &Linked) -> Result<(LoadedProgram, Value)> {
@@ -319,7 +319,7 @@ impl Hook for SocketSelect {
             target,
             verdicts: pins.verdicts(&state)?,
             counters,
-            health: health::health(dir, &state, &cookies, pins.live()? != 0, &counters)?,
+            health: health::health(dir, &state, &cookies, Pins::live(dir.path())? != 0, &counters)?,
         })
     }
 

@@ -97,9 +97,10 @@ impl Pins {
         })
     }
 
-    /// Kernel id of the program that decides now; 0 when the slot is empty.
-    pub fn live(&self) -> Result<u32> {
-        let id = self.policies.lookup(&0u32.to_ne_bytes())?;
+    /// Kernel id of the program that decides now in a deployment's folder; 0 when the slot is
+    /// empty. Asked for whenever a deployment is looked at, so it opens nothing else.
+    pub fn live(path: &Path) -> Result<u32> {
+        let id = Map::open(&path.join(POLICIES.0))?.lookup(&0u32.to_ne_bytes())?;
         Ok(id.and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_ne_bytes))
     }
 

@@ -269,9 +269,10 @@ fn make(
 /// more of each: a busy host is seldom busy for an hour, and not always for a minute.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 
-/// A trial's numbers say little anyway, and whoever tries wants it over.
+/// A trial's numbers say little anyway, and whoever tries wants it over; but none at all, of a
+/// run of which nothing counts, are no trial.
 const fn patience(setting: &Setting) -> Duration {
-    if setting.quick { Duration::ZERO } else { PATIENCE }
+    if setting.quick { Duration::from_secs(45) } else { PATIENCE }
 }
 
 /// A run of which too little counts is made again, twice, and beyond that as long as there

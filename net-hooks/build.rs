@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result, anyhow};
 use libbpf_cargo::SkeletonBuilder;
 use syrup_sdk::Compiler;
 
-/// The hooks: folders in `src`, whose `bpf` holds a dispatcher and the trusted half of
-/// policies.
+/// The hooks: folders in `src`, whose `bpf` holds a dispatcher, the trusted half of policies,
+/// and what tells that deployments may be behind.
 const HOOKS: &[&str] = &["socket_select"];
 
 fn main() -> Result<()> {
@@ -25,7 +25,7 @@ fn main() -> Result<()> {
     // architecture that clang does not search for the BPF target.
     let asm = format!("/usr/include/{}-linux-gnu", env::var("CARGO_CFG_TARGET_ARCH")?);
     for hook in HOOKS {
-        for program in ["dispatcher", "policy"] {
+        for program in ["dispatcher", "policy", "changes"] {
             let source = format!("src/{hook}/bpf/{program}.bpf.c");
             SkeletonBuilder::new()
                 .source(&source)

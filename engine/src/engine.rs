@@ -142,9 +142,9 @@ impl Engine {
     }
 
     /// Brings every deployment up to date with what it is for: a server's new sockets join,
-    /// those it closed leave. Cheap while nothing changed, and then without the lock. Returns
-    /// the apps and hooks where something had; what fails is said to the log, and the next
-    /// call tries again.
+    /// those it closed leave. Takes no lock while nothing changed; whoever calls it again and
+    /// again asks a [`Watch`] whether there is a reason to. Returns the apps and hooks where
+    /// something had changed; what fails is said to the log, and the next call tries again.
     ///
     /// # Errors
     /// When the pins cannot be read.

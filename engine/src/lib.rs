@@ -10,8 +10,10 @@ mod hooks;
 mod lock;
 mod maps;
 mod policy;
+mod watch;
 
 pub use as_caller::{AsCaller, Caller};
 pub use engine::{CheckReport, DEFAULT_BPFFS, Engine, Recovery, pins_last};
 pub use hooks::{flags, infos as hooks, policies, specs};
 pub use policy::{canonical, compile, linked};
+pub use watch::Watch;

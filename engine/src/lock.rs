@@ -7,7 +7,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, Mode, OFlags, Stat};
+use rustix::fs::{FlockOperation, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_NOW};
 use syrup_protocol::{Code, Failure, Result};
 
 /// How long a call waits for another process that holds the lock.
@@ -17,11 +17,11 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const MODE: u32 = 0o711;
 
 /// The right to change what is pinned below a root of all pins. One that is empty in the end
-/// goes.
+/// goes; else its time tells when somebody last had the right.
 #[derive(Debug)]
 pub(crate) struct Lock<'a> {
     bpffs: &'a Path,
-    _folder: OwnedFd,
+    folder: OwnedFd,
 }
 
 impl<'a> Lock<'a> {
@@ -31,7 +31,7 @@ impl<'a> Lock<'a> {
         let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(folder) = try_take(bpffs)? {
-                return Ok(Self { bpffs, _folder: folder });
+                return Ok(Self { bpffs, folder });
             }
             if Instant::now() >= deadline {
                 let held = format!("another process holds the lock on {}", bpffs.display());
@@ -46,7 +46,12 @@ impl<'a> Lock<'a> {
 impl Drop for Lock<'_> {
     fn drop(&mut self) {
         // Fails while anything is in it, which is the point.
-        let _ = fs::remove_dir(self.bpffs);
+        if fs::remove_dir(self.bpffs).is_err() {
+            // What is pinned below it may be other than before.
+            let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+            let times = Timestamps { last_access: now, last_modification: now };
+            let _ = rustix::fs::futimens(&self.folder, &times);
+        }
     }
 }
 

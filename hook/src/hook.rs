@@ -118,6 +118,23 @@ pub enum End {
     ForGood,
 }
 
+/// Counts what happens in the kernel that may leave deployments behind.
+pub trait Changes: Send {
+    /// How much has happened so far; costs one system call at most. What it counts last may
+    /// have only begun.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`].
+    fn count(&self) -> Result<u64>;
+}
+
+/// Nothing does.
+impl Changes for () {
+    fn count(&self) -> Result<u64> {
+        Ok(0)
+    }
+}
+
 /// A place in the stack where policies run. Implementations hold no state:
 /// each call reads the pins, acts, and leaves pins that describe the result.
 ///
@@ -183,8 +200,16 @@ pub trait Hook: Send + Sync {
     /// What the kernel says of a deployment now.
     fn observe(&self, dir: &Dir) -> Result<Observed>;
 
-    /// Those of its deployments that have more or fewer executors than they know. Asked
-    /// often, of all at once, and without the lock. One that cannot be read is not among them.
+    /// Begins to count what may leave one of its deployments [`behind`](Hook::behind).
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when this kernel cannot tell; then they have to be looked at.
+    fn changes(&self) -> Result<Box<dyn Changes>> {
+        Ok(Box::new(()))
+    }
+
+    /// Those of its deployments that have more or fewer executors than they know. Asked of all
+    /// at once, and without the lock. One that cannot be read is not among them.
     fn behind<'a>(&self, _dirs: &'a [Dir]) -> Vec<&'a Dir> {
         Vec::new()
     }

@@ -23,7 +23,7 @@ pub mod sys;
 pub use deploy::{Deploy, Dir, hex};
 pub use error::{Error, Result, verifier_lines, verifier_tail};
 pub use freed::{Held, program_in_use};
-pub use hook::{App, Counters, End, Hook, Observed, Probe, target};
+pub use hook::{App, Changes, Counters, End, Hook, Observed, Probe, target};
 pub use load::{LoadedProgram, PolicyObject, inline_schedule, set_constant};
 pub use policy::{Builtin, Linked, POLICY_PROGRAM};
 pub use spec::{Constant, Flag, Spec, Syntax, Who};

@@ -17,8 +17,8 @@ use syrupd::{Config, DEFAULT_CONFIG, Daemon};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
-/// How often what is deployed is compared with what it is for. New sockets of a server join
-/// within twice this time.
+/// How often the kernel is asked whether what is deployed may be behind what it is for. New
+/// sockets of a server join within twice this time.
 const FOLLOW: Duration = Duration::from_millis(400);
 /// How long a stop waits for such a look.
 const LOOK_ENDS: Duration = Duration::from_secs(5);
@@ -149,10 +149,14 @@ async fn serve(socket: PathBuf, bpffs: PathBuf, group: Option<u32>) -> syrup_pro
 /// Keeps deployments up to date with the servers they are for, one look after the other; a
 /// look that has begun is finished.
 async fn look_after(engine: Arc<Engine>, stop: Arc<Notify>) {
+    let mut watch = engine.watch();
     loop {
         tokio::select! {
             () = tokio::time::sleep(FOLLOW) => {}
             () = stop.notified() => return,
+        }
+        if !watch.has_news() {
+            continue;
         }
         let engine = Arc::clone(&engine);
         match tokio::task::spawn_blocking(move || engine.follow()).await {

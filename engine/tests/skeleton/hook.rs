@@ -4,18 +4,30 @@
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::Path;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use syrup_hook::sys::{self, Map};
 use syrup_hook::{
-    App, Counters, Dir, Facts, Flag, Health, Hook, Input, Kind, Linked, LoadedProgram, Observed,
-    POLICY_PROGRAM, PolicyObject, Probe, Registration, Result, Spec, Syntax, Who, pin,
+    App, Changes, Counters, Dir, Facts, Flag, Health, Hook, Input, Kind, Linked, LoadedProgram,
+    Observed, POLICY_PROGRAM, PolicyObject, Probe, Registration, Result, Spec, Syntax, Who, pin,
 };
 use syrup_sdk::Compiler;
 use syrup_sdk::abi::{SYRUP_CHOSEN, SYRUP_INPUTS, SYRUP_NO_POLICY};
 
 pub struct Skeleton;
+
+/// What it counts, a test says.
+pub static CHANGES: AtomicU64 = AtomicU64::new(0);
+
+struct Told;
+
+impl Changes for Told {
+    fn count(&self) -> Result<u64> {
+        Ok(CHANGES.load(SeqCst))
+    }
+}
 
 pub const DISPATCHER: &str = "dispatcher";
 /// Pins of maps, and the names the maps have in the BPF objects.
@@ -140,6 +152,10 @@ impl Hook for Skeleton {
     /// The numbers are the executors, whatever was added: there is nothing to let go.
     fn release(&self, _dir: &mut Dir, _what: &Registration) -> Result<()> {
         Ok(())
+    }
+
+    fn changes(&self) -> Result<Box<dyn Changes>> {
+        Ok(Box::new(Told))
     }
 
     fn counters(&self, dir: &Dir) -> Result<Counters> {

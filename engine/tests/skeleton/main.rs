@@ -7,8 +7,9 @@ mod hook;
 use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::SeqCst;
 
-use hook::{DISPATCHER, Skeleton};
+use hook::{CHANGES, DISPATCHER, Skeleton};
 use serde_json::json;
 use syrup_engine::{AsCaller, Caller, Engine};
 use syrup_hook::{Hook, sys};
@@ -77,6 +78,26 @@ fn send(program: &OwnedFd) -> u32 {
     };
     assert_eq!(err, 0, "{}", std::io::Error::last_os_error());
     options.retval
+}
+
+#[test]
+fn whoever_watches_looks_twice_after_each_change_and_then_no_more() {
+    if !require(&[Need::Root]) {
+        return;
+    }
+    let lab = Lab { ctl: Ctl::new() };
+    lab.root().load(&load(says("0"), Facts::new())).unwrap();
+    let mut watch = Engine::with_hooks(lab.bpffs(), HOOKS).unwrap().watch();
+    let mut answers = || [(); 4].map(|()| watch.has_news());
+    assert_eq!(answers(), [true, true, false, false], "it has seen nothing before");
+    CHANGES.fetch_add(1, SeqCst);
+    assert_eq!(answers(), [true, true, false, false]);
+    lab.root().list().unwrap();
+    assert_eq!(answers(), [false; 4], "somebody has only read");
+    lab.root().replace(&replace(says("1"))).unwrap();
+    assert_eq!(answers(), [true, true, false, false]);
+    lab.root().unload(HOOK, "mine").unwrap();
+    assert_eq!(answers(), [true, true, false, false], "the folder is gone");
 }
 
 #[test]

@@ -2,8 +2,6 @@
 //! leaves it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
 
 use syrup_hook::{Dir, Error, Result, netns};
 use syrup_sdk::abi::SYRUP_MAX_EXECUTORS;
@@ -74,48 +72,26 @@ fn moves(cookies: &[Option<u64>]) -> Vec<(u32, u32)> {
     moves
 }
 
-/// What the last look saw of a deployment that was up to date.
-#[derive(Debug, PartialEq)]
-struct Look {
-    state: State,
-    listed: Vec<Bound>,
-}
-
-/// What the looks of this process saw, by folder, and how many there were.
-static LOOKS: Mutex<(BTreeMap<PathBuf, Look>, u32)> = Mutex::new((BTreeMap::new(), 0));
-
-/// One look in so many opens the pins although nothing tells that they have changed.
-const OPENING: u32 = 10;
-
-/// Those for which [`follow`] has something to do.
-///
-/// It is asked for several times a second beside whatever is scheduled here, so it costs next
-/// to nothing while nothing changes: the kernel's list is read once for all of a network
-/// namespace, since reading it takes its time whatever is in it, and where that and the record
-/// are as they were, so are the maps. (A socket that leaves a map is closed or connected, and
-/// not in the list any more.)
+/// Those for which [`follow`] has something to do. The kernel's list is read once for all of
+/// a network namespace: reading it takes its time whatever is in it. When to look,
+/// [`super::changes`] tells.
 pub(crate) fn behind(dirs: &[Dir]) -> Vec<&Dir> {
-    let (looks, count) = &mut *LOOKS.lock().unwrap_or_else(PoisonError::into_inner);
-    looks.retain(|path, _| dirs.iter().any(|dir| dir.path() == path));
-    *count = count.wrapping_add(1);
-    let opens = count.is_multiple_of(OPENING);
-
-    let read = |dir| Some((dir, Dir::state::<State>(dir).ok()?));
+    let read = |dir: &Dir| -> Result<(State, Vec<Cookies>)> {
+        let state: State = dir.state()?;
+        let cookies = Pins::open(dir.path())?.cookies(&state)?;
+        Ok((state, cookies))
+    };
+    let read = |dir| Some((dir, read(dir).ok()?));
     let followed: Vec<_> =
-        dirs.iter().filter_map(read).filter(|(_, state)| state.follows).collect();
+        dirs.iter().filter_map(read).filter(|(_, (state, _))| state.follows).collect();
     let mut listed: BTreeMap<u64, Vec<Bound>> = BTreeMap::new();
-    for (_, state) in &followed {
+    for (_, (state, _)) in &followed {
         if listed.contains_key(&state.netns_cookie) {
             continue;
         }
-        let mates = followed.iter().filter(|(_, other)| other.netns_cookie == state.netns_cookie);
-        // Those of sockets, too, which the application may have registered at others.
-        let own = |state: &State| {
-            let of_groups = state.groups.iter().map(|group| group.key.address.port());
-            state.ports.iter().copied().chain(of_groups).collect::<BTreeSet<u16>>()
-        };
-        let ports: BTreeSet<u16> = mates.flat_map(|(_, state)| own(state)).collect();
-        let ports: Vec<u16> = ports.into_iter().collect();
+        let mates =
+            followed.iter().filter(|(_, (other, _))| other.netns_cookie == state.netns_cookie);
+        let ports: Vec<u16> = mates.flat_map(|(_, (state, _))| state.ports.clone()).collect();
         let look = || bound(&[], &ports);
         let found = netns::within_cookie(state.netns_cookie, state.pid, look);
         let found = found.map(|found| found.transpose().map(Option::unwrap_or_default));
@@ -124,31 +100,16 @@ pub(crate) fn behind(dirs: &[Dir]) -> Vec<&Dir> {
             Err(e) => log::warn!("{e}"),
         }
     }
-    let mut behind = Vec::new();
-    for (dir, state) in followed {
-        let listed = listed.get(&state.netns_cookie).map_or(&[][..], Vec::as_slice);
-        let is_its = |b: &&Bound| {
-            state.covers(&b.key) || state.groups.iter().any(|group| group.key == b.key)
-        };
-        let listed = listed.iter().filter(is_its).cloned().collect();
-        let look = Look { state, listed };
-        if !opens && looks.get(dir.path()) == Some(&look) {
-            continue;
-        }
-        let cookies = Pins::open(dir.path()).and_then(|pins| pins.cookies(&look.state));
-        let Ok(cookies) = cookies else { continue };
-        let Look { state, listed } = &look;
-        if state.changing
-            || state.groups.iter().zip(&cookies).any(is_other)
-            || !strangers_among(listed, state, &cookies).is_empty()
-        {
-            looks.remove(dir.path());
-            behind.push(dir);
-        } else {
-            looks.insert(dir.path().to_owned(), look);
-        }
-    }
-    behind
+    followed
+        .iter()
+        .filter(|(_, (state, cookies))| {
+            let listed = listed.get(&state.netns_cookie).map_or(&[][..], Vec::as_slice);
+            state.changing
+                || state.groups.iter().zip(cookies).any(is_other)
+                || !strangers_among(listed, state, cookies).is_empty()
+        })
+        .map(|(dir, _)| *dir)
+        .collect()
 }
 
 /// Takes in what joined, lets go what left, and closes the holes that it left. Returns whether

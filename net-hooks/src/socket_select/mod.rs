@@ -12,6 +12,7 @@
 
 mod adopt;
 mod bound;
+mod changes;
 mod follow;
 mod health;
 mod pins;
@@ -30,12 +31,13 @@ use serde_json::Value;
 use syrup_hook::record::Record;
 use syrup_hook::spec::PID;
 use syrup_hook::{
-    App, Counters, Dir, End, Error, Facts, Flag, Hook, Input, Kind, Linked, LoadedProgram,
+    App, Changes, Counters, Dir, End, Error, Facts, Flag, Hook, Input, Kind, Linked, LoadedProgram,
     Observed, POLICY_PROGRAM, PolicyObject, Probe, Proto, Registration, Result, Spec, Syntax, Who,
     inline_schedule, netns, pin, process,
 };
 use syrup_sdk::abi::SYRUP_MAX_EXECUTORS;
 
+use self::changes::GroupChanges;
 use self::pins::{Pins, Place};
 use self::sockets::{GroupKey, Member};
 use self::state::{MAX_GROUPS, State};
@@ -249,6 +251,10 @@ impl Hook for SocketSelect {
             pins.forgive(dir);
         }
         Ok(wanted)
+    }
+
+    fn changes(&self) -> Result<Box<dyn Changes>> {
+        Ok(Box::new(GroupChanges::new()?))
     }
 
     fn behind<'a>(&self, dirs: &'a [Dir]) -> Vec<&'a Dir> {

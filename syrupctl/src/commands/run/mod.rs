@@ -152,6 +152,7 @@ impl Run {
                 break;
             }
         }
+        let mut changes = None;
         let code = loop {
             if let Some(code) = child.ended_within(RUNNING)? {
                 break code;
@@ -161,7 +162,11 @@ impl Run {
                 // What root loaded follows its ports; the daemon sees to that.
                 Place::Daemon(_) if is_root() => {}
                 Place::InProcess(bpffs) if is_root() => {
-                    if let Err(e) = Engine::new(bpffs.clone()).and_then(|engine| engine.follow()) {
+                    let engine = Engine::new(bpffs.clone())?;
+                    let changes = changes.get_or_insert_with(|| engine.watch());
+                    if changes.has_news()
+                        && let Err(e) = engine.follow()
+                    {
                         log::warn!("{e}");
                     }
                 }

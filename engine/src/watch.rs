@@ -1,0 +1,80 @@
+//! Tells whether a look at the deployments is worth its cost.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use syrup_hook::Changes;
+
+use crate::Engine;
+
+/// How long nobody looks where nothing has changed. Not everything is counted: what a killed
+/// call left, or a UDP socket that was connected and not bound anew.
+const ALL_THE_SAME: Duration = Duration::from_secs(10);
+
+/// Knows when [`Engine::follow`] may find something to do.
+///
+/// A look at the deployments is some thousand instructions of an ordinary thread for each of
+/// them, which threads of sched_ext have to make way for; asking this is two system calls.
+pub struct Watch {
+    bpffs: PathBuf,
+    /// `None` where this kernel cannot tell.
+    changes: Option<Vec<Box<dyn Changes>>>,
+    /// What was seen at the last two questions.
+    seen: [Option<Seen>; 2],
+    looked: Instant,
+}
+
+/// The hooks' counts, and when the pins were last changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    counts: Vec<u64>,
+    pins: Option<(i64, u64)>,
+}
+
+impl Engine {
+    /// What tells when to call [`Engine::follow`]. Where the kernel cannot, always.
+    #[must_use]
+    pub fn watch(&self) -> Watch {
+        let changes = self.hooks.all().map(|hook| hook.changes()).collect::<Result<_, _>>();
+        let changes = changes.inspect_err(|e| {
+            log::info!("{e}: deployments are looked at again and again instead");
+        });
+        Watch {
+            bpffs: self.bpffs.clone(),
+            changes: changes.ok(),
+            seen: [None, None],
+            looked: Instant::now(),
+        }
+    }
+}
+
+impl Watch {
+    /// Whether something may have changed since the last two questions. Twice, because what is
+    /// counted may have only begun when somebody looked.
+    pub fn has_news(&mut self) -> bool {
+        let now = self.seen_now();
+        let settled = now.is_some() && self.seen.iter().all(|seen| *seen == now);
+        let [_, last] = std::mem::take(&mut self.seen);
+        self.seen = [last, now];
+        if settled && self.looked.elapsed() < ALL_THE_SAME {
+            return false;
+        }
+        self.looked = Instant::now();
+        true
+    }
+
+    fn seen_now(&self) -> Option<Seen> {
+        let counts = self.changes.as_ref()?.iter().map(|changes| changes.count());
+        let counts = counts.collect::<Result<_, _>>().inspect_err(|e| log::warn!("{e}")).ok()?;
+        let root = rustix::fs::lstat(&self.bpffs).ok();
+        let pins = root.map(|root| (root.st_ctime, root.st_ctime_nsec));
+        Some(Seen { counts, pins })
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watch").field("bpffs", &self.bpffs).field("seen", &self.seen).finish()
+    }
+}

@@ -54,6 +54,13 @@ fn main() -> Result<()> {
             .with_context(|| format!("src/bpf/{name}.bpf.c"))?;
     }
     layout(&out, include)?;
+    // For tests that run it natively.
+    cc::Build::new()
+        .std("gnu17")
+        .warnings_into_errors(true)
+        .include(include)
+        .file("src/bpf/fairness.c")
+        .compile("syrup_fairness");
     syrup_sdk::build::policies(&compiler, Path::new("policies"), &out)
         .map_err(|e| anyhow!("{e}"))?;
     // Here rather than by the tests: these run in guests, where clang takes seconds.

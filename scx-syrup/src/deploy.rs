@@ -60,7 +60,7 @@ pub(crate) struct State {
 pub(crate) fn verify(policy: &Linked) -> Result<()> {
     available()?;
     let settings = settings(&policy.settings).map_err(Error::Usage)?;
-    open(policy, 1, &settings, &settings.executors(&[])?)?.load(POLICY_PROGRAM).map(drop)
+    open(policy, &settings, &settings.executors(&[])?)?.load(POLICY_PROGRAM).map(drop)
 }
 
 fn available() -> Result<()> {
@@ -120,7 +120,7 @@ pub(crate) fn attach(dir: &mut Dir, policy: &Linked, target: &Facts) -> Result<(
         root.make_cores(slot)?;
     }
     root.set_app(slot, &conf)?;
-    let program = load(root, policy, slot, &settings, &executors, &verdicts)?;
+    let program = load(root, policy, &settings, &executors, &verdicts)?;
     program.pin(&dir.path().join(pin::POLICY))?;
     program.with_fd(|fd| root.set_program(slot, Some(fd)))?;
     root.serve(slot, true)?;
@@ -229,7 +229,7 @@ pub(crate) fn prepare(dir: &Dir, policy: &Linked) -> Result<(LoadedProgram, Valu
         conf.cores = 1;
     }
     settings.keep(&executors, &mut conf);
-    let program = load(&root, policy, state.slot, &settings, &executors, &verdicts)?;
+    let program = load(&root, policy, &settings, &executors, &verdicts)?;
     // Queues of both policies are served from before the change on, so no
     // thread that the old policy placed is left behind.
     conf.nr_queues = conf.nr_queues.max(settings.queues);
@@ -527,16 +527,15 @@ impl Settings {
     }
 }
 
-/// Loads a policy for a slot.
+/// Loads a policy.
 fn load(
     root: &Root,
     policy: &Linked,
-    slot: u32,
     settings: &Settings,
     executors: &[u32],
     verdicts: &Map,
 ) -> Result<LoadedProgram> {
-    let mut object = open(policy, slot, settings, executors)?;
+    let mut object = open(policy, settings, executors)?;
     for (name, fd) in root.shared()? {
         object.share(name, fd.as_fd())?;
     }
@@ -545,12 +544,7 @@ fn load(
 }
 
 /// Opens a policy with the constants of its deployment and the app's Maps.
-fn open(
-    policy: &Linked,
-    slot: u32,
-    settings: &Settings,
-    executors: &[u32],
-) -> Result<PolicyObject> {
+fn open(policy: &Linked, settings: &Settings, executors: &[u32]) -> Result<PolicyObject> {
     let mut cpu_of = vec![0; abi::SYRUP_MAX_CPUS as usize * 2];
     for (entry, &cpu) in cpu_of.chunks_exact_mut(2).zip(executors) {
         entry.copy_from_slice(&(cpu as u16).to_ne_bytes());
@@ -562,7 +556,6 @@ fn open(
             "the policy is not linked with this version's trusted half: no {name}"
         ))),
     };
-    set("syrup_slot", &slot.to_ne_bytes())?;
     set("syrup_nr_executors", &(executors.len() as u32).to_ne_bytes())?;
     set("syrup_is_cores", &u32::from(settings.cores).to_ne_bytes())?;
     set("syrup_preempt", &u32::from(settings.preempt).to_ne_bytes())?;

@@ -15,6 +15,7 @@
 mod cpus;
 mod deploy;
 mod exit;
+pub mod fairness;
 mod health;
 mod kernel;
 mod layout;

@@ -40,15 +40,14 @@ const MAPS: &[&str] = &[
     "syrup_starting",
     "syrup_counters",
     "syrup_input",
-    "syrup_running",
+    "syrup_choice",
     "syrup_times",
     "syrup_enqueue",
     "syrup_exit",
     "syrup_tick",
 ];
 /// Those that policies use.
-const SHARED: &[&str] =
-    &["syrup_apps", "syrup_threads", "syrup_counters", "syrup_input", "syrup_running"];
+const SHARED: &[&str] = &["syrup_input", "syrup_choice"];
 
 /// Does the kernel still run it?
 #[derive(Debug, Clone, PartialEq, Eq)]

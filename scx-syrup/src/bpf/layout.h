@@ -10,7 +10,7 @@
 
 #include <syrup/abi.h>
 
-#define SYRUP_SCX_VERSION   5
+#define SYRUP_SCX_VERSION   6
 #define SYRUP_SCX_CPU_WORDS (SYRUP_MAX_CPUS / 64)
 
 /* How long a thread runs when its policy does not say: as the kernel's own default. */
@@ -19,6 +19,8 @@
 #define SYRUP_SCX_MIN_SLICE_US 100U
 #define SYRUP_SCX_MAX_SLICE_US 100000U
 #define SYRUP_SCX_RESCUE_MS    200U
+/* An app that is owed so much of a CPU does not wait for the end of another's slice. */
+#define SYRUP_SCX_WORTH_NS 1000000ULL
 /*
  * Threads of nobody that wait, from which on each runs for less, so that hundreds come
  * round before the watchdog asks. The kernel ends slices at its tick: none is shorter.
@@ -68,7 +70,7 @@ struct syrup_scx_thread {
 	__u32 slot;
 	__u32 index;
 	__u32 generation;
-	__u32 _pad;
+	__u32 waits_in; /* slot + 1 of the app among whose waiting threads it is counted; 0: none */
 	__u64 runtime_ns; /* see struct syrup_thread */
 	__u64 ran_ns;
 	__u64 runnable_at_ns;

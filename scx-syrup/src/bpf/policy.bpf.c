@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The trusted half of a thread policy: what runs before and after the user's
- * schedule(). The root scheduler has filled the input; here the verdict is
- * checked, counted and enforced.
+ * schedule(). The root scheduler has filled the input; here the verdict becomes a
+ * choice, which the root scheduler, that goes on afterwards, counts and enforces.
  *
  * The struct_ops map below is created and never attached. It tells libbpf which
  * member of sched_ext_ops the program is for; the program lives in the root
@@ -14,7 +14,6 @@
 
 char _license[] SEC("license") = "GPL";
 
-const volatile __u32 syrup_slot = 0;
 const volatile __u32 syrup_nr_executors = 1;
 const volatile __u32 syrup_is_cores = 0;
 const volatile __u32 syrup_preempt = 0;
@@ -42,62 +41,40 @@ static __always_inline void count_verdict(u32 executor)
 SEC("struct_ops/enqueue")
 void BPF_PROG(syrup_policy, struct task_struct *p, u64 enq_flags)
 {
-	struct syrup_scx_thread *t = thread_of(p);
-	struct syrup_scx_app *app = app_of(syrup_slot);
-	u32 zero = 0, slice_us, queue, place, cpu = 0;
-	bool to_core = false, has_cpu;
+	struct syrup_choice *choice;
 	struct syrup_thread *in;
-	u64 slice_ns;
+	u32 zero = 0, cpu;
 	__s32 verdict;
-	s32 home;
 
 	in = bpf_map_lookup_elem(&syrup_input, &zero);
-	if (!t || !app || !in)
-		return; /* cannot be: the root scheduler has just used all three */
+	choice = bpf_map_lookup_elem(&syrup_choice, &zero);
+	if (!in || !choice)
+		return; /* cannot be: the root scheduler has just used both */
 
 	verdict = schedule(in);
 
-	queue = app->last_queue;
-	if (verdict >= 0 && (u32)verdict < syrup_nr_executors) {
-		to_core = syrup_is_cores;
-		if (to_core) {
-			cpu = syrup_cpu_of[verdict % SYRUP_MAX_CPUS];
-			to_core = bpf_cpumask_test_cpu(cpu, p->cpus_ptr) && is_online(cpu);
-		} else {
-			queue = verdict % SYRUP_MAX_QUEUES;
-		}
-		if (syrup_is_cores && !to_core) {
-			/* The thread's own affinity excludes that core, or it is offline. */
-			count(syrup_slot, SYRUP_ENFORCE_FAILED);
-		} else {
-			count(syrup_slot, SYRUP_CHOSEN);
-			count_verdict(verdict);
-		}
-	} else if (verdict == SYRUP_PASS) {
-		count(syrup_slot, SYRUP_PASSED);
-	} else {
-		/* SYRUP_DROP as well: a thread cannot be discarded. */
-		count(syrup_slot, SYRUP_OUT_OF_RANGE);
+	choice->preempt = syrup_preempt;
+	if (verdict == SYRUP_PASS) {
+		choice->counter = SYRUP_PASSED;
+		return;
 	}
-
-	slice_us = in->slice_us;
-	if (slice_us < SYRUP_SCX_MIN_SLICE_US)
-		slice_us = SYRUP_SCX_MIN_SLICE_US;
-	if (slice_us > SYRUP_SCX_MAX_SLICE_US)
-		slice_us = SYRUP_SCX_MAX_SLICE_US;
-
-	has_cpu = t->state & SYRUP_SCX_IDLE_CPU;
-	place = to_core ? CORE_PLACE | cpu : queue;
-	t->state = syrup_preempt ? SYRUP_SCX_PREEMPTS : 0;
-	t->queue = queue;
-	t->place = place;
-	slice_ns = grant(t, slice_us * 1000ULL);
-	home = to_core ? (s32)cpu : home_of(p, app, scx_bpf_task_cpu(p));
-	insert(p, syrup_slot, place, home, slice_ns, in->rank, enq_flags);
-	if (to_core)
-		scx_bpf_kick_cpu(cpu, ENUM(scx_kick_flags, SCX_KICK_IDLE));
-	else
-		call_cpu(p, app, syrup_slot, queue, syrup_preempt, has_cpu, enq_flags);
+	if (verdict < 0 || (u32)verdict >= syrup_nr_executors) {
+		/* SYRUP_DROP as well: a thread cannot be discarded. */
+		choice->counter = SYRUP_OUT_OF_RANGE;
+		return;
+	}
+	choice->place = verdict % SYRUP_MAX_QUEUES;
+	if (syrup_is_cores) {
+		cpu = syrup_cpu_of[verdict % SYRUP_MAX_CPUS];
+		if (!bpf_cpumask_test_cpu(cpu, p->cpus_ptr) || !is_online(cpu)) {
+			/* The thread's own affinity excludes that core, or it is offline. */
+			choice->counter = SYRUP_ENFORCE_FAILED;
+			return;
+		}
+		choice->place = CORE_PLACE | cpu;
+	}
+	choice->counter = SYRUP_CHOSEN;
+	count_verdict(verdict);
 }
 
 SEC(".struct_ops.link")

@@ -8,7 +8,7 @@
 #ifndef SYRUP_SCX_RESCUE_BPF_H
 #define SYRUP_SCX_RESCUE_BPF_H
 
-#include "root.bpf.h"
+#include "place.bpf.h"
 
 #define NSEC_PER_SEC  1000000000ULL
 #define NSEC_PER_MSEC 1000000ULL
@@ -270,7 +270,7 @@ __noinline int end_rescues(void)
 		/* It went before it came to its rescue. */
 		if (on->rescue && !bpf_cpumask_test_cpu(cpu, online))
 			on->rescue = 0;
-		if (on->rescued && !before(now, on->rescued_at_ns + RESCUE_SLICE_NS))
+		if (on->rescued && !before(now, on->since_ns + RESCUE_SLICE_NS))
 			scx_bpf_kick_cpu(cpu, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
 		else if (on->rescued || (on->rescue && !taken_by_others(cpu)))
 			more = 1;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * The resident root scheduler. It knows threads, apps and queues, and no
- * policy: from ops.enqueue it tail-calls the policy of the thread's app, which
+ * policy: from ops.enqueue it calls the policy of the thread's app, which
  * names a queue, and the rest is the same for all. Only threads that registered
  * are scheduled here (SCX_OPS_SWITCH_PARTIAL); EEVDF keeps everything else and
  * outranks this class.
@@ -63,23 +63,6 @@ struct {
 	__type(key, int);
 	__type(value, __u32);
 } syrup_starts_in SEC(".maps");
-
-/* The furthest virtual time of an app that ran: where apps that slept start again. */
-static u64 vtime_now;
-
-static __always_inline u64 by_weight(u64 runtime_ns, const struct syrup_scx_app *app)
-{
-	return runtime_ns * 100 / (app->weight ?: 100);
-}
-
-/* An app that slept, or is new, has saved up at most one slice against the others. */
-static __always_inline void limit_lag(struct syrup_scx_time *time)
-{
-	u64 oldest = vtime_now - SYRUP_SCX_SLICE_US * 1000ULL;
-
-	if (before(time->vtime_ns, oldest))
-		time->vtime_ns = oldest;
-}
 
 /* Joined while it ran, so that no ops.enqueue has placed it. */
 static __always_inline bool never_placed(const struct syrup_scx_thread *t)
@@ -226,46 +209,26 @@ static __always_inline u32 begin_wait(struct syrup_scx_thread *t, u64 enq_flags,
 	return flags;
 }
 
-void SEC("struct_ops/enqueue") BPF_PROG(syrup_enqueue_op, struct task_struct *p, u64 enq_flags)
+/*
+ * Asks the app's policy, which leaves its choice in syrup_choice; an empty slot does
+ * nothing. A tail call from a subprogram comes back here.
+ */
+static __noinline int ask_policy(unsigned long long *ctx, u32 slot)
 {
-	struct syrup_scx_thread *t = thread_of(p);
-	u32 zero = 0, slot = slot_on(scx_bpf_task_cpu(p), p, t), flags, queue;
-	struct syrup_scx_app *app = app_of(slot);
-	struct syrup_scx_time *time = time_of(slot);
-	u64 now = bpf_ktime_get_ns(), slice_ns = SYRUP_SCX_SLICE_US * 1000ULL;
-	struct syrup_thread *in;
-	bool has_cpu;
+	bpf_tail_call(ctx, &syrup_enqueue, slot);
+	asm volatile("" ::: "memory"); /* it was not known when this was compiled */
+	return 0;
+}
 
-	in = bpf_map_lookup_elem(&syrup_input, &zero);
-	if (!app || !time || !in)
-		return; /* cannot be: array entries always exist */
-
-	if (t && slot && t->state & SYRUP_SCX_PUT_BACK) {
-		t->state &= SYRUP_SCX_PREEMPTS;
-		insert(p, slot, t->place, -1, grant(t, t->slice_ns), p->scx.dsq_vtime, enq_flags);
-		if (!(t->place & CORE_PLACE))
-			call_cpu(p, app, slot, t->queue, t->state, false, enq_flags);
-		return;
-	}
-	flags = t ? begin_wait(t, enq_flags, now) : SYRUP_THREAD_WAKEUP;
-
-	if (!slot || flags & SYRUP_THREAD_WAKEUP)
-		limit_lag(time);
-
-	count(slot, SYRUP_INPUTS);
-	if (!t || !slot) {
-		s32 waiting = scx_bpf_dsq_nr_queued(queue_id(0, 0));
-
-		/* Anybody may bring thousands of these. */
-		if (waiting > (s32)SYRUP_SCX_MANY)
-			slice_ns = slice_ns * SYRUP_SCX_MANY / waiting;
-		if (t)
-			slice_ns = grant(t, slice_ns);
-		insert(p, 0, 0, -1, slice_ns, t ? t->waits_since_ns : now, enq_flags);
-		call_cpu(p, app, 0, 0, false, false, enq_flags);
-		return;
-	}
-
+/*
+ * Has the policy choose; what it may not choose is put right. Returns the place, and leaves the
+ * rest in `in`, `t` and `choice`.
+ */
+static __always_inline u32 place_of(unsigned long long *ctx, struct task_struct *p,
+				    struct syrup_scx_thread *t, u32 slot,
+				    const struct syrup_scx_app *app, struct syrup_thread *in,
+				    struct syrup_choice *choice, u32 flags)
+{
 	in->index = t->index;
 	in->tid = p->pid;
 	in->tgid = p->tgid;
@@ -278,19 +241,81 @@ void SEC("struct_ops/enqueue") BPF_PROG(syrup_enqueue_op, struct task_struct *p,
 	in->rank = t->runnable_at_ns;
 	in->slice_us = SYRUP_SCX_SLICE_US;
 	in->_pad = 0;
-	bpf_tail_call(ctx, &syrup_enqueue, slot);
+	/* What holds without a policy: FIFO in the app's last queue. */
+	choice->counter = SYRUP_NO_POLICY;
+	choice->preempt = 0;
+	ask_policy(ctx, slot);
 
-	/* No program in the slot: the default, which is FIFO in the app's last queue. */
-	count(slot, SYRUP_NO_POLICY);
-	queue = app->last_queue;
-	has_cpu = t->state & SYRUP_SCX_IDLE_CPU;
-	t->state = 0;
-	t->queue = queue;
-	t->place = queue;
-	slice_ns = grant(t, slice_ns);
-	insert(p, slot, queue, home_of(p, app, scx_bpf_task_cpu(p)), slice_ns, t->runnable_at_ns,
-	       enq_flags);
-	call_cpu(p, app, slot, queue, false, has_cpu, enq_flags);
+	count(slot, choice->counter);
+	if (in->slice_us < SYRUP_SCX_MIN_SLICE_US)
+		in->slice_us = SYRUP_SCX_MIN_SLICE_US;
+	if (in->slice_us > SYRUP_SCX_MAX_SLICE_US)
+		in->slice_us = SYRUP_SCX_MAX_SLICE_US;
+	return choice->counter == SYRUP_CHOSEN ? choice->place : app->last_queue;
+}
+
+void SEC("struct_ops/enqueue") BPF_PROG(syrup_enqueue_op, struct task_struct *p, u64 enq_flags)
+{
+	struct syrup_scx_thread *t = thread_of(p);
+	u32 zero = 0, slot = slot_on(scx_bpf_task_cpu(p), p, t), place = 0, flags, how = 0;
+	struct syrup_scx_app *app = app_of(slot);
+	u64 now = bpf_ktime_get_ns(), slice_ns = SYRUP_SCX_SLICE_US * 1000ULL, rank;
+	struct syrup_choice *choice;
+	struct syrup_thread *in;
+	s32 home = -1;
+
+	in = bpf_map_lookup_elem(&syrup_input, &zero);
+	choice = bpf_map_lookup_elem(&syrup_choice, &zero);
+	if (!app || !in || !choice)
+		return; /* cannot be: array entries always exist */
+
+	if (t && slot && t->state & SYRUP_SCX_PUT_BACK && !migration_disabled(p)) {
+		t->state &= SYRUP_SCX_PREEMPTS;
+		if (t->state)
+			how = SYRUP_CALL_PREEMPTS;
+		place = t->place;
+		rank = p->scx.dsq_vtime;
+		slice_ns = grant(t, t->slice_ns);
+	} else {
+		flags = t ? begin_wait(t, enq_flags, now) : SYRUP_THREAD_WAKEUP;
+		/* No other CPU can run it, and on a real-time kernel it holds what others wait for.
+		 */
+		if (migration_disabled(p)) {
+			insert_local(p, t, enq_flags);
+			return;
+		}
+		count(slot, SYRUP_INPUTS);
+		if (t && slot) {
+			place = place_of(ctx, p, t, slot, app, in, choice, flags);
+			rank = in->rank;
+			slice_ns = grant(t, in->slice_us * 1000ULL);
+			if (!(place & CORE_PLACE))
+				home = home_of(p, app, scx_bpf_task_cpu(p));
+			else
+				home = place & ~CORE_PLACE;
+			if (t->state & SYRUP_SCX_IDLE_CPU)
+				how |= SYRUP_CALL_HAS_CPU;
+			if (choice->preempt)
+				how |= SYRUP_CALL_PREEMPTS;
+			t->state = choice->preempt ? SYRUP_SCX_PREEMPTS : 0;
+			t->queue = place & CORE_PLACE ? app->last_queue : place;
+			t->place = place;
+		} else {
+			s32 waiting = scx_bpf_dsq_nr_queued(queue_id(0, 0));
+
+			/* Anybody may bring thousands of these. */
+			if (waiting > (s32)SYRUP_SCX_MANY)
+				slice_ns = slice_ns * SYRUP_SCX_MANY / waiting;
+			if (t)
+				slice_ns = grant(t, slice_ns);
+			rank = t ? t->waits_since_ns : now;
+		}
+	}
+	insert(p, t, slot, place, home, slice_ns, rank, enq_flags);
+	if (place & CORE_PLACE)
+		scx_bpf_kick_cpu(place & ~CORE_PLACE, ENUM(scx_kick_flags, SCX_KICK_IDLE));
+	else
+		call_cpu(p, slot, place, how, enq_flags);
 }
 
 /*
@@ -335,18 +360,22 @@ __noinline int dispatch_app(u32 slot, u32 cpu, u32 limit)
 }
 
 /*
- * Of the candidates (a bit per slot) that have a thread for this CPU, the one
- * that had least. The app of the thread that would go on (`prev_slot`) competes
- * too. SYRUP_MAX_APPS: none.
+ * Of the candidates (a bit per slot) that have a thread for this CPU, the one whose turn
+ * it is. The app of the thread that would go on (`prev_slot`) competes too; when it is its
+ * turn, then also whose it would be without it (next_of()). SYRUP_MAX_APPS: nobody's.
  */
 __noinline u32 pick_app(u64 candidates, u32 cpu, u32 prev_slot)
 {
+	struct syrup_scx_standings *here = standings_on(cpu);
 	u32 i, best = SYRUP_MAX_APPS;
-	u64 best_vtime = 0;
+	u64 lowest = 0, prev_standing = 0;
 
+	if (!here)
+		return best;
 	bpf_for(i, 0, SYRUP_MAX_APPS) {
 		struct syrup_scx_app *app;
 		struct syrup_scx_time *time;
+		u64 standing;
 		u32 slot;
 
 		if (!candidates)
@@ -357,14 +386,57 @@ __noinline u32 pick_app(u64 candidates, u32 cpu, u32 prev_slot)
 		time = time_of(slot);
 		if (!app || !time)
 			continue;
-		if (slot != prev_slot && !app_waits(slot, cpu))
+		if (slot != prev_slot && (!may_wait(slot) || !app_waits(slot, cpu)))
 			continue;
-		if (best == SYRUP_MAX_APPS || before(time->vtime_ns, best_vtime)) {
+		standing = standing_of(here, slot, app, time);
+		fair_stand(here, slot, time->vtime_ns, standing);
+		if (slot == prev_slot) {
+			prev_standing = standing;
+			continue;
+		}
+		if (best == SYRUP_MAX_APPS || before(standing, lowest)) {
 			best = slot;
-			best_vtime = time->vtime_ns;
+			lowest = standing;
 		}
 	}
-	return best;
+	if (prev_slot < SYRUP_MAX_APPS &&
+	    (best == SYRUP_MAX_APPS || !before(lowest, prev_standing)))
+		return prev_slot | best << 8;
+	return best | SYRUP_MAX_APPS << 8;
+}
+
+static __always_inline u32 turn_of(u32 picked)
+{
+	return picked & 0xff;
+}
+
+static __always_inline u32 next_of(u32 picked)
+{
+	return picked >> 8 & 0xff;
+}
+
+/*
+ * The thread that would go on here may do so elsewhere, on an idle CPU or where its app is
+ * owed more, and a thread of the app that waits here instead. Returns that CPU, else this one.
+ */
+static __always_inline u32 moves_to(struct task_struct *prev, u32 slot, u32 next, u32 cpu)
+{
+	struct syrup_scx_app *app = app_of(slot);
+	struct syrup_running *there;
+	s32 idle;
+	u32 other;
+
+	if (!app || app->cores || next >= SYRUP_MAX_APPS)
+		return cpu;
+	idle = take_any_idle_cpu(prev, app);
+	if (idle >= 0)
+		return idle;
+	other = any_other(prev, app, cpu);
+	there = running_on(other);
+	if (other == cpu || !there || there->slot == next || !is_better(other, cpu) ||
+	    !is_owed(app, slot, other))
+		return cpu;
+	return other;
 }
 
 /*
@@ -391,7 +463,7 @@ static __always_inline void charge(struct syrup_running *on, struct task_struct 
 
 	on->exec_start += ran;
 	if (app && time)
-		__sync_fetch_and_add(&time->vtime_ns, by_weight(ran, app));
+		__sync_fetch_and_add(&time->vtime_ns, fair_by_weight(ran, app->weight));
 	if (!t)
 		return;
 	t->runtime_ns += ran;
@@ -399,6 +471,16 @@ static __always_inline void charge(struct syrup_running *on, struct task_struct 
 	/* A rescue is on top of the thread's own slice, and a lost trial was none. */
 	if (!on->rescued && !on->put_back)
 		t->used_ns += ran;
+}
+
+/* The app has the CPU, and not because one of its threads is rescued. */
+static __always_inline void has_turn(u32 cpu, u32 slot, const struct syrup_scx_app *app,
+				     const struct syrup_scx_time *time)
+{
+	struct syrup_scx_standings *here = standings_on(cpu);
+
+	if (here)
+		fair_choose(here, standing_of(here, slot, app, time));
 }
 
 static __always_inline bool slice_ended(const struct syrup_scx_thread *t)
@@ -420,9 +502,11 @@ static __always_inline void go_on(struct syrup_running *on, struct task_struct *
 {
 	u64 slice_ns = SYRUP_SCX_SLICE_US * 1000ULL, now = bpf_ktime_get_ns();
 	struct syrup_scx_time *time = time_of(on->slot);
+	struct syrup_scx_app *app = app_of(on->slot);
 
-	if (time && before(vtime_now, time->vtime_ns))
-		vtime_now = time->vtime_ns;
+	if (app && time)
+		has_turn(scx_bpf_task_cpu(prev), on->slot, app, time);
+	on->since_ns = now;
 	if (t && on->slot && !never_placed(t)) {
 		if (slice_ended(t)) {
 			t->runnable_at_ns = now;
@@ -450,12 +534,11 @@ static __always_inline bool queued(const struct task_struct *prev)
 void SEC("struct_ops/dispatch") BPF_PROG(syrup_dispatch, s32 cpu, struct task_struct *prev)
 {
 	struct syrup_running *on = running_on(cpu);
-	struct syrup_scx_root *root_state = root();
 	struct syrup_scx_thread *t = NULL;
 	u32 attempt, prev_slot = SYRUP_MAX_APPS, limit = 0;
 	u64 candidates;
 
-	if (!on || !root_state)
+	if (!on)
 		return;
 	on->trial = SYRUP_NO_TRIAL;
 	if (on->rescue) {
@@ -482,13 +565,26 @@ void SEC("struct_ops/dispatch") BPF_PROG(syrup_dispatch, s32 cpu, struct task_st
 				limit = SYRUP_MAX_QUEUES;
 		}
 	}
-	candidates = root_state->slots_in_use;
+	candidates = waiting_slots();
+	if (prev_slot < SYRUP_MAX_APPS)
+		candidates |= 1ULL << prev_slot;
 	bpf_for(attempt, 0, SYRUP_MAX_APPS) {
-		u32 slot = pick_app(candidates, cpu, prev_slot);
+		u32 picked = pick_app(candidates, cpu, prev_slot), slot = turn_of(picked);
 
 		if (slot >= SYRUP_MAX_APPS)
 			return;
 		if (slot == prev_slot) {
+			u32 other = moves_to(prev, slot, next_of(picked), cpu);
+
+			if (other != (u32)cpu) {
+				bool taken = dispatch_app(next_of(picked), cpu, SYRUP_MAX_QUEUES);
+
+				/* Also when the other was faster: an idle one was marked as taken.
+				 */
+				scx_bpf_kick_cpu(other, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
+				if (taken)
+					return;
+			}
 			if (dispatch_app(slot, cpu, limit)) {
 				if (limit == SYRUP_MAX_QUEUES && !on->rescued)
 					on->trial = SYRUP_TRIAL;
@@ -531,30 +627,30 @@ void SEC("struct_ops/running") BPF_PROG(syrup_running_op, struct task_struct *p)
 	struct syrup_running *on = running_on(cpu);
 	struct syrup_scx_app *app = app_of(slot);
 	struct syrup_scx_time *time = time_of(slot);
+	struct syrup_load *load = load_of(slot);
 	bool same_app;
 
-	if (!on || !app || !time)
+	if (t)
+		count_no_longer(t);
+	if (!on || !app || !time || !load)
 		return;
 	same_app = on->slot == slot;
 	on->exec_start = p->se.sum_exec_runtime;
 	on->slot = slot;
+	on->since_ns = bpf_ktime_get_ns();
 	on->rescued = t && t->state & SYRUP_SCX_RESCUE;
-	if (on->rescued)
-		on->rescued_at_ns = bpf_ktime_get_ns();
 	/* A rescue is short, and preempted at once it would be none. */
 	on->queue = t && slot && !on->rescued ? t->queue : 0;
 	on->put_back = t && slot && same_app && !on->rescued && trial_lost(on, p, t);
 	on->trial = SYRUP_NO_TRIAL;
 	on->unasked = t && never_placed(t);
-	if (on->unasked)
-		limit_lag(time);
 	on->active = 1;
-	if (before(vtime_now, time->vtime_ns))
-		vtime_now = time->vtime_ns;
+	__sync_fetch_and_add(&load->running, 1);
 	if (on->rescued) {
 		on->called = 0;
 		return;
 	}
+	has_turn(cpu, slot, app, time);
 	/* One that joins its app goes on where it ran, and leaves at once. */
 	if (called_away(on) || on->put_back || !app_has_cpu(app, cpu))
 		scx_bpf_kick_cpu(cpu, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
@@ -564,15 +660,19 @@ void SEC("struct_ops/stopping") BPF_PROG(syrup_stopping, struct task_struct *p, 
 {
 	struct syrup_scx_thread *t = thread_of(p);
 	struct syrup_running *on = running_on(scx_bpf_task_cpu(p));
+	struct syrup_load *load;
 	bool cut_short, put_back;
 	u64 now = bpf_ktime_get_ns();
 
 	if (!on || !on->active)
 		return;
+	/* By the clock: a rescued thread can be charged from the CPU's last tick on. */
+	cut_short = on->rescued && before(now, on->since_ns + RESCUE_SLICE_NS / 2);
 	charge(on, p, t);
 	on->active = 0;
-	/* By the clock: a rescued thread can be charged from the CPU's last tick on. */
-	cut_short = on->rescued && before(now, on->rescued_at_ns + RESCUE_SLICE_NS / 2);
+	load = load_of(on->slot);
+	if (load)
+		__sync_fetch_and_add(&load->running, -1);
 	put_back = on->put_back;
 	on->rescued = 0;
 	on->put_back = 0;
@@ -598,6 +698,15 @@ void SEC("struct_ops/stopping") BPF_PROG(syrup_stopping, struct task_struct *p, 
 		t->state = SYRUP_SCX_PREEMPTED | (t->state & SYRUP_SCX_RESCUE);
 }
 
+/* Sleeps, or leaves the class, or is changed by somebody, which may be while it waits. */
+void SEC("struct_ops/quiescent") BPF_PROG(syrup_quiescent, struct task_struct *p, u64 deq_flags)
+{
+	struct syrup_scx_thread *t = thread_of(p);
+
+	if (t)
+		count_no_longer(t);
+}
+
 bool SEC("struct_ops/yield") BPF_PROG(syrup_yield, struct task_struct *from, struct task_struct *to)
 {
 	struct syrup_scx_thread *t = thread_of(from);
@@ -618,13 +727,12 @@ bool SEC("struct_ops/yield") BPF_PROG(syrup_yield, struct task_struct *from, str
  */
 void SEC("struct_ops/update_idle") BPF_PROG(syrup_update_idle, s32 cpu, bool idle)
 {
-	struct syrup_scx_root *root_state = root();
 	u64 bits;
 	u32 i;
 
-	if (!idle || !root_state || !is_online(cpu))
+	if (!idle || !is_online(cpu))
 		return;
-	bits = root_state->slots_in_use;
+	bits = waiting_slots();
 	bpf_for(i, 0, SYRUP_MAX_APPS) {
 		u32 slot;
 
@@ -736,7 +844,9 @@ SEC("syscall") int syrup_set_index(struct syrup_scx_set_index *args)
 
 /*
  * SCX_OPS_ENQ_LAST: a thread outside its app's cores does not go on there just because
- * nothing else was chosen. The built-in idle tracking stays on beside update_idle.
+ * nothing else was chosen. SCX_OPS_ENQ_EXITING: one that exits, which takes seconds where
+ * much memory is freed, has no more than its app's share. The built-in idle tracking stays
+ * on beside update_idle.
  */
 SEC(".struct_ops.link")
 struct sched_ext_ops syrup = {
@@ -749,6 +859,7 @@ struct sched_ext_ops syrup = {
 	.dispatch = (void *)syrup_dispatch,
 	.running = (void *)syrup_running_op,
 	.stopping = (void *)syrup_stopping,
+	.quiescent = (void *)syrup_quiescent,
 	.yield = (void *)syrup_yield,
 	.update_idle = (void *)syrup_update_idle,
 	.cpu_release = (void *)syrup_cpu_release,
@@ -756,7 +867,8 @@ struct sched_ext_ops syrup = {
 	.cpu_offline = (void *)syrup_cpu_offline,
 	.init = (void *)syrup_init,
 	.exit = (void *)syrup_exit_op,
-	.flags = SCX_OPS_SWITCH_PARTIAL | SCX_OPS_ENQ_LAST | SCX_OPS_KEEP_BUILTIN_IDLE,
+	.flags = SCX_OPS_SWITCH_PARTIAL | SCX_OPS_ENQ_LAST | SCX_OPS_ENQ_EXITING |
+		 SCX_OPS_ENQ_MIGRATION_DISABLED | SCX_OPS_KEEP_BUILTIN_IDLE,
 	.timeout_ms = SYRUP_SCX_WATCHDOG_MS,
 	.name = "syrup",
 };

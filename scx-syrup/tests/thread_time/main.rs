@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod latency;
+mod neighbours;
 mod order;
 mod rescue;
 mod shares;

@@ -17,7 +17,7 @@ use crate::support::workers::{Crew, eventually};
 use crate::{CORE, CORES, OTHER_CORE, fixture};
 
 /// CPU time of each thread in a stretch of `time`, in seconds.
-fn seconds_run(crews: &[&Crew], time: Duration) -> Vec<Vec<f64>> {
+pub(crate) fn seconds_run(crews: &[&Crew], time: Duration) -> Vec<Vec<f64>> {
     let ran = |crew: &Crew| -> Vec<f64> {
         crew.workers.iter().map(|w| w.cpu_time().as_secs_f64()).collect()
     };

@@ -9,7 +9,8 @@ use syrup_hook::Changes;
 use crate::Engine;
 
 /// How long nobody looks where nothing has changed. Not everything is counted: what a killed
-/// call left, or a UDP socket that was connected and not bound anew.
+/// call left, a UDP socket that was connected and not bound anew, a listener that was bound to
+/// an interface.
 const ALL_THE_SAME: Duration = Duration::from_secs(10);
 
 /// Knows when [`Engine::follow`] may find something to do.
@@ -62,6 +63,11 @@ impl Watch {
         }
         self.looked = Instant::now();
         true
+    }
+
+    /// What follows has failed: the next answer is yes.
+    pub fn again(&mut self) {
+        self.seen = [None, None];
     }
 
     fn seen_now(&self) -> Option<Seen> {

@@ -19,10 +19,11 @@ const TICK: u64 = 4 * MS;
 const WORTH: u64 = MS;
 
 /// `struct syrup_scx_standings`.
-#[repr(C)]
+#[repr(C, align(64))]
 #[derive(Debug, Clone, Copy)]
 struct Standings {
     clock_ns: u64,
+    slice_ns: u64,
     seen_ns: u64,
     seen_clock_ns: u64,
     level: u64,
@@ -39,7 +40,7 @@ unsafe extern "C" {
         running: u32,
     ) -> u64;
     safe fn syrup_fair_stand(cpu: &mut Standings, slot: u32, vtime_ns: u64, standing: u64);
-    safe fn syrup_fair_choose(cpu: &mut Standings, standing: u64);
+    safe fn syrup_fair_choose(cpu: &mut Standings, standing: u64, weight: u32);
     safe fn syrup_fair_is_better(there: &mut Standings, here: &mut Standings, now_ns: u64) -> i32;
 }
 
@@ -57,11 +58,13 @@ struct App {
     run_ns: u64,
     sleep_ns: u64,
     starts_ns: u64,
+    /// What it does next comes so long after it has done this, rather than at its time.
+    is_closed: bool,
 }
 
 impl App {
     fn hogs(weight: u32, cores: u64, threads: usize) -> Self {
-        Self { weight, cores, threads, run_ns: 0, sleep_ns: 0, starts_ns: 0 }
+        Self { weight, cores, threads, run_ns: 0, sleep_ns: 0, starts_ns: 0, is_closed: false }
     }
 
     fn napper(weight: u32, cores: u64, run_ms: u64, sleep_ms: u64) -> Self {
@@ -132,8 +135,14 @@ struct Machine<'a> {
 
 impl<'a> Machine<'a> {
     fn new(apps: &'a [App], nr_cpus: usize) -> Self {
-        let standings =
-            Standings { clock_ns: 0, seen_ns: 0, seen_clock_ns: 0, level: 0, offset_ns: [0; 64] };
+        let standings = Standings {
+            clock_ns: 0,
+            slice_ns: 0,
+            seen_ns: 0,
+            seen_clock_ns: 0,
+            level: 0,
+            offset_ns: [0; 64],
+        };
         let cpu = |_| Cpu { standings, thread: None, since_ns: 0, run: 0 };
         let mut machine = Self {
             apps,
@@ -217,14 +226,17 @@ impl<'a> Machine<'a> {
 
     /// Any other CPU that the app may use; the same when it is none.
     fn any_other(&mut self, app: usize, cpu: usize) -> usize {
+        if self.cpus.len() == 1 {
+            return cpu;
+        }
         let away = self.random.random_range(1..self.cpus.len());
         let other = (cpu + away) % self.cpus.len();
         if self.apps[app].may_use(other) { other } else { cpu }
     }
 
     fn is_better(&mut self, there: usize, here: usize) -> bool {
-        let mut here = self.cpus[here].standings;
-        syrup_fair_is_better(&mut self.cpus[there].standings, &mut here, self.now_ns) != 0
+        let Ok([there, here]) = self.cpus.get_disjoint_mut([there, here]) else { return false };
+        syrup_fair_is_better(&mut there.standings, &mut here.standings, self.now_ns) != 0
     }
 
     fn is_owed(&mut self, app: usize, cpu: usize) -> bool {
@@ -267,6 +279,9 @@ impl<'a> Machine<'a> {
             if app.sleep_ns > 0 && thread.left_ns == 0 {
                 thread.came_ns += app.run_ns + app.sleep_ns;
                 thread.left_ns = app.run_ns;
+                if app.is_closed {
+                    thread.came_ns = self.now_ns + app.sleep_ns;
+                }
                 let at = thread.came_ns;
                 if at > self.now_ns {
                     thread.used_ns = 0;
@@ -308,7 +323,8 @@ impl<'a> Machine<'a> {
             }
         }
         let standing = self.standing(cpu, app);
-        syrup_fair_choose(&mut self.cpus[cpu].standings, standing);
+        let weight = self.apps[app].weight;
+        syrup_fair_choose(&mut self.cpus[cpu].standings, standing, weight);
         self.stop(cpu);
         if let Some(number) = prev {
             let thread = &mut self.threads[number];
@@ -401,6 +417,17 @@ fn an_app_that_naps_has_its_share_whatever_runs_elsewhere() {
     assert!(got.iter().all(|(got, share)| *got >= 0.9 * share), "{got:?}");
 }
 
+/// What a lighter app had of the core while it slept is not forgiven at each nap.
+#[test]
+fn a_heavy_app_that_naps_has_its_share_beside_a_light_one() {
+    for weight in [1000, 10_000] {
+        let napper = App { sleep_ns: MS / 10, is_closed: true, ..App::napper(weight, 0b1, 45, 0) };
+        let got = of_its_share(&[napper, App::hogs(100, 0b1, 1)], 1);
+        println!("{weight}: {got:.3?}");
+        assert!(got[0].0 > 0.9 * got[0].1, "{got:?}");
+    }
+}
+
 /// One that had much more than others somewhere is not behind them for long when it has less.
 #[test]
 fn what_an_app_had_is_soon_forgotten() {
@@ -453,5 +480,5 @@ fn nearly_every_app_has_nine_tenths_of_its_share() {
     }
     // Those that are left have to share cores to the last hundredth: what all may have together
     // is all there is, and no other division of it is as good.
-    assert!(below <= 4 && least[0].0 > 0.8);
+    assert!(below * 300 <= least.len() && least[0].0 > 0.8);
 }

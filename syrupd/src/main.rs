@@ -149,11 +149,19 @@ async fn serve(socket: PathBuf, bpffs: PathBuf, group: Option<u32>) -> syrup_pro
 /// Keeps deployments up to date with the servers they are for, one look after the other; a
 /// look that has begun is finished.
 async fn look_after(engine: Arc<Engine>, stop: Arc<Notify>) {
-    let mut watch = engine.watch();
+    // Attaching programs takes its time, in which calls are to be answered.
+    let watched = Arc::clone(&engine);
+    let Ok(mut watch) = tokio::task::spawn_blocking(move || watched.watch()).await else {
+        return log::error!("the deployments are not looked after: the watch over them failed");
+    };
     loop {
         tokio::select! {
             () = tokio::time::sleep(FOLLOW) => {}
-            () = stop.notified() => return,
+            () = stop.notified() => {
+                // To detach takes longer than to end, and the kernel does it then.
+                std::mem::forget(watch);
+                return;
+            }
         }
         if !watch.has_news() {
             continue;
@@ -165,7 +173,10 @@ async fn look_after(engine: Arc<Engine>, stop: Arc<Notify>) {
                     log::info!("app {app} at {hook}: its executors have changed");
                 }
             }
-            Ok(Err(e)) => log::warn!("{e}"),
+            Ok(Err(e)) => {
+                log::warn!("{e}");
+                watch.again();
+            }
             Err(e) => log::warn!("a look at the deployments ended early: {e}"),
         }
     }

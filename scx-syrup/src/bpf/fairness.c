@@ -17,9 +17,9 @@ void syrup_fair_stand(struct syrup_scx_standings *cpu, __u32 slot, __u64 vtime_n
 	fair_stand(cpu, slot, vtime_ns, standing);
 }
 
-void syrup_fair_choose(struct syrup_scx_standings *cpu, __u64 standing)
+void syrup_fair_choose(struct syrup_scx_standings *cpu, __u64 standing, __u32 weight)
 {
-	fair_choose(cpu, standing);
+	fair_choose(cpu, standing, weight);
 }
 
 __s32 syrup_fair_is_better(struct syrup_scx_standings *there, struct syrup_scx_standings *here,

@@ -10,7 +10,8 @@
  * lowest is next.
  *
  * Where an app stands is never far from the clock. Behind it: an app that slept, or had
- * nothing to do here, is owed one slice and no more. Before it: one that has more
+ * nothing to do here, is owed one slice, or as much as a slice of a lighter app, which it
+ * waited for, put that one before it; ten slices at most. Before it: one that has more
  * elsewhere than this CPU could give is not chosen here, and is soon when it has less
  * there. That is what makes the shares those of max-min fairness: of the apps that want a
  * CPU, those that it serves gain virtual time at the rate of its clock, and those that it
@@ -26,11 +27,12 @@
 /* Of a CPU. */
 struct syrup_scx_standings {
 	__u64 clock_ns;
-	__u64 seen_ns; /* the level was computed then, */
+	__u64 slice_ns; /* by weight, of the app that set the clock */
+	__u64 seen_ns;  /* the level was computed then, */
 	__u64 seen_clock_ns;
 	__u64 level;                     /* as fair_level() says */
 	__u64 offset_ns[SYRUP_MAX_APPS]; /* of where the app stands from its virtual time */
-};
+} __attribute__((aligned(64)));
 
 /* How many slices an app may be before the clock, for each CPU that it has. */
 #define SYRUP_SCX_LEAD 10
@@ -50,9 +52,12 @@ static inline __u64 fair_standing(const struct syrup_scx_standings *cpu, __u32 s
 	__u64 slice = fair_by_weight(SYRUP_SCX_SLICE_US * 1000ULL, weight);
 	__u64 standing = vtime_ns + cpu->offset_ns[slot % SYRUP_MAX_APPS];
 	__s64 ahead = standing - cpu->clock_ns, most = slice * SYRUP_SCX_LEAD * (1 + running);
+	__u64 owed = cpu->slice_ns < slice ? slice : cpu->slice_ns;
 
-	if (ahead < -(__s64)slice)
-		return cpu->clock_ns - slice;
+	if (owed > slice * SYRUP_SCX_LEAD)
+		owed = slice * SYRUP_SCX_LEAD;
+	if (ahead < -(__s64)owed)
+		return cpu->clock_ns - owed;
 	return ahead > most ? cpu->clock_ns + most : standing;
 }
 
@@ -64,26 +69,30 @@ static inline void fair_stand(struct syrup_scx_standings *cpu, __u32 slot, __u64
 }
 
 /* The app that stands there has the CPU. */
-static inline void fair_choose(struct syrup_scx_standings *cpu, __u64 standing)
+static inline void fair_choose(struct syrup_scx_standings *cpu, __u64 standing, __u32 weight)
 {
-	if ((__s64)(cpu->clock_ns - standing) < 0)
-		cpu->clock_ns = standing;
+	if ((__s64)(cpu->clock_ns - standing) >= 0)
+		return;
+	cpu->clock_ns = standing;
+	cpu->slice_ns = fair_by_weight(SYRUP_SCX_SLICE_US * 1000ULL, weight);
 }
 
 /*
- * How well the apps do that share the CPU: the rate of its clock, in 1/1024, over the last
- * tenths of a second. What several CPUs write at once is a little off.
+ * How well the apps do that share the CPU: the rate of its clock, in 1/1024, when it was
+ * looked at last for a tenth of a second. Several CPUs may ask at once.
  */
 static inline __u64 fair_level(struct syrup_scx_standings *cpu, __u64 now_ns)
 {
-	__u64 elapsed = now_ns - cpu->seen_ns;
+	__u64 seen = cpu->seen_ns, gained = cpu->clock_ns - cpu->seen_clock_ns;
+	__s64 elapsed = now_ns - seen;
 
-	if (elapsed >= SYRUP_SCX_LEVEL_NS) {
-		cpu->level =
-			(cpu->level + (cpu->clock_ns - cpu->seen_clock_ns) * 1024 / elapsed) / 2;
-		cpu->seen_ns = now_ns;
-		cpu->seen_clock_ns = cpu->clock_ns;
-	}
+	if (elapsed < (__s64)SYRUP_SCX_LEVEL_NS ||
+	    __sync_val_compare_and_swap(&cpu->seen_ns, seen, now_ns) != seen)
+		return cpu->level;
+	cpu->seen_clock_ns += gained;
+	/* Nobody asked for long: what it was in between says nothing. */
+	if (elapsed < 10 * (__s64)SYRUP_SCX_LEVEL_NS)
+		cpu->level = (cpu->level + gained * 1024 / (__u64)elapsed) / 2;
 	return cpu->level;
 }
 

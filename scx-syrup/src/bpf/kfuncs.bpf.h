@@ -43,6 +43,7 @@ void bpf_task_release(struct task_struct *p) __ksym;
 void bpf_rcu_read_lock(void) __ksym;
 void bpf_rcu_read_unlock(void) __ksym;
 bool bpf_cpumask_test_cpu(u32 cpu, const struct cpumask *cpumask) __ksym;
+u32 bpf_cpumask_any_and_distribute(const struct cpumask *one, const struct cpumask *other) __ksym;
 
 /* What <scx/compat.bpf.h> takes from <scx/common.bpf.h>. */
 struct task_struct *scx_bpf_dsq_peek(u64 dsq_id) __ksym __weak;

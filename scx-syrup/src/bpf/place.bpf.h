@@ -142,16 +142,26 @@ static __always_inline s32 take_any_idle_cpu(struct task_struct *p, const struct
 	return found < 0 || is_online(found) ? found : -1;
 }
 
-/* A thread that is queued, or leaves the CPU, where the kernel counts the program's own. */
+/* Has the field where RCU can be preempted. */
+struct task_struct___rcu {
+	int rcu_read_lock_nesting;
+} __attribute__((preserve_access_index));
+
+/*
+ * A thread that is queued, or leaves the CPU. For the one that is current the kernel counts
+ * this program's own, where RCU can be preempted.
+ */
 static __always_inline bool migration_disabled(const struct task_struct *p)
 {
 	if (!bpf_core_field_exists(p->migration_disabled))
 		return false;
-	return p->migration_disabled > 1 ||
-	       (p->migration_disabled == 1 && p != bpf_get_current_task_btf());
+	if (p->migration_disabled == 1 &&
+	    bpf_core_field_exists(struct task_struct___rcu, rcu_read_lock_nesting))
+		return p != bpf_get_current_task_btf();
+	return p->migration_disabled;
 }
 
-/* Next on the CPU where it is. */
+/* Next on the CPU where it is, which may have chosen nothing already, and goes idle. */
 static __always_inline void insert_local(struct task_struct *p, struct syrup_scx_thread *t,
 					 u64 enq_flags)
 {
@@ -159,6 +169,8 @@ static __always_inline void insert_local(struct task_struct *p, struct syrup_scx
 		t->state = 0;
 	scx_bpf_dsq_insert(p, ENUM(scx_dsq_id_flags, SCX_DSQ_LOCAL),
 			   SYRUP_SCX_MIN_SLICE_US * 1000ULL, enq_flags);
+	if (enq_flags & ENUM(scx_enq_flags, SCX_ENQ_LAST))
+		scx_bpf_kick_cpu(scx_bpf_task_cpu(p), 0);
 }
 
 /*
@@ -206,7 +218,7 @@ static __always_inline bool is_owed(const struct syrup_scx_app *app, u32 slot, u
 	struct syrup_running *on = running_on(cpu);
 	struct syrup_scx_time *time = time_of(slot), *other_time;
 	struct syrup_scx_app *other;
-	u64 theirs;
+	u64 theirs, since, now;
 
 	if (!here || !on || !time || !app_has_cpu(app, cpu) || !on->active || on->rescued ||
 	    on->slot == slot)
@@ -215,24 +227,56 @@ static __always_inline bool is_owed(const struct syrup_scx_app *app, u32 slot, u
 	other_time = time_of(on->slot);
 	if (!other || !other_time)
 		return false;
-	theirs = standing_of(here, on->slot, other, other_time) +
-		 fair_by_weight(bpf_ktime_get_ns() - on->since_ns, other->weight);
+	since = READ_ONCE(on->since_ns);
+	now = bpf_ktime_get_ns();
+	theirs = standing_of(here, on->slot, other, other_time);
+	/* It may begin to run just now. */
+	if (before(since, now))
+		theirs += fair_by_weight(now - since, other->weight);
 	return before(standing_of(here, slot, app, time) +
 			      fair_by_weight(SYRUP_SCX_WORTH_NS, app->weight),
 		      theirs);
 }
 
-/* Any other CPU, of those that the thread and its app may use; its own when it is none. */
+/* The first of the app's own CPUs from `from` on, and then from 0 on. */
+static __always_inline u32 named_from(const struct syrup_scx_app *app, u32 from)
+{
+	u32 i;
+
+	bpf_for(i, 0, SYRUP_SCX_CPU_WORDS + 1) {
+		u32 word = (from / 64 + i) % SYRUP_SCX_CPU_WORDS;
+		u64 bits = app->cpus[word];
+
+		if (!i)
+			bits &= ~0ULL << from % 64;
+		if (bits)
+			return word * 64 + lowest_bit(bits);
+	}
+	return SYRUP_MAX_CPUS;
+}
+
+/*
+ * One of the CPUs that the thread and its app may use, at random; its own when that is none
+ * other.
+ */
 static __always_inline u32 any_other(const struct task_struct *p, const struct syrup_scx_app *app,
 				     u32 own)
 {
+	const struct cpumask *online;
 	u32 nr = nr_cpus(), other;
 
-	if (nr < 2)
+	if (!nr)
 		return own;
-	other = (own + 1 + bpf_get_prandom_u32() % (nr - 1)) % nr;
-	barrier_var(other); /* clang knows that it is small, and the verifier does not */
-	return app_has_cpu(app, other) && bpf_cpumask_test_cpu(other, p->cpus_ptr) ? other : own;
+	if (!app->masked) {
+		online = scx_bpf_get_online_cpumask();
+		other = bpf_cpumask_any_and_distribute(p->cpus_ptr, online);
+		scx_bpf_put_cpumask(online);
+		return other < nr ? other : own;
+	}
+	other = named_from(app, bpf_get_prandom_u32() % nr);
+	if (other == own)
+		other = named_from(app, (own + 1) % nr);
+	return other < nr && bpf_cpumask_test_cpu(other, p->cpus_ptr) ? other : own;
 }
 
 static __always_inline bool is_better(u32 there, u32 here)
@@ -307,16 +351,11 @@ static __noinline int call_cpu(struct task_struct *p, u32 slot, u32 queue, u32 h
 					       : ENUM(scx_kick_flags, SCX_KICK_IDLE));
 		return 0;
 	}
-	cpu = best_of_two(p, app, slot, scx_bpf_task_cpu(p));
-	if (is_owed(app, slot, cpu)) {
-		scx_bpf_kick_cpu(cpu, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
-		return 0;
-	}
-	if (!(how & SYRUP_CALL_PREEMPTS))
-		return 0;
 	bpf_for(cpu, 0, nr_cpus()) {
 		struct syrup_running *on = running_on(cpu);
 
+		if (!(how & SYRUP_CALL_PREEMPTS))
+			break;
 		if (!on || !on->active || on->called || on->slot != slot)
 			continue;
 		if (queue_on(on, app) <= worst)
@@ -326,16 +365,33 @@ static __noinline int call_cpu(struct task_struct *p, u32 slot, u32 queue, u32 h
 		worst = queue_on(on, app);
 		victim = cpu;
 	}
+	if (victim >= SYRUP_MAX_CPUS) {
+		cpu = best_of_two(p, app, slot, scx_bpf_task_cpu(p));
+		if (is_owed(app, slot, cpu))
+			victim = cpu;
+	}
 	if (victim < SYRUP_MAX_CPUS) {
 		struct syrup_running *on = running_on(victim);
 
 		if (on)
 			on->called = call_for(slot, queue);
 		scx_bpf_kick_cpu(victim, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
-	} else if (own && !own->active) {
+	} else if (how & SYRUP_CALL_PREEMPTS && own && !own->active) {
 		/* Nobody to preempt, but this one may be choosing. */
 		own->called = call_for(slot, queue);
 	}
+	return 0;
+}
+
+/* The same for a thread that waits for one CPU and no other. */
+static __noinline int call_core(u32 slot, u32 cpu)
+{
+	struct syrup_scx_app *app = app_of(slot);
+
+	if (app)
+		scx_bpf_kick_cpu(cpu, is_owed(app, slot, cpu)
+					      ? ENUM(scx_kick_flags, SCX_KICK_PREEMPT)
+					      : ENUM(scx_kick_flags, SCX_KICK_IDLE));
 	return 0;
 }
 

@@ -6,9 +6,9 @@
  * are scheduled here (SCX_OPS_SWITCH_PARTIAL); EEVDF keeps everything else and
  * outranks this class.
  *
- * Between apps: the one that had the least CPU time by weight comes first,
- * among those that may use the CPU and have a thread waiting. Inside an app:
- * queue 0 first, then by rank.
+ * Between apps: the one that stands lowest on the CPU comes first (fairness.h),
+ * among those that may use it and have a thread waiting. Inside an app: queue 0
+ * first, then by rank.
  *
  * A bad idea for: an app that wants its threads to compete with the rest of the
  * machine as equals. They run only when no ordinary thread wants the CPU,
@@ -220,6 +220,12 @@ static __noinline int ask_policy(unsigned long long *ctx, u32 slot)
 	return 0;
 }
 
+static __always_inline bool app_has_place(const struct syrup_scx_app *app, u32 place)
+{
+	return place & CORE_PLACE ? app->cores && (place & ~CORE_PLACE) < nr_cpus()
+				  : place < app->nr_queues;
+}
+
 /*
  * Has the policy choose; what it may not choose is put right. Returns the place, and leaves the
  * rest in `in`, `t` and `choice`.
@@ -246,6 +252,10 @@ static __always_inline u32 place_of(unsigned long long *ctx, struct task_struct 
 	choice->preempt = 0;
 	ask_policy(ctx, slot);
 
+	/* A policy's object can write here: what it says is checked. */
+	if (choice->counter >= SYRUP_NR_COUNTERS ||
+	    (choice->counter == SYRUP_CHOSEN && !app_has_place(app, choice->place)))
+		choice->counter = SYRUP_OUT_OF_RANGE;
 	count(slot, choice->counter);
 	if (in->slice_us < SYRUP_SCX_MIN_SLICE_US)
 		in->slice_us = SYRUP_SCX_MIN_SLICE_US;
@@ -313,7 +323,7 @@ void SEC("struct_ops/enqueue") BPF_PROG(syrup_enqueue_op, struct task_struct *p,
 	}
 	insert(p, t, slot, place, home, slice_ns, rank, enq_flags);
 	if (place & CORE_PLACE)
-		scx_bpf_kick_cpu(place & ~CORE_PLACE, ENUM(scx_kick_flags, SCX_KICK_IDLE));
+		call_core(slot, place & ~CORE_PLACE);
 	else
 		call_cpu(p, slot, place, how, enq_flags);
 }
@@ -426,7 +436,7 @@ static __always_inline u32 moves_to(struct task_struct *prev, u32 slot, u32 next
 	s32 idle;
 	u32 other;
 
-	if (!app || app->cores || next >= SYRUP_MAX_APPS)
+	if (!app || app->cores || next >= SYRUP_MAX_APPS || migration_disabled(prev))
 		return cpu;
 	idle = take_any_idle_cpu(prev, app);
 	if (idle >= 0)
@@ -473,14 +483,15 @@ static __always_inline void charge(struct syrup_running *on, struct task_struct 
 		t->used_ns += ran;
 }
 
-/* The app has the CPU, and not because one of its threads is rescued. */
-static __always_inline void has_turn(u32 cpu, u32 slot, const struct syrup_scx_app *app,
-				     const struct syrup_scx_time *time)
+/* The app was chosen, rather than come by because it was called or is rescued. */
+static __always_inline void has_turn(u32 cpu, u32 slot)
 {
 	struct syrup_scx_standings *here = standings_on(cpu);
+	struct syrup_scx_time *time = time_of(slot);
+	struct syrup_scx_app *app = app_of(slot);
 
-	if (here)
-		fair_choose(here, standing_of(here, slot, app, time));
+	if (here && app && time)
+		fair_choose(here, standing_of(here, slot, app, time), app->weight);
 }
 
 static __always_inline bool slice_ended(const struct syrup_scx_thread *t)
@@ -501,11 +512,8 @@ static __always_inline void go_on(struct syrup_running *on, struct task_struct *
 				  struct syrup_scx_thread *t)
 {
 	u64 slice_ns = SYRUP_SCX_SLICE_US * 1000ULL, now = bpf_ktime_get_ns();
-	struct syrup_scx_time *time = time_of(on->slot);
-	struct syrup_scx_app *app = app_of(on->slot);
 
-	if (app && time)
-		has_turn(scx_bpf_task_cpu(prev), on->slot, app, time);
+	has_turn(scx_bpf_task_cpu(prev), on->slot);
 	on->since_ns = now;
 	if (t && on->slot && !never_placed(t)) {
 		if (slice_ended(t)) {
@@ -582,10 +590,13 @@ void SEC("struct_ops/dispatch") BPF_PROG(syrup_dispatch, s32 cpu, struct task_st
 				/* Also when the other was faster: an idle one was marked as taken.
 				 */
 				scx_bpf_kick_cpu(other, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
-				if (taken)
+				if (taken) {
+					has_turn(cpu, next_of(picked));
 					return;
+				}
 			}
 			if (dispatch_app(slot, cpu, limit)) {
+				has_turn(cpu, slot);
 				if (limit == SYRUP_MAX_QUEUES && !on->rescued)
 					on->trial = SYRUP_TRIAL;
 				return;
@@ -597,6 +608,7 @@ void SEC("struct_ops/dispatch") BPF_PROG(syrup_dispatch, s32 cpu, struct task_st
 			/* It has gone: looking for others drops the lock now and then. */
 			prev_slot = SYRUP_MAX_APPS;
 		} else if (dispatch_app(slot, cpu, SYRUP_MAX_QUEUES)) {
+			has_turn(cpu, slot);
 			return;
 		}
 		/* Its threads may not run on this CPU, or another one was faster. */
@@ -650,7 +662,6 @@ void SEC("struct_ops/running") BPF_PROG(syrup_running_op, struct task_struct *p)
 		on->called = 0;
 		return;
 	}
-	has_turn(cpu, slot, app, time);
 	/* One that joins its app goes on where it ran, and leaves at once. */
 	if (called_away(on) || on->put_back || !app_has_cpu(app, cpu))
 		scx_bpf_kick_cpu(cpu, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
@@ -719,6 +730,14 @@ bool SEC("struct_ops/yield") BPF_PROG(syrup_yield, struct task_struct *from, str
 	return true;
 }
 
+/* Is a thread of the app counted that this CPU may be able to run, and cannot see yet? */
+static __always_inline bool is_coming(u32 slot, u32 cpu)
+{
+	struct syrup_scx_app *app = app_of(slot);
+
+	return app && app_has_cpu(app, cpu) && may_wait(slot);
+}
+
 /*
  * A thread can be queued between the last look of a CPU that goes idle and the
  * moment when the CPU counts as idle. Nobody calls this CPU for it, so it looks once
@@ -740,7 +759,7 @@ void SEC("struct_ops/update_idle") BPF_PROG(syrup_update_idle, s32 cpu, bool idl
 			return;
 		slot = lowest_bit(bits);
 		bits &= bits - 1;
-		if (app_waits(slot, cpu)) {
+		if (app_waits(slot, cpu) || (slot && is_coming(slot, cpu))) {
 			scx_bpf_kick_cpu(cpu, 0);
 			return;
 		}

@@ -168,7 +168,7 @@ static __always_inline struct syrup_load *load_of(u32 slot)
  * the other's word after they wrote their own: whoever is last puts it right. Bit 0 is always
  * taken as set: of the threads of nobody most cannot be counted.
  */
-u64 syrup_waiting;
+u64 syrup_waiting __attribute__((aligned(64)));
 
 static __always_inline void has_waiting(u32 slot)
 {

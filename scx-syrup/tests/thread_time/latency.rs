@@ -105,20 +105,24 @@ fn a_wake_up_in_queue_0_preempts_a_thread_of_queue_1() {
 #[test]
 fn a_wake_up_of_an_app_that_is_owed_the_core_does_not_wait_for_a_slice_of_another() {
     let Some(fixture) = fixture() else { return };
-    let (server, batch) = (fixture.app("one"), fixture.app("two"));
+    let batch = fixture.app("two");
     let script = Scripted::new();
     script.place(0, at(0).slice_us(100_000));
-    for app in [&server, &batch] {
-        ScxSyrup.deploy(app, &script.policy(queues(1)), &on_cpus(&[CORE])).unwrap();
-    }
+    ScxSyrup.deploy(&batch, &script.policy(queues(1)), &on_cpus(&[CORE])).unwrap();
     let hog = Crew::spinning(1);
     register(&batch, &hog, 0);
-    hog.wait_to_be_on(1 << CORE);
-    let latencies = Sleeper::new(&server, 1).latencies(20);
-    println!("beside slices of 100 ms of another app: {latencies:?}");
-    // Its own work is next to nothing, so it is owed half the core; the hog may keep what
-    // it has had for less than a millisecond.
-    assert!(latencies.iter().all(|&l| l < Duration::from_millis(2)), "{latencies:?}");
+    // Its threads wait in a queue, or for the core that their policy chose.
+    for attributes in [queues(1), cores()] {
+        let server = fixture.app("one");
+        ScxSyrup.deploy(&server, &script.policy(attributes), &on_cpus(&[CORE])).unwrap();
+        hog.wait_to_be_on(1 << CORE);
+        let latencies = Sleeper::new(&server, 1).latencies(20);
+        println!("beside slices of 100 ms of another app: {latencies:?}");
+        // Its own work is next to nothing, so it is owed half the core; the hog may keep what
+        // it has had for less than a millisecond.
+        assert!(latencies.iter().all(|&l| l < Duration::from_millis(2)), "{latencies:?}");
+        ScxSyrup.remove(&server).unwrap();
+    }
     drop(hog);
 }
 

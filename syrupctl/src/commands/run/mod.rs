@@ -11,6 +11,7 @@ mod child;
 mod tree;
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
@@ -162,17 +163,15 @@ impl Run {
                 // What root loaded follows its ports; the daemon sees to that.
                 Place::Daemon(_) if is_root() => {}
                 Place::InProcess(bpffs) if is_root() => {
-                    let engine = Engine::new(bpffs.clone())?;
-                    let changes = changes.get_or_insert_with(|| engine.watch());
-                    if changes.has_news()
-                        && let Err(e) = engine.follow()
-                    {
+                    if let Err(e) = follow(bpffs, &mut changes) {
                         log::warn!("{e}");
                     }
                 }
                 _ => self.adopt_sockets(&*arbiter, &child, &mut watch),
             }
         };
+        // To detach takes longer than to end, and the kernel does it then.
+        std::mem::forget(changes);
         match loaded.unload() {
             Err(error) if code == 0 => Err(error),
             Err(error) => {
@@ -350,6 +349,15 @@ fn try_out(
 struct Watch {
     sockets: bool,
     known: Vec<u64>,
+}
+
+/// What root loaded follows its ports; without a daemon we see to that.
+fn follow(bpffs: &Path, changes: &mut Option<syrup_engine::Watch>) -> Result<()> {
+    let engine = Engine::new(bpffs.to_owned())?;
+    if changes.get_or_insert_with(|| engine.watch()).has_news() {
+        engine.follow()?;
+    }
+    Ok(())
 }
 
 /// Standard output is the command's.

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use syrup_hook::{App, Deploy as _, Registration};
+use syrup_hook::{Deploy as _, Registration};
 use syrup_scx::ScxSyrup;
 
 use crate::shares::seconds_run;
@@ -130,22 +130,39 @@ impl Heavy {
     }
 }
 
-/// Alone on its core, it waited for somebody else to wake there after each of its slices.
+/// Where much memory is freed that takes many slices.
 #[test]
-fn a_process_that_ends_with_much_memory_ends_as_soon_as_an_ordinary_one() {
+fn a_process_that_ends_with_much_memory_is_scheduled_like_any_other() {
     const BYTES: usize = 256 << 20;
     let Some(fixture) = fixture() else { return };
-    let app = fixture.app("one");
-    ScxSyrup.deploy(&app, &Scripted::new().policy(queues(1)), &on_cpus(&[CORE])).unwrap();
-    let scheduled = |app: &App| {
+    let (app, other) = (fixture.app("one"), fixture.app("two"));
+    let policy = Scripted::new().policy(queues(1));
+    for app in [&app, &other] {
+        ScxSyrup.deploy(app, &policy, &on_cpus(&[CORE])).unwrap();
+    }
+    let heavy = || {
         let heavy = Heavy::on(CORE, BYTES);
-        ScxSyrup.register(app, Registration::Thread { tid: heavy.0 }, None).unwrap();
-        heavy.end()
+        ScxSyrup.register(&app, Registration::Thread { tid: heavy.0 }, None).unwrap();
+        heavy
     };
+    // Alone: as soon as an ordinary one.
     for _ in 0..3 {
-        let (ordinary, scheduled) = (Heavy::on(CORE, BYTES).end(), scheduled(&app));
+        let (ordinary, scheduled) = (Heavy::on(CORE, BYTES).end(), heavy().end());
         println!("ended within {scheduled:?}, an ordinary one {ordinary:?}");
         assert!(ordinary > Duration::from_millis(80), "several slices");
         assert!(scheduled.as_secs_f64() < 1.3 * ordinary.as_secs_f64());
+    }
+    // Beside another app: with half the core, as before.
+    let hog = Crew::spinning(1);
+    register(&other, &hog, 0);
+    hog.wait_to_be_on(1 << CORE);
+    for _ in 0..3 {
+        let heavy = heavy();
+        let before = hog.cpu_time();
+        let took = heavy.end();
+        let beside = hog.cpu_time() - before;
+        println!("beside a hog within {took:?}, of which that had {beside:?}");
+        let share = beside.as_secs_f64() / took.as_secs_f64();
+        assert!((0.43..0.57).contains(&share), "{share}");
     }
 }

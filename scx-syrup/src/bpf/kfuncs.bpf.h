@@ -38,12 +38,15 @@ s32 scx_bpf_task_cpu(const struct task_struct *p) __ksym;
 const struct cpumask *scx_bpf_get_online_cpumask(void) __ksym;
 void scx_bpf_put_cpumask(const struct cpumask *cpumask) __ksym;
 u32 scx_bpf_nr_cpu_ids(void) __ksym __weak;
+struct task_struct *bpf_task_from_pid(s32 pid) __ksym;
 struct task_struct *bpf_task_from_vpid(s32 vpid) __ksym;
 void bpf_task_release(struct task_struct *p) __ksym;
 void bpf_rcu_read_lock(void) __ksym;
 void bpf_rcu_read_unlock(void) __ksym;
 bool bpf_cpumask_test_cpu(u32 cpu, const struct cpumask *cpumask) __ksym;
 u32 bpf_cpumask_any_and_distribute(const struct cpumask *one, const struct cpumask *other) __ksym;
+
+extern const struct rq runqueues __ksym;
 
 /* What <scx/compat.bpf.h> takes from <scx/common.bpf.h>. */
 struct task_struct *scx_bpf_dsq_peek(u64 dsq_id) __ksym __weak;

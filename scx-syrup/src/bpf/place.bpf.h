@@ -161,6 +161,16 @@ static __always_inline bool migration_disabled(const struct task_struct *p)
 	return p->migration_disabled;
 }
 
+/*
+ * Nobody is asked about a thread that has its migration disabled: no other CPU can run it, and
+ * on a real-time kernel it holds what others wait for. Nor about one that has ended but for a
+ * few steps, under locks: it has no id any more by which the rescue would find it.
+ */
+static __always_inline bool goes_first(const struct task_struct *p)
+{
+	return migration_disabled(p) || p->exit_state;
+}
+
 /* Next on the CPU where it is, which may have chosen nothing already, and goes idle. */
 static __always_inline void insert_local(struct task_struct *p, struct syrup_scx_thread *t,
 					 u64 enq_flags)

@@ -1,9 +1,13 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The rescue of starved threads: a thread that waits longer than its app's
- * deadline runs for a short slice. A timer looks for such threads and appoints
- * a CPU for each; that CPU's dispatch() moves the thread; the timer ends its
- * slice. Part of the root scheduler.
+ * The rescue of starved threads: a thread that waits longer than its app's deadline runs
+ * for a short slice. A timer looks for such threads and appoints a CPU for each; that
+ * CPU's dispatch() moves the thread; the timer ends its slice. Part of the root scheduler.
+ *
+ * Ranks and queues say nothing of how long a thread waits, and going through all that
+ * wait takes longer than a slice where they are thousands. But the kernel has, for its
+ * watchdog, a list per CPU of those that wait there, in the order in which they began to:
+ * only its head is looked at.
  */
 #ifndef SYRUP_SCX_RESCUE_BPF_H
 #define SYRUP_SCX_RESCUE_BPF_H
@@ -14,15 +18,27 @@
 #define NSEC_PER_MSEC 1000000ULL
 
 /*
- * A starved thread gets this much at a time, at most once per CPU and rescue
- * tick, which is a sixteenth of the app's deadline: with the default 200 ms that
- * is 0.5 of every 12.5 ms, so starving threads costs an app at most 4 % of what
- * it wanted to run instead, and four starved threads per CPU still run within
- * 250 ms. The kernel ends slices at its own tick (4 ms at HZ=250), so the timer
- * ends this one.
+ * A starved thread gets this much at a time, and then its CPU rescues nobody for so many
+ * times as long as that took: a sixteenth of a CPU at most, whatever the deadlines of its
+ * apps are and however many threads starve, and an app pays for its rescues out of its
+ * share. Four starved threads of a CPU run within 50 ms after the default deadline. The
+ * kernel ends slices at its own tick (4 ms at HZ=250), so the timer ends this one.
  */
-#define RESCUE_SLICE_NS   (500 * 1000ULL)
+#define RESCUE_SLICE_NS (500 * 1000ULL)
+#define RESCUE_REST     15
+
+/* While somebody is overdue the timer looks so often in the shortest deadline. */
 #define RESCUE_TICK_SHIFT 4
+
+/*
+ * Threads at the head of a CPU's list that a look reaches, and twice in a deadline: an app
+ * with a thousand that are overdue hides another's for no longer. Of those that are not
+ * overdue only the first: a thread whose run was cut short is behind some that came later.
+ * Of all CPUs together, and then the next look goes on.
+ */
+#define RESCUE_REACH     64
+#define RESCUE_REACH_FAR 1024
+#define RESCUE_REACH_ALL 4096
 
 struct tick {
 	struct bpf_timer timer;
@@ -45,18 +61,6 @@ static __always_inline bool may_run_on(const struct task_struct *p, u32 cpu)
 }
 
 /*
- * For a thread that is far behind, more is allowed: the watchdog would end the
- * scheduler for every app. The tick is four times as fast: 16 % of the CPU, for apps
- * with thousands of starved threads. And the rescue leaves the app's cores, which
- * real-time threads may have taken for good.
- */
-static __always_inline bool far_behind(const struct syrup_scx_app *app, u64 waited)
-{
-	return waited >= SYRUP_SCX_BEHIND * app->rescue_ns ||
-	       waited >= SYRUP_SCX_BEHIND_MS * NSEC_PER_MSEC;
-}
-
-/*
  * How long a queued thread has not run. Threads of nobody are queued by that time
  * (ops.enqueue), those that were never registered by when they came.
  */
@@ -73,66 +77,132 @@ static __always_inline u64 waited_ns(struct task_struct *p, u64 now)
 	return before(now, since) ? 0 : now - since;
 }
 
-/*
- * The queues of an app, for the rescue: `index` counts its queues, then the
- * queues of its cores.
- */
-static __always_inline u64 nth_queue(u32 slot, u32 index)
+/* The app in whose queues a thread waits; SYRUP_MAX_APPS: in none. */
+static __always_inline u32 slot_of_queue(u64 id)
 {
-	return index < SYRUP_MAX_QUEUES ? queue_id(slot, index)
-					: core_id(slot, index - SYRUP_MAX_QUEUES);
+	return id < queue_id(SYRUP_MAX_APPS, 0) ? id >> 16 : SYRUP_MAX_APPS;
 }
 
-static __always_inline u32 nr_all_queues(const struct syrup_scx_app *app)
+/* A step on the kernel's list of those that wait on a CPU. */
+struct syrup_waiter {
+	u64 head; /* of the list */
+	u64 node; /* the next one's; 0: there is none */
+	u32 tid;
+	u32 slot; /* see slot_of_queue() */
+};
+
+static __always_inline void first_waiter(struct syrup_waiter *w, u32 cpu)
 {
-	return app->cores ? SYRUP_MAX_QUEUES + nr_cpus() : SYRUP_MAX_QUEUES;
+	const struct rq *rq = bpf_per_cpu_ptr(&runqueues, cpu);
+
+	w->head = 0;
+	w->node = 0;
+	if (!rq)
+		return;
+	w->head = (u64)&rq->scx.runnable_list;
+	w->node = (u64)BPF_CORE_READ(rq, scx.runnable_list.next);
 }
 
 /*
- * Runs the thread of `slot` that waits longest and may run on this CPU, if it
- * is overdue. Two passes, because an iterator can only move the thread it
- * stands on. Always the longest wait first: else ranks would decide which of
- * many starved threads are rescued, and the rest would meet the watchdog.
+ * False at the end. Without the lock of the CPU's run queue, which the timer does not have,
+ * a thread may leave the list meanwhile and lead to another CPU's, or nowhere: what is told
+ * of it is asked anew by thread id, and steps are counted.
  */
-__noinline int rescue(u32 slot, u32 cpu)
+static __always_inline bool next_waiter(struct syrup_waiter *w)
 {
-	struct syrup_scx_app *app = app_of(slot);
-	u64 now = bpf_ktime_get_ns(), longest = 0;
-	struct task_struct *p;
-	u32 index;
+	u64 offset = bpf_core_field_offset(struct task_struct, scx.runnable_node);
+	struct task_struct *p = (void *)(w->node - offset);
+	struct scx_dispatch_q *queue;
+	u64 node = w->node;
 
-	if (!app)
+	if (!node || node == w->head)
 		return false;
-	bpf_for(index, 0, nr_all_queues(app)) {
-		bpf_for_each(scx_dsq, p, nth_queue(slot, index), 0) {
-			u64 waited = waited_ns(p, now);
+	w->node = (u64)BPF_CORE_READ(p, scx.runnable_node.next);
+	if (w->node == node)
+		w->node = 0; /* it has left the list */
+	w->tid = BPF_CORE_READ(p, pid);
+	queue = BPF_CORE_READ(p, scx.dsq);
+	w->slot = queue ? slot_of_queue(BPF_CORE_READ(queue, id)) : SYRUP_MAX_APPS;
+	return true;
+}
 
-			if (waited > longest && may_run_on(p, cpu))
-				longest = waited;
-			if (!slot && longest)
-				break; /* those behind it wait for less */
-		}
-	}
-	if (!longest || longest < app->rescue_ns)
+/*
+ * Gives the CPU the thread for the slice of a rescue if it waits in one of our queues, and
+ * is overdue. No other queue is ever asked for, and none of ours is destroyed: a kernel
+ * before May 2026 would not live through a move out of a queue that does not exist.
+ */
+static __always_inline bool rescue_task(struct task_struct *p, u32 cpu)
+{
+	struct scx_dispatch_q *queue = p->scx.dsq;
+	struct bpf_iter_scx_dsq it;
+	struct syrup_scx_thread *t;
+	struct syrup_scx_app *app;
+	u64 id = queue ? queue->id : ~0ULL;
+	u32 slot = slot_of_queue(id);
+	bool moved = false;
+
+	if (slot >= SYRUP_MAX_APPS || scx_bpf_dsq_nr_queued(id) <= 0)
 		return false;
-	bpf_for(index, 0, nr_all_queues(app)) {
-		bpf_for_each(scx_dsq, p, nth_queue(slot, index), 0) {
-			struct syrup_scx_thread *t;
-
-			if (waited_ns(p, now) < longest || !may_run_on(p, cpu))
-				continue;
-			scx_bpf_dsq_move_set_slice(BPF_FOR_EACH_ITER, RESCUE_SLICE_NS);
-			if (!scx_bpf_dsq_move(BPF_FOR_EACH_ITER, p,
-					      ENUM(scx_dsq_id_flags, SCX_DSQ_LOCAL_ON) | cpu, 0))
-				continue;
-			t = thread_of(p);
-			if (t)
-				t->state |= SYRUP_SCX_RESCUE;
-			count(slot, SYRUP_RESCUED);
-			return true;
-		}
+	app = app_of(slot);
+	if (!app || waited_ns(p, bpf_ktime_get_ns()) < app->rescue_ns)
+		return false;
+	/* Whose affinity changes from here on is queued anew, and moves no more. */
+	bpf_iter_scx_dsq_new(&it, id, 0);
+	if (may_run_on(p, cpu)) {
+		scx_bpf_dsq_move_set_slice(&it, RESCUE_SLICE_NS);
+		moved = scx_bpf_dsq_move(&it, p, ENUM(scx_dsq_id_flags, SCX_DSQ_LOCAL_ON) | cpu, 0);
 	}
-	return false;
+	bpf_iter_scx_dsq_destroy(&it);
+	if (!moved)
+		return false;
+	t = thread_of(p);
+	if (t)
+		t->state |= SYRUP_SCX_RESCUE;
+	count(slot, SYRUP_RESCUED);
+	return true;
+}
+
+__noinline int rescue(u32 tid, u32 cpu)
+{
+	struct task_struct *p = bpf_task_from_pid(tid);
+	bool moved;
+
+	if (!p)
+		return 0;
+	moved = rescue_task(p, cpu);
+	bpf_task_release(p);
+	return moved;
+}
+
+/* A thread of the app waits so long that the watchdog is not far. */
+static __always_inline bool is_behind(u32 slot)
+{
+	struct syrup_scx_time *time = time_of(slot);
+
+	return time && READ_ONCE(time->longest_ns) >= SYRUP_SCX_BEHIND_MS * NSEC_PER_MSEC;
+}
+
+/*
+ * For an app that has more starved threads than the rescue can pass by: when it is the
+ * app's turn on the CPU, that of its threads has it that waits longest there, whatever its
+ * policy says. It is the app's own time, and nobody else pays for its threads.
+ */
+__noinline int rescue_oldest(u32 slot, u32 cpu)
+{
+	struct syrup_running *on = running_on(cpu);
+	struct syrup_waiter w;
+	u32 i;
+
+	if (on && on->slot == slot && on->lost_trial && rescue(on->lost_trial, cpu))
+		return 1;
+	first_waiter(&w, cpu);
+	bpf_for(i, 0, RESCUE_REACH) {
+		if (!next_waiter(&w))
+			break;
+		if (w.slot == slot)
+			return rescue(w.tid, cpu);
+	}
+	return 0;
 }
 
 /*
@@ -140,117 +210,136 @@ __noinline int rescue(u32 slot, u32 cpu)
  * registers because the verifier would follow every value they can have through
  * the loops around.
  */
-static u32 best_cpu, best_score, excluded, appointments, first_slot, cpus_left;
-static u64 watch_at;
+static u64 longest_ns[SYRUP_MAX_APPS], next_look_ns, watch_at, far_every_ns;
+static u32 reach, first_cpu, appointments, overdue;
+/* Of the overdue threads of a CPU, that of the app whose turn it is to be rescued there. */
+static u32 chosen_tid, chosen_slot, chosen_distance;
 
-/*
- * Which CPUs a look has left to appoint, as a thread found out that may run on all that
- * are online: with thousands overdue, the rest need not try each.
- */
-enum syrup_cpus_left {
-	SYRUP_ANY_LEFT,
-	SYRUP_FOREIGN_LEFT, /* none of the app's: for threads that are far behind */
-	SYRUP_NONE_LEFT,
-};
-
-/*
- * Appoints a CPU of the app to rescue p: an idle one, else one that runs a
- * thread of the same app, else one that runs another app's. When all of them
- * are appointed already, p waits for a later tick: other cores are for threads
- * that are far behind. dispatch() on that CPU does it; from here threads cannot
- * be moved on kernels that check who calls.
- */
-static __always_inline void appoint(struct task_struct *p, u32 slot,
-				    const struct syrup_scx_app *app, u64 waited)
+/* Which CPU rescues the thread: its own, or another of its app's if that one does not come. */
+static __always_inline u32 rescuer_of(struct task_struct *p, const struct syrup_scx_app *app)
 {
-	const struct cpumask *online = scx_bpf_get_online_cpumask();
-	struct syrup_running *on;
-	u32 cpu;
+	u32 own = scx_bpf_task_cpu(p), other;
+	bool is_home = app_has_cpu(app, own);
 
-	best_score = 0;
-	excluded = 0;
-	bpf_for(cpu, 0, nr_cpus()) {
-		bool home = app_has_cpu(app, cpu);
-		u32 score = 1;
+	if (is_home && !taken_by_others(own))
+		return own;
+	other = any_other(p, app, own);
+	if (other != own && app_has_cpu(app, other) && is_online(other) && may_run_on(p, other) &&
+	    !taken_by_others(other))
+		return other;
+	return is_home ? own : SYRUP_MAX_CPUS;
+}
 
-		on = running_on(cpu);
-		if (!on || !bpf_cpumask_test_cpu(cpu, online))
-			continue;
-		if (!may_run_on(p, cpu)) {
-			excluded++; /* clang makes a byte of a flag, against its type's size in BTF
-				     */
-			continue;
-		}
-		if (on->rescue || on->rescued)
-			continue;
-		if (on->active)
-			score += on->slot == slot ? 2 : 1;
-		if (home) {
-			score += 4;
-			if (scx_bpf_test_and_clear_cpu_idle(cpu))
-				score += 8;
-		}
-		if (score > best_score) {
-			best_score = score;
-			best_cpu = cpu;
-		}
-		if (score > 8)
-			break;
-	}
-	scx_bpf_put_cpumask(online);
-	if (best_score < 4 && !excluded)
-		cpus_left = best_score ? SYRUP_FOREIGN_LEFT : SYRUP_NONE_LEFT;
-	if (!best_score || (best_score < 4 && !far_behind(app, waited)))
+static __always_inline bool may_rescue(const struct syrup_running *on, u64 now)
+{
+	return !on->rescue && !on->rescued && !before(now, on->rests_until_ns);
+}
+
+/* dispatch() on that CPU does it: here some kernels let nobody move a thread. */
+static __always_inline void appoint(u32 cpu, u32 slot, u32 tid)
+{
+	struct syrup_running *on = running_on(cpu);
+
+	if (!on || !may_rescue(on, bpf_ktime_get_ns()))
 		return;
-	on = running_on(best_cpu);
-	if (on)
-		on->rescue = slot + 1;
+	on->rescue = tid;
+	on->rescued_slot = slot;
 	appointments++;
-	scx_bpf_kick_cpu(best_cpu, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
+	scx_bpf_test_and_clear_cpu_idle(cpu);
+	scx_bpf_kick_cpu(cpu, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
+}
+
+/* Looks at one that waits on `cpu`; true if it is overdue. */
+static __always_inline bool consider(struct task_struct *p, u32 slot, u32 cpu, u64 now)
+{
+	struct syrup_running *on = running_on(cpu);
+	struct syrup_scx_app *app = app_of(slot);
+	u64 waited = waited_ns(p, now);
+	u32 rescuer, distance;
+
+	if (!on || !app)
+		return false;
+	if (waited > longest_ns[slot])
+		longest_ns[slot] = waited;
+	if (waited < app->rescue_ns) {
+		if (app->rescue_ns - waited < next_look_ns)
+			next_look_ns = app->rescue_ns - waited;
+		return false;
+	}
+	overdue++;
+	rescuer = rescuer_of(p, app);
+	if (rescuer != cpu) {
+		if (rescuer < SYRUP_MAX_CPUS)
+			appoint(rescuer, slot, p->pid);
+		return true;
+	}
+	/* Apps take turns, in the order of their slots. */
+	distance = (slot - on->rescued_slot - 1) % SYRUP_MAX_APPS;
+	if (distance < chosen_distance) {
+		chosen_distance = distance;
+		chosen_slot = slot;
+		chosen_tid = p->pid;
+	}
+	return true;
 }
 
 /*
- * Appoints a CPU for each overdue thread of an app; returns when to look again.
- * The lock is for the verifier, which checks this function as part of the
- * sleepable ops.init that starts the timer.
+ * Looks at those that have waited longest on the CPU. The lock is for the verifier, which
+ * checks this function as part of the sleepable ops.init that starts the timer.
  */
-__noinline u64 watch_app(u32 slot)
+__noinline int watch_cpu(u32 cpu)
 {
-	struct syrup_scx_app *app = app_of(slot);
-	struct syrup_scx_time *time = time_of(slot);
-	u64 now = bpf_ktime_get_ns(), longest = 0;
-	struct task_struct *p;
-	u32 index;
+	struct syrup_running *on = running_on(cpu);
+	u64 seen = 0, now = bpf_ktime_get_ns();
+	u32 i, young = 0, far = RESCUE_REACH;
+	struct syrup_waiter w;
 
-	if (!app || !time || !app->rescue_ns)
-		return NSEC_PER_SEC;
-	if (cpus_left == SYRUP_FOREIGN_LEFT)
-		cpus_left = SYRUP_ANY_LEFT; /* that was found for another app */
+	if (!on)
+		return 0;
+	if (may_rescue(on, now) && !before(now, on->looked_far_ns + far_every_ns)) {
+		on->looked_far_ns = now;
+		far = RESCUE_REACH_FAR;
+	}
+	chosen_distance = SYRUP_MAX_APPS;
 	bpf_rcu_read_lock();
-	bpf_for(index, 0, nr_all_queues(app)) {
-		bpf_for_each(scx_dsq, p, nth_queue(slot, index), 0) {
-			u64 waited = waited_ns(p, now);
+	/* To the kernel it has run, so it is at the end of the list, again and again. */
+	if (on->lost_trial) {
+		struct task_struct *p = bpf_task_from_pid(on->lost_trial);
 
-			if (waited > longest)
-				longest = waited;
-			if (waited >= app->rescue_ns && appointments < nr_cpus() &&
-			    (cpus_left == SYRUP_ANY_LEFT ||
-			     (cpus_left == SYRUP_FOREIGN_LEFT && far_behind(app, waited))))
-				appoint(p, slot, app, waited);
-			/* Those behind it wait for less: anybody may bring thousands. */
-			if (!slot && (waited < app->rescue_ns || cpus_left == SYRUP_NONE_LEFT ||
-				      appointments >= nr_cpus()))
-				break;
+		if (p) {
+			struct scx_dispatch_q *queue = p->scx.dsq;
+			u32 slot = queue ? slot_of_queue(queue->id) : SYRUP_MAX_APPS;
+
+			if (slot < SYRUP_MAX_APPS && consider(p, slot, cpu, now))
+				seen |= 1ULL << slot;
+			bpf_task_release(p);
 		}
 	}
+	first_waiter(&w, cpu);
+	bpf_for(i, 0, RESCUE_REACH_FAR) {
+		struct task_struct *p;
+		u32 slot;
+
+		if (i >= far || young >= RESCUE_REACH || !reach || !next_waiter(&w))
+			break;
+		reach--;
+		slot = w.slot;
+		/* The first is the one that waits longest. */
+		if (slot >= SYRUP_MAX_APPS || seen >> slot & 1)
+			continue;
+		p = bpf_task_from_pid(w.tid);
+		if (!p)
+			continue;
+		if (consider(p, slot, cpu, now))
+			seen |= 1ULL << slot;
+		else
+			young++;
+		bpf_task_release(p);
+	}
+	if (chosen_distance < SYRUP_MAX_APPS)
+		appoint(cpu, chosen_slot, chosen_tid);
 	bpf_rcu_read_unlock();
-	time->longest_ns = longest;
-	if (far_behind(app, longest))
-		return app->rescue_ns >> (RESCUE_TICK_SHIFT + 2);
-	if (longest >= app->rescue_ns)
-		return app->rescue_ns >> RESCUE_TICK_SHIFT;
-	/* The earliest moment a thread that waits now can be overdue. */
-	return app->rescue_ns - longest;
+	return 0;
 }
 
 /* Ends the rescues that run; true if others are about to. */
@@ -280,13 +369,57 @@ __noinline int end_rescues(void)
 	return more;
 }
 
+/* Begins a look: how long it may be until the next one. */
+static __always_inline u64 shortest_deadline(u64 slots)
+{
+	u64 shortest = 100 * NSEC_PER_MSEC;
+	u32 i;
+
+	bpf_for(i, 0, SYRUP_MAX_APPS) {
+		struct syrup_scx_app *app;
+
+		if (!slots)
+			break;
+		app = app_of(lowest_bit(slots));
+		slots &= slots - 1;
+		if (app && app->rescue_ns && app->rescue_ns < shortest)
+			shortest = app->rescue_ns;
+	}
+	return shortest;
+}
+
+/* Ends a look: what it saw of each app. */
+static __always_inline bool tell(u64 slots)
+{
+	bool behind = false;
+	u32 i;
+
+	bpf_for(i, 0, SYRUP_MAX_APPS) {
+		struct syrup_scx_time *time;
+		u32 slot;
+
+		if (!slots)
+			break;
+		slot = lowest_bit(slots);
+		slots &= slots - 1;
+		time = time_of(slot);
+		if (!time || slot >= SYRUP_MAX_APPS)
+			continue;
+		time->longest_ns = longest_ns[slot];
+		longest_ns[slot] = 0;
+		behind |= is_behind(slot);
+	}
+	return behind;
+}
+
 static int on_tick(void *map, int *key, struct bpf_timer *timer)
 {
 	struct syrup_scx_root *root_state = root();
-	u64 bits, now = bpf_ktime_get_ns(), next = 100 * NSEC_PER_MSEC;
-	u32 i, first = first_slot % SYRUP_MAX_APPS;
+	u64 now = bpf_ktime_get_ns(), shortest;
+	bool behind;
+	u32 i, nr = nr_cpus(), from = first_cpu;
 
-	if (!root_state)
+	if (!root_state || !nr)
 		return 0;
 	if (end_rescues() && before(now + RESCUE_SLICE_NS, watch_at)) {
 		bpf_timer_start(timer, RESCUE_SLICE_NS, 0);
@@ -296,32 +429,30 @@ static int on_tick(void *map, int *key, struct bpf_timer *timer)
 		bpf_timer_start(timer, watch_at - now, 0);
 		return 0;
 	}
+	shortest = shortest_deadline(root_state->slots_in_use);
+	next_look_ns = shortest;
+	far_every_ns = shortest / 2;
 	appointments = 0;
-	cpus_left = SYRUP_ANY_LEFT;
-	/*
-	 * One whose threads are all overdue takes every CPU that is left, so the next
-	 * look begins with another.
-	 */
-	bits = root_state->slots_in_use;
-	bits = bits >> first | bits << (SYRUP_MAX_APPS - first) % SYRUP_MAX_APPS;
-	bpf_for(i, 0, SYRUP_MAX_APPS) {
-		u32 slot, before_it = appointments;
-		u64 again;
+	overdue = 0;
+	reach = RESCUE_REACH_ALL;
+	if (READ_ONCE(syrup_waiting) || scx_bpf_dsq_nr_queued(queue_id(0, 0)) > 0) {
+		bpf_for(i, 0, nr) {
+			u32 cpu = (from + i) % nr;
 
-		if (!bits)
-			break;
-		slot = (first + lowest_bit(bits)) % SYRUP_MAX_APPS;
-		bits &= bits - 1;
-		again = watch_app(slot);
-		if (!before_it && appointments)
-			first_slot = slot + 1;
-		if (again < next)
-			next = again;
+			if (!reach) {
+				first_cpu = cpu;
+				break;
+			}
+			watch_cpu(cpu);
+		}
 	}
-	if (next < NSEC_PER_MSEC)
-		next = NSEC_PER_MSEC;
-	watch_at = now + next;
-	bpf_timer_start(timer, appointments ? RESCUE_SLICE_NS : next, 0);
+	behind = tell(root_state->slots_in_use);
+	if (overdue)
+		next_look_ns = shortest >> RESCUE_TICK_SHIFT;
+	if (next_look_ns < NSEC_PER_MSEC)
+		next_look_ns = NSEC_PER_MSEC;
+	watch_at = now + next_look_ns;
+	bpf_timer_start(timer, appointments || behind ? RESCUE_SLICE_NS : next_look_ns, 0);
 	return 0;
 }
 

@@ -279,7 +279,7 @@ void SEC("struct_ops/enqueue") BPF_PROG(syrup_enqueue_op, struct task_struct *p,
 	if (!app || !in || !choice)
 		return; /* cannot be: array entries always exist */
 
-	if (t && slot && t->state & SYRUP_SCX_PUT_BACK && !migration_disabled(p)) {
+	if (t && slot && t->state & SYRUP_SCX_PUT_BACK && !goes_first(p)) {
 		t->state &= SYRUP_SCX_PREEMPTS;
 		if (t->state)
 			how = SYRUP_CALL_PREEMPTS;
@@ -288,9 +288,7 @@ void SEC("struct_ops/enqueue") BPF_PROG(syrup_enqueue_op, struct task_struct *p,
 		slice_ns = grant(t, t->slice_ns);
 	} else {
 		flags = t ? begin_wait(t, enq_flags, now) : SYRUP_THREAD_WAKEUP;
-		/* No other CPU can run it, and on a real-time kernel it holds what others wait for.
-		 */
-		if (migration_disabled(p)) {
+		if (goes_first(p)) {
 			insert_local(p, t, enq_flags);
 			return;
 		}
@@ -358,6 +356,8 @@ __noinline int dispatch_app(u32 slot, u32 cpu, u32 limit)
 
 	if (!app)
 		return 0;
+	if (is_behind(slot) && rescue_oldest(slot, cpu))
+		return 1;
 	if (app->cores && limit && scx_bpf_dsq_move_to_local(core_id(slot, cpu), 0))
 		return 1;
 	bpf_for(queue, 0, SYRUP_MAX_QUEUES) {
@@ -550,10 +550,10 @@ void SEC("struct_ops/dispatch") BPF_PROG(syrup_dispatch, s32 cpu, struct task_st
 		return;
 	on->trial = SYRUP_NO_TRIAL;
 	if (on->rescue) {
-		u32 slot = on->rescue - 1;
+		u32 tid = on->rescue;
 
 		on->rescue = 0;
-		if (rescue(slot, cpu))
+		if (rescue(tid, cpu))
 			return;
 	}
 	if (queued(prev)) {
@@ -679,6 +679,8 @@ void SEC("struct_ops/stopping") BPF_PROG(syrup_stopping, struct task_struct *p, 
 		return;
 	/* By the clock: a rescued thread can be charged from the CPU's last tick on. */
 	cut_short = on->rescued && before(now, on->since_ns + RESCUE_SLICE_NS / 2);
+	if (on->rescued)
+		on->rests_until_ns = now + RESCUE_REST * (now - on->since_ns);
 	charge(on, p, t);
 	on->active = 0;
 	load = load_of(on->slot);
@@ -689,8 +691,15 @@ void SEC("struct_ops/stopping") BPF_PROG(syrup_stopping, struct task_struct *p, 
 	on->put_back = 0;
 	if (!t)
 		return;
-	/* A rescue that something cut short is none: the thread is still overdue. */
-	if (!cut_short && !put_back)
+	/*
+	 * A rescue that something cut short is none, and a lost trial no run: to the kernel they
+	 * are, so the thread is the last again on the list that the rescue goes by.
+	 */
+	if (runnable && cut_short)
+		on->rescue = p->pid;
+	else if (put_back)
+		on->lost_trial = p->pid;
+	else
 		t->waits_since_ns = now;
 	if (!runnable) {
 		t->state = 0;

@@ -38,13 +38,17 @@ struct syrup_running {
 	__u32 queue;
 	__u32 active;  /* a SCHED_EXT thread runs here */
 	__u32 called;  /* call_for() a thread that counts on this CPU; 0: none does */
-	__u32 rescue;  /* slot + 1 of an app with a starved thread for this CPU */
+	__u32 rescue;  /* id of a starved thread that this CPU is to run; 0: of none */
 	__u32 rescued; /* a rescued thread runs: the timer ends it */
 	__u32 trial;   /* enum syrup_trial */
 	__u32 left_place;
 	__u64 left_rank;
-	__u32 put_back; /* the thread that runs lost its trial: it goes back to its place */
-	__u32 unasked;  /* its slice ended and it went on: `queue` is what it was */
+	__u32 put_back;       /* the thread that runs lost its trial: it goes back to its place */
+	__u32 unasked;        /* its slice ended and it went on: `queue` is what it was */
+	__u32 rescued_slot;   /* of the last thread that was to be rescued here */
+	__u32 lost_trial;     /* thread whose trial was the last that was lost here */
+	__u64 looked_far_ns;  /* by the rescue */
+	__u64 rests_until_ns; /* from rescues */
 } __attribute__((aligned(64)));
 
 /*

@@ -155,9 +155,7 @@ fn the_rescue_of_many_threads_stays_on_the_cores_of_their_app() {
     let app = fixture.app("one");
     let script = Scripted::new();
     (2..26).for_each(|index| script.place(index, at(1).slice_us(100_000)));
-    // Who waits for ten times as long may be rescued on any core: a busy host comes near that
-    // with less.
-    let attributes = syrup_thread_policy { rescue_ms: 450, ..preempting(2) };
+    let attributes = syrup_thread_policy { rescue_ms: 50, ..preempting(2) };
     ScxSyrup.deploy(&app, &script.policy(attributes), &on_cpus(&[1, 2])).unwrap();
     let favoured = Crew::spinning(2);
     register(&app, &favoured, 0);
@@ -186,7 +184,7 @@ fn the_rescue_of_many_threads_stays_on_the_cores_of_their_app() {
 }
 
 #[test]
-fn a_thread_whose_cores_are_taken_for_good_is_rescued_on_another() {
+fn a_thread_whose_core_is_taken_for_good_has_what_the_deadline_server_gives_and_no_other() {
     let Some(fixture) = Fixture::resident() else { return };
     let app = fixture.app("one");
     let attributes = syrup_thread_policy { rescue_ms: 20, ..queues(2) };
@@ -197,7 +195,14 @@ fn a_thread_whose_cores_are_taken_for_good_is_rescued_on_another() {
     let taker = Crew::spinning(1);
     taker.pin_to(1);
     taker.become_fifo();
-    eventually("the thread to run elsewhere", || (crew.cpus() & !(1 << 1) != 0).then_some(()));
+    taker.wait_for_progress();
+    crew.forget();
+    // Many deadlines each.
+    for _ in 0..3 {
+        crew.wait_for_progress();
+    }
+    assert_eq!(crew.cpus(), 1 << 1);
+    assert!(crew.workers[0].gap() > Duration::from_millis(400), "it was not taken");
 }
 
 /// Threads that run for a millisecond at a time.

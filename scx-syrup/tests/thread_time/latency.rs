@@ -11,7 +11,7 @@ use syrup_sdk::abi::{SYRUP_THREAD_PREEMPTED, syrup_thread_policy};
 use crate::support::fixture::{Fixture, on_cpus, register};
 use crate::support::policy::{Scripted, TestMap, at, cores, preempting, queues, with_maps};
 use crate::support::workers::{Crew, allow, allow_all, eventually, now_ns};
-use crate::{CORE, CORES, OTHER_CORE, fixture};
+use crate::{AT_ONCE, CORE, CORES, OTHER_CORE, fixture};
 
 /// A thread that the test wakes, and that notes when it runs.
 struct Sleeper {
@@ -96,7 +96,7 @@ fn a_wake_up_in_queue_0_preempts_a_thread_of_queue_1() {
     let preempting = beside_a_hog(&fixture, &script.policy(preempting(2)), 12);
     let waiting = beside_a_hog(&fixture, &script.policy(queues(2)), 6);
     println!("with preemption {preempting:?}, without {waiting:?}");
-    assert!(preempting.iter().all(|&l| l < Duration::from_millis(1)), "{preempting:?}");
+    assert!(preempting.iter().all(|&l| l < AT_ONCE), "{preempting:?}");
     // Until the hog's 100 ms are over, from a moment somewhere in them.
     assert!(waiting.iter().all(|&l| l < Duration::from_millis(106)), "{waiting:?}");
     assert!(waiting.iter().any(|&l| l > Duration::from_millis(30)), "{waiting:?}");
@@ -136,7 +136,7 @@ fn get_priority_runs_a_get_at_once_and_a_scan_when_no_get_wants_the_core() {
     types.set(1, get);
     let gets = beside_a_hog(&fixture, &policy, 12);
     println!("a GET beside a SCAN waits {gets:?}");
-    assert!(gets.iter().all(|&l| l < Duration::from_millis(1)), "{gets:?}");
+    assert!(gets.iter().all(|&l| l < AT_ONCE), "{gets:?}");
     // The application's next request on that thread is a SCAN: the same thread, the other way.
     types.set(0, get);
     types.set(1, scan);
@@ -215,7 +215,7 @@ fn a_thread_that_wakes_on_a_busy_core_runs_on_an_idle_one_at_once() {
         ScxSyrup.remove(&app).unwrap();
         println!("on {cpus:?}: {registered:?}");
         for (late, cpu) in registered {
-            assert!(late < Duration::from_millis(1), "{late:?} late");
+            assert!(late < AT_ONCE, "{late:?} late");
             assert_ne!(cpu, CORE as i32);
         }
         drop((sleeper, hog));
@@ -229,7 +229,7 @@ fn a_thread_that_wakes_on_a_busy_core_runs_on_an_idle_one_at_once() {
     stranger.become_ext();
     let nobodys = eventually_woken(&woken, 6);
     println!("of nobody: {nobodys:?}");
-    assert!(nobodys.iter().all(|(late, _)| *late < Duration::from_millis(1)), "{nobodys:?}");
+    assert!(nobodys.iter().all(|(late, _)| *late < AT_ONCE), "{nobodys:?}");
     stranger.become_other();
 }
 
@@ -245,7 +245,7 @@ fn a_core_that_the_policy_chose_comes_at_once() {
     let woken = eventually_woken(&woken, 8);
     println!("{woken:?}");
     for (late, cpu) in woken {
-        assert!(late < Duration::from_millis(1), "{late:?} late");
+        assert!(late < AT_ONCE, "{late:?} late");
         assert_eq!(cpu, OTHER_CORE as i32);
     }
 }
@@ -309,7 +309,7 @@ fn the_thread_of_the_last_queue_is_the_one_that_is_preempted() {
         assert!(woken.len() >= 15 && preempted(in_last) >= 15);
         // The kernel's own threads now and then.
         assert!(preempted(3 - in_last) <= 4, "{} preemptions", preempted(3 - in_last));
-        assert!(woken.iter().all(|(late, _)| *late < Duration::from_millis(1)), "{woken:?}");
+        assert!(woken.iter().all(|(late, _)| *late < AT_ONCE), "{woken:?}");
     }
 }
 
@@ -334,7 +334,7 @@ fn an_arrival_preempts_only_where_it_may_run_and_only_if_it_must() {
             its.filter(|told| told.thread.flags == SYRUP_THREAD_PREEMPTED).count()
         };
         println!("pinned to {pinned:?}: {woken:?}");
-        assert!(woken.iter().all(|(late, _)| *late < Duration::from_millis(1)), "{woken:?}");
+        assert!(woken.iter().all(|(late, _)| *late < AT_ONCE), "{woken:?}");
         (preempted(1), preempted(2))
     };
     // The only core of the app is busy; the idle one is none of its business.
@@ -409,7 +409,7 @@ fn two_threads_that_wake_together_preempt_two_cores() {
     let late = late.lock().unwrap().clone();
     println!("{late:?} late");
     assert_eq!(late.len(), 10);
-    assert!(late.iter().all(|&late| late < Duration::from_millis(1)), "{late:?}");
+    assert!(late.iter().all(|&late| late < AT_ONCE), "{late:?}");
 }
 
 fn sleep_until(monotonic_ns: u64) {

@@ -1,12 +1,14 @@
 //! A thread that its policy starves.
 
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
-use syrup_hook::Deploy as _;
+use syrup_hook::{Deploy as _, Health};
 use syrup_scx::ScxSyrup;
 use syrup_sdk::abi::{self, SYRUP_THREAD_PREEMPTED, SYRUP_THREAD_WAKEUP, syrup_thread_policy};
 use syrup_tests::Numbers as _;
 
+use crate::shares::seconds_run;
 use crate::support::fixture::{on_cpus, register};
 use crate::support::policy::{Scripted, at, cores, preempting, queues};
 use crate::support::workers::Crew;
@@ -117,10 +119,10 @@ fn an_app_with_more_starved_threads_than_can_be_rescued_takes_no_rescue_from_ano
     let favoured = [Crew::spinning(2), Crew::spinning(2)];
     register(&many, &favoured[0], 0);
     register(&few, &favoured[1], 2);
-    // Two cores rescue 32 within a deadline.
-    let starved = [Crew::spinning(40), Crew::spinning(1)];
+    // Two cores rescue 32 within a deadline, and a look reaches 64 on each.
+    let starved = [Crew::spinning(160), Crew::spinning(1)];
     register(&many, &starved[0], 100);
-    register(&few, &starved[1], 163);
+    register(&few, &starved[1], 300);
     let rescued = |app| ScxSyrup.read(app).unwrap().unwrap().count(abi::SYRUP_RESCUED);
     for round in 0..3 {
         let before = [rescued(&many), rescued(&few)];
@@ -133,6 +135,68 @@ fn an_app_with_more_starved_threads_than_can_be_rescued_takes_no_rescue_from_ano
         // There was no end of what else was to be done.
         assert!(rescues[0] > 120 && rescues[1] >= 6, "{rescues:?}");
     }
+}
+
+/// With deadlines as short as this one they took nearly half of the core.
+#[test]
+fn rescues_take_a_sixteenth_of_a_core_at_most() {
+    let Some(fixture) = fixture() else { return };
+    let app = fixture.app("one");
+    let attributes = syrup_thread_policy { rescue_ms: 20, ..preempting(2) };
+    let policy = Scripted::new().policy(attributes);
+    ScxSyrup.deploy(&app, &policy, &on_cpus(&[CORE])).unwrap();
+    let (favoured, starved) = (Crew::spinning(1), Crew::spinning(60));
+    register(&app, &favoured, 0);
+    register(&app, &starved, 100);
+    starved.wait_for_progress();
+    for round in 0..2 {
+        let ran = seconds_run(&[&favoured, &starved], Duration::from_secs(2));
+        let ran: Vec<f64> = ran.iter().map(|crew| crew.iter().sum()).collect();
+        println!("round {round}: favoured, starved {ran:.3?}");
+        assert!((0.05..0.14).contains(&ran[1]), "{ran:.3?}");
+        assert!(ran[0] > 1.8, "{ran:.3?}");
+    }
+}
+
+/// Half of the time that the kernel's watchdog gives them was not enough for as many.
+#[test]
+fn an_app_that_starves_a_thousand_threads_troubles_nobody() {
+    let Some(fixture) = fixture() else { return };
+    let apps = ["one", "two", "three"].map(|name| fixture.app(name));
+    let script = Scripted::new();
+    let deadline = |queues| syrup_thread_policy { rescue_ms: 20, ..preempting(queues) };
+    for (app, core) in apps.iter().zip([CORE, CORE, OTHER_CORE]) {
+        ScxSyrup.deploy(app, &script.policy(deadline(2)), &on_cpus(&[core])).unwrap();
+    }
+    let hogs = [Crew::spinning(1), Crew::spinning(1), Crew::spinning(1)];
+    for (index, (app, hog)) in apps.iter().zip(&hogs).enumerate() {
+        register(app, hog, index as u32);
+    }
+    let starved = Crew::of(1000, |worker, stop| {
+        std::thread::park();
+        while !stop.load(SeqCst) {
+            worker.turn();
+        }
+    });
+    register(&apps[0], &starved, 100);
+    starved.unpark();
+    let [favoured, beside, elsewhere] = &hogs;
+    let turns: Vec<u64> = starved.workers.iter().map(|worker| worker.turns()).collect();
+    // Longer than the watchdog waits.
+    let ran = seconds_run(&[favoured, beside, elsewhere], Duration::from_secs(11));
+    let ran: Vec<f64> = ran.into_iter().flatten().collect();
+    let waited = starved.workers.iter().zip(&turns);
+    let waited = waited.filter(|(worker, turns)| worker.turns() == **turns).count();
+    let seen = ScxSyrup.read(&apps[0]).unwrap().unwrap();
+    println!(
+        "favoured, beside, elsewhere {ran:.3?}; {waited} of 1000 have not run, {} rescues, {:?}",
+        seen.count(abi::SYRUP_RESCUED),
+        seen.health
+    );
+    assert!(!matches!(seen.health, Health::Ejected(_)), "{:?}", seen.health);
+    assert_eq!(waited, 0);
+    assert!(ran[1] > 5.2 && ran[2] > 10.5, "{ran:.3?}");
+    assert!(ran[0] > 1.5, "{ran:.3?}");
 }
 
 #[test]

@@ -247,8 +247,8 @@ pub trait Deploy {
     /// without the lock.
     fn lagging(&self, apps: &[App]) -> Vec<App>;
 
-    /// Brings a deployment's executors up to date with what it is for. Returns whether
-    /// anything had changed.
+    /// Brings a deployment up to date with what it is for. Returns whether anything had
+    /// changed.
     ///
     /// # Errors
     /// [`Error::NotFound`] without a deployment; what the hook says.

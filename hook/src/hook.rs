@@ -200,7 +200,7 @@ pub trait Hook: Send + Sync {
     /// What the kernel says of a deployment now.
     fn observe(&self, dir: &Dir) -> Result<Observed>;
 
-    /// Begins to count what may leave one of its deployments [`behind`](Hook::behind).
+    /// Begins to count what may put one of its deployments [`behind`](Hook::behind).
     ///
     /// # Errors
     /// [`Error::Kernel`] when this kernel cannot tell; then they have to be looked at.
@@ -208,14 +208,15 @@ pub trait Hook: Send + Sync {
         Ok(Box::new(()))
     }
 
-    /// Those of its deployments that have more or fewer executors than they know. Asked of all
-    /// at once, and without the lock. One that cannot be read is not among them.
+    /// Those of its deployments that have more or fewer executors than they know, or whose
+    /// hook the kernel has ended. Asked of all at once, and without the lock. One that cannot
+    /// be read is not among them.
     fn behind<'a>(&self, _dirs: &'a [Dir]) -> Vec<&'a Dir> {
         Vec::new()
     }
 
-    /// Takes in what it does not know, and lets go what is gone. Returns whether there was any
-    /// that could be.
+    /// Takes in what it does not know, lets go what is gone, puts back what was ended. Returns
+    /// whether there was any that could be.
     ///
     /// # Errors
     /// [`Error::Kernel`].

@@ -261,6 +261,19 @@ fn is_program(dir: &Path, id: u32) -> Result<bool> {
     }
 }
 
+/// Removes a pin; one that is not there is no error.
+///
+/// # Errors
+/// [`Error::Kernel`] with the path.
+pub fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(Error::kernel(format!("remove {}", path.display()), e))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Removes a pin folder with all it holds; one that is not there is no error.
 ///
 /// # Errors

@@ -19,6 +19,24 @@ pub fn obj_pin(fd: BorrowedFd<'_>, path: &Path) -> Result<()> {
     check(err).map_err(|e| Error::kernel(format!("pin {}", path.display()), e)).map(drop)
 }
 
+/// Attaches a struct_ops map that was attached before, and is not now.
+///
+/// # Errors
+/// What the kernel says.
+pub fn struct_ops_link(map: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // SAFETY: map is open, and no options are given.
+    let fd = check(unsafe {
+        libbpf_sys::bpf_link_create(
+            map.as_raw_fd(),
+            0,
+            libbpf_sys::BPF_STRUCT_OPS,
+            std::ptr::null(),
+        )
+    })?;
+    // SAFETY: the kernel just made this fd for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Opens a pinned object; `None` when there is no such pin.
 ///
 /// # Errors

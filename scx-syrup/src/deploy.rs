@@ -393,6 +393,10 @@ pub(crate) fn observe(dir: &Dir) -> Result<Observed> {
         )),
         health => health,
     };
+    let health = match root.as_ref().map(Root::returned).transpose()?.flatten() {
+        Some((ago, why)) => health::after_return(health, ago, &why),
+        None => health,
+    };
     let verdicts = Map::open(&dir.path().join(VERDICTS))?;
     let executors = state.executors.min(verdicts.max_entries());
     let mut target = Facts::from([
@@ -411,6 +415,27 @@ pub(crate) fn observe(dir: &Dir) -> Result<Observed> {
         verdicts: (0..executors).map(|key| verdicts.sum(key)).collect::<Result<_>>()?,
         health,
     })
+}
+
+/// The first of the deployments when the kernel has ended the scheduler of all of them and it
+/// may come back.
+pub(crate) fn behind(dirs: &[Dir]) -> Option<&Dir> {
+    let first = dirs.first()?;
+    let root = Root::open(&first.app().bpffs).ok()??;
+    let may_return = || Ok::<_, syrup_hook::Error>(!root.is_live()? && root.may_return()?);
+    may_return().unwrap_or(false).then_some(first)
+}
+
+/// Puts the scheduler back.
+pub(crate) fn follow(dir: &Dir) -> Result<bool> {
+    let Some(root) = Root::open(&dir.app().bpffs)? else { return Ok(false) };
+    let crate::root::State::Ejected(why) = root.state()? else { return Ok(false) };
+    if !root.may_return()? {
+        return Ok(false);
+    }
+    root.put_back()?;
+    log::warn!("the kernel had ended the root scheduler, which is put back: {why}");
+    Ok(true)
 }
 
 /// Gives back what no app uses any more: slots, threads, and the root scheduler when it was

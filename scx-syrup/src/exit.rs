@@ -2,17 +2,31 @@
 
 use crate::layout::syrup_scx_exit;
 
+/// Where the record says how it ended.
+pub(crate) const EXIT_KIND: usize = std::mem::offset_of!(syrup_scx_exit, kind);
+/// The first of `enum scx_exit_kind` that is a fault, and nobody's wish.
+pub(crate) const FIRST_ERROR: u32 = 1024;
+
+/// How it ended; 0 when it has not.
+pub(crate) fn kind(bytes: &[u8]) -> Option<u32> {
+    bytes.get(EXIT_KIND..)?.first_chunk().map(|kind| u32::from_ne_bytes(*kind))
+}
+
 /// What people read of a `syrup_scx_exit`; `None` when it has not ended.
 pub(crate) fn reason(bytes: &[u8]) -> Option<String> {
+    if kind(bytes)? == 0 {
+        return None;
+    }
+    said(bytes)
+}
+
+/// What was said at the last end, also when it was put back since.
+pub(crate) fn said(bytes: &[u8]) -> Option<String> {
     let field = |offset: usize, len: usize| {
         let bytes = bytes.get(offset..offset + len)?;
         let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(len);
         Some(String::from_utf8_lossy(&bytes[..end]).into_owned())
     };
-    let kind = bytes.get(std::mem::offset_of!(syrup_scx_exit, kind)..)?.first_chunk::<4>()?;
-    if u32::from_ne_bytes(*kind) == 0 {
-        return None;
-    }
     let reason = field(std::mem::offset_of!(syrup_scx_exit, reason), 128)?;
     let message = field(std::mem::offset_of!(syrup_scx_exit, message), 1024)?;
     Some(match (reason.is_empty(), message.is_empty()) {

@@ -122,6 +122,18 @@ pub(crate) fn judge(
     Health::LIVE
 }
 
+/// The same a moment after the scheduler came back.
+pub(crate) fn after_return(health: Health, ago: Duration, why: &str) -> Health {
+    match health {
+        Health::Live(_) => Health::Degraded(format!(
+            "the kernel ended the root scheduler ({why}), which was put back {} s ago: threads \
+             were ordinary ones meanwhile. It comes back three times in a minute",
+            ago.as_secs()
+        )),
+        worse => worse,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

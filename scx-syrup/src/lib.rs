@@ -28,8 +28,8 @@ use std::path::{Path, PathBuf};
 
 use syrup_hook::spec::PID;
 use syrup_hook::{
-    App, Builtin, Constant, Counters, Dir, Facts, Flag, Hook, Input, Kind, Linked, LoadedProgram,
-    Observed, Probe, Registration, Result, Spec, Syntax, Who,
+    App, Builtin, Changes, Constant, Counters, Dir, Facts, Flag, Hook, Input, Kind, Linked,
+    LoadedProgram, Observed, Probe, Registration, Result, Spec, Syntax, Who,
 };
 
 pub use deploy::Target;
@@ -124,6 +124,18 @@ impl Hook for ScxSyrup {
 
     fn observe(&self, dir: &Dir) -> Result<Observed> {
         deploy::observe(dir)
+    }
+
+    fn changes(&self) -> Result<Box<dyn Changes>> {
+        Ok(Box::new(kernel::Ends))
+    }
+
+    fn behind<'a>(&self, dirs: &'a [Dir]) -> Vec<&'a Dir> {
+        deploy::behind(dirs).into_iter().collect()
+    }
+
+    fn follow(&self, dir: &mut Dir) -> Result<bool> {
+        deploy::follow(dir)
     }
 
     fn tidy(&self, bpffs: &Path) -> Result<Vec<PathBuf>> {

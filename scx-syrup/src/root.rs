@@ -13,6 +13,7 @@ use syrup_hook::sys::{self, Map};
 use syrup_hook::{Error, Held, PolicyObject, Result};
 use syrup_sdk::abi;
 
+use crate::exit::{EXIT_KIND, FIRST_ERROR};
 use crate::kernel::Scheduler;
 use crate::layout::{
     Plain, SYRUP_SCX_VERSION, syrup_scx_app, syrup_scx_make_cores, syrup_scx_root,
@@ -26,6 +27,8 @@ const DIR: &str = "_scx";
 /// Name of the struct_ops map and, in sysfs, of the scheduler.
 const OPS: &str = "syrup";
 const LINK: &str = "link";
+/// Pin of the scheduler itself, from which it is attached again.
+const SCHEDULER: &str = "scheduler";
 const MAKE_CORES: &str = "syrup_make_cores";
 const SET_INDEX: &str = "syrup_set_index";
 /// Programs that are run from here.
@@ -48,6 +51,10 @@ const MAPS: &[&str] = &[
 ];
 /// Those that policies use.
 const SHARED: &[&str] = &["syrup_input", "syrup_choice"];
+
+/// How long a return is remembered, and how much later each following one is.
+const RETURNS_WINDOW: Duration = Duration::from_secs(60);
+const RETURNS_LATER: Duration = Duration::from_secs(5);
 
 /// Does the kernel still run it?
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +94,10 @@ impl Root {
         if let Some(root) = Self::open(bpffs)? {
             match root.state()? {
                 State::Live => return Ok(root),
+                State::Ejected(_) if root.may_return()? => {
+                    root.put_back()?;
+                    return Ok(root);
+                }
                 State::Ejected(why) => {
                     return Err(Error::Conflict {
                         what: format!("the kernel ended the root scheduler: {why}"),
@@ -124,6 +135,7 @@ impl Root {
         for map in MAPS {
             object.pin_map(map, &staged.path().join(map))?;
         }
+        object.pin_map(OPS, &staged.path().join(SCHEDULER))?;
         for &call in CALLS {
             let program = object.object().progs().find(|program| program.name() == call);
             let program = program
@@ -141,7 +153,7 @@ impl Root {
             slots_in_use: 1,
             version: SYRUP_SCX_VERSION,
             nr_cpus: nr_cpus()?,
-            enable_seq: 0,
+            ..Default::default()
         };
         let this = Self { dir: staged.path().to_owned() };
         this.set_info(&info)?;
@@ -159,16 +171,64 @@ impl Root {
             ops.attach_struct_ops().map_err(|e| Error::bpf("attach the root scheduler", &e))?;
         link.pin(staged.path().join(LINK))
             .map_err(|e| Error::bpf("pin the root scheduler's link", &e))?;
-        let now = Scheduler::wait_for("enabled")?;
-        if now.ops != OPS {
-            return Err(Error::Conflict {
-                what: format!("the kernel runs the scheduler '{}' instead of ours", now.ops),
-                advice: "stop it first".to_owned(),
-            });
-        }
-        this.set_info(&syrup_scx_root { enable_seq: now.enable_seq, ..info })?;
+        let enable_seq = enabled()?;
+        this.set_info(&syrup_scx_root { enable_seq, ..info })?;
         staged.commit()?;
         Ok(Self { dir })
+    }
+
+    /// Whether the kernel has ended it for what it did, not too often lately, and nobody else
+    /// has a scheduler there now. Whoever took it off (SysRq-S, another tool) wants it off.
+    pub fn may_return(&self) -> Result<bool> {
+        if Scheduler::settled().state != "disabled" || self.exit_kind()? < FIRST_ERROR {
+            return Ok(false);
+        }
+        Ok(returns_again(&self.info()?.returned_ns, now_ns()))
+    }
+
+    /// Attaches again what the kernel has ended: the same programs and maps, so apps, their
+    /// policies and what was counted are as they were. Threads that still want the class are
+    /// in it again, each under its app and index.
+    pub fn put_back(&self) -> Result<()> {
+        let mut info = self.info()?;
+        if let Some(link) = sys::obj_get(&self.dir.join(LINK))? {
+            // While no scheduler runs: Linux 7.0 ends whichever does when this one goes.
+            // SAFETY: link is an open fd. It may be detached already.
+            unsafe { libbpf_sys::bpf_link_detach(link.as_raw_fd()) };
+            pin::remove(&self.dir.join(LINK))?;
+        }
+        let earliest = (0..info.returned_ns.len()).min_by_key(|&at| info.returned_ns[at]);
+        info.returned_ns[earliest.unwrap_or_default()] = now_ns();
+        info.enable_seq = 0;
+        self.set_info(&info)?;
+        // What it said stays there to be told.
+        let exit = self.map("syrup_exit")?;
+        let mut said = exit.lookup(&0u32.to_ne_bytes())?.unwrap_or_default();
+        said[EXIT_KIND..EXIT_KIND + 4].fill(0);
+        exit.update(&0u32.to_ne_bytes(), &said)?;
+
+        let scheduler = sys::obj_get_required(&self.dir.join(SCHEDULER))?;
+        let link = sys::struct_ops_link(scheduler.as_fd())
+            .map_err(|e| Error::kernel("attach the root scheduler again", e))?;
+        sys::obj_pin(link.as_fd(), &self.dir.join(LINK))?;
+        self.set_info(&syrup_scx_root { enable_seq: enabled()?, ..info })
+    }
+
+    /// When it was last put back, if that was not long ago, and why it had to be.
+    pub fn returned(&self) -> Result<Option<(Duration, String)>> {
+        let info = self.info()?;
+        let last = info.returned_ns.into_iter().max().unwrap_or_default();
+        let ago = Duration::from_nanos(now_ns().saturating_sub(last));
+        if last == 0 || ago > RETURNS_WINDOW {
+            return Ok(None);
+        }
+        let bytes = self.map("syrup_exit")?.lookup(&0u32.to_ne_bytes())?.unwrap_or_default();
+        Ok(Some((ago, crate::exit::said(&bytes).unwrap_or_default())))
+    }
+
+    fn exit_kind(&self) -> Result<u32> {
+        let bytes = self.map("syrup_exit")?.lookup(&0u32.to_ne_bytes())?.unwrap_or_default();
+        Ok(crate::exit::kind(&bytes).unwrap_or_default())
     }
 
     /// Detaches the scheduler and removes its pins. Threads that still are
@@ -219,6 +279,10 @@ impl Root {
     /// The folder of its pins.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    pub fn is_live(&self) -> Result<bool> {
+        Ok(self.state()? == State::Live)
     }
 
     pub fn state(&self) -> Result<State> {
@@ -389,10 +453,56 @@ impl Root {
     }
 }
 
+/// Waits until the kernel runs ours; returns its number.
+fn enabled() -> Result<u64> {
+    let now = Scheduler::wait_for("enabled")?;
+    if now.ops != OPS {
+        return Err(Error::Conflict {
+            what: format!("the kernel runs the scheduler '{}' instead of ours", now.ops),
+            advice: "stop it first".to_owned(),
+        });
+    }
+    Ok(now.enable_seq)
+}
+
+/// Three times in a minute, and after each time a little later.
+fn returns_again(returned_ns: &[u64], now_ns: u64) -> bool {
+    let ago = |at: u64| Duration::from_nanos(now_ns.saturating_sub(at));
+    let lately = returned_ns.iter().filter(|&&at| at != 0 && ago(at) < RETURNS_WINDOW);
+    let times = lately.clone().count();
+    let last = lately.map(|&at| ago(at)).min().unwrap_or(RETURNS_WINDOW);
+    times < returned_ns.len() && last >= RETURNS_LATER * times as u32
+}
+
+fn now_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
 /// CPUs the kernel may number, at most as many as a mask can hold.
 pub(crate) fn nr_cpus() -> Result<u32> {
     let text = fs::read_to_string("/sys/devices/system/cpu/possible")
         .map_err(|e| Error::kernel("read /sys/devices/system/cpu/possible", e))?;
     let last = text.trim().rsplit([',', '-']).next().and_then(|n| n.parse::<u32>().ok());
     Ok(last.map_or(1, |n| n + 1).min(abi::SYRUP_MAX_CPUS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_comes_back_three_times_in_a_minute_and_later_each_time() {
+        let second = 1_000_000_000;
+        let now = 1000 * second;
+        let again = |ago: [u64; 3]| {
+            let at = ago.map(|ago| if ago == 0 { 0 } else { now - ago * second });
+            returns_again(&at, now)
+        };
+        assert!(again([0, 0, 0]));
+        assert!(again([100, 200, 61]));
+        assert!(!again([4, 0, 0]) && again([5, 0, 0]));
+        assert!(!again([9, 20, 0]) && again([10, 20, 0]));
+        assert!(!again([15, 25, 59]) && again([15, 25, 61]));
+    }
 }

@@ -170,7 +170,7 @@ async fn look_after(engine: Arc<Engine>, stop: Arc<Notify>) {
         match tokio::task::spawn_blocking(move || engine.follow()).await {
             Ok(Ok(changed)) => {
                 for (app, hook) in changed {
-                    log::info!("app {app} at {hook}: its executors have changed");
+                    log::info!("app {app} at {hook}: brought up to date");
                 }
             }
             Ok(Err(e)) => {

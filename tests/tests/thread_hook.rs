@@ -126,6 +126,69 @@ fn killing_the_daemon_keeps_the_policy_and_the_next_one_adopts() {
     drop(next);
 }
 
+/// Starves sched_ext on a core until the kernel's watchdog ends the scheduler.
+struct Starved {
+    hog: Child,
+    server: &'static str,
+    runtime: String,
+}
+
+impl Starved {
+    fn core_1() -> Self {
+        let debugfs = ["-t", "debugfs", "none", "/sys/kernel/debug"];
+        let _ = Command::new("mount").args(debugfs).stderr(Stdio::null()).status();
+        let server = "/sys/kernel/debug/sched/ext_server/cpu1/runtime";
+        let runtime = std::fs::read_to_string(server).expect("the class's deadline server");
+        std::fs::write(server, "0").unwrap();
+        let mut hog = Command::new("taskset");
+        let hog = hog.args(["-c", "1", "sh", "-c", "while :; do :; done"]).spawn();
+        Self { hog: hog.expect("taskset"), server, runtime }
+    }
+}
+
+impl Drop for Starved {
+    fn drop(&mut self) {
+        let _ = self.hog.kill();
+        let _ = self.hog.wait();
+        let _ = std::fs::write(self.server, &self.runtime);
+    }
+}
+
+#[test]
+fn the_daemon_puts_back_a_scheduler_that_the_kernel_has_ended() {
+    if !require(&[Need::Root, Need::SchedExt]) {
+        return;
+    }
+    let ctl = Ctl::new();
+    let program = Program::start();
+    let daemon = ctl.daemon();
+    let pid = program.pid();
+    let flags = ["--app", "calc", "--pid", &pid, "--cpus", "1"];
+    ctl.run(&[&["load", "scx-syrup", "--policy", "fifo"], &flags[..]].concat()).ok();
+    let before = ctl.deployment("calc", "scx-syrup");
+    syrup_tests::expect_kernel_message("runnable task stall");
+    let starved = Starved::core_1();
+    let said = wait_for("the scheduler to come back", Duration::from_secs(60), || {
+        let now = ctl.deployment("calc", "scx-syrup");
+        let said = now["reason"].as_str().unwrap_or_default().to_owned();
+        said.contains("put back").then_some(said)
+    });
+    drop(starved);
+    assert!(said.contains("stall"), "{said}");
+    wait_for_inputs(&ctl, 50);
+    let after = ctl.deployment("calc", "scx-syrup");
+    for field in ["policy", "program_id", "generation"] {
+        assert_eq!(before[field], after[field], "{field}");
+    }
+    for tid in program.threads() {
+        assert_eq!(sched_class(tid), ThreadClass::Ext);
+    }
+    assert_eq!(ctl.run(&["status", "--app", "calc"]).code, 10);
+    drop(daemon);
+    ctl.run(&["unload", "--all"]).ok();
+    ctl.assert_empty();
+}
+
 #[test]
 fn status_costs_the_same_however_many_threads_the_machine_has() {
     if !require(&[Need::Root, Need::SchedExt]) {

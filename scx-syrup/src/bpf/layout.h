@@ -10,7 +10,7 @@
 
 #include <syrup/abi.h>
 
-#define SYRUP_SCX_VERSION   6
+#define SYRUP_SCX_VERSION   7
 #define SYRUP_SCX_CPU_WORDS (SYRUP_MAX_CPUS / 64)
 
 /* How long a thread runs when its policy does not say: as the kernel's own default. */
@@ -36,6 +36,9 @@
 #define SYRUP_SCX_BEHIND    10U
 #define SYRUP_SCX_BEHIND_MS 5000U
 _Static_assert(2 * SYRUP_SCX_BEHIND_MS == SYRUP_SCX_WATCHDOG_MS, "SYRUP_SCX_BEHIND_MS");
+
+/* As often in a minute it is put back when the kernel has ended it. */
+#define SYRUP_SCX_RETURNS 3
 
 /* An app's settings: written by the loader, read by the root scheduler. */
 struct syrup_scx_app {
@@ -107,8 +110,9 @@ struct syrup_scx_root {
 	__u64 enable_seq;   /* /sys/kernel/sched_ext/enable_seq after the attach */
 	__u32 version;      /* SYRUP_SCX_VERSION */
 	__u32 nr_cpus;
+	__u64 returned_ns[SYRUP_SCX_RETURNS]; /* CLOCK_MONOTONIC when it was put back last */
 };
-_Static_assert(sizeof(struct syrup_scx_root) == 24, "syrup_scx_root");
+_Static_assert(sizeof(struct syrup_scx_root) == 48, "syrup_scx_root");
 
 /* One entry: why the kernel ended the root scheduler. */
 struct syrup_scx_exit {

@@ -102,8 +102,18 @@ s32 SEC("struct_ops.s/init_task")
 	struct syrup_scx_thread *parent, *child;
 	u32 *starts_in;
 
-	if (!args->fork)
+	if (!args->fork) {
+		/* Of a scheduler that was ended while it waited. */
+		child = thread_of(p);
+		if (child) {
+			child->waits_in = 0;
+			child->state = 0;
+		}
+		starts_in = bpf_task_storage_get(&syrup_starts_in, p, NULL, 0);
+		if (starts_in)
+			*starts_in = 0;
 		return 0;
+	}
 	parent = bpf_task_storage_get(&syrup_threads, bpf_get_current_task_btf(), NULL, 0);
 	if (!parent || !parent->slot)
 		return 0;
@@ -794,13 +804,59 @@ void SEC("struct_ops/cpu_offline") BPF_PROG(syrup_cpu_offline, s32 cpu)
 {
 }
 
+static __always_inline s32 create_cores(u32 slot, u32 nr)
+{
+	u32 cpu;
+	s32 err;
+
+	bpf_for(cpu, 0, nr) {
+		err = scx_bpf_create_dsq(core_id(slot, cpu), -1);
+		if (err && err != -17) /* EEXIST: an earlier app of this slot had them */
+			return err;
+	}
+	return 0;
+}
+
+/* No thread is in the class yet: what is counted of those that are was of a scheduler before. */
+static __always_inline void begin_slot(u32 slot)
+{
+	struct syrup_load *load = load_of(slot);
+	s64 *members = bpf_map_lookup_elem(&syrup_members, &slot);
+	s64 *starting = bpf_map_lookup_elem(&syrup_starting, &slot);
+
+	if (load) {
+		load->running = 0;
+		load->waiting = 0;
+	}
+	if (members)
+		*members = 0;
+	if (starting)
+		*starting = 0;
+}
+
+/* Also when the kernel has ended it, and it is attached again: apps are there then. */
 s32 SEC("struct_ops.s/init") BPF_PROG(syrup_init)
 {
-	u32 slot, queue, zero = 0;
+	u32 slot, queue, cpu, zero = 0;
 	struct tick *tick;
 	s32 err;
 
+	syrup_waiting = 0;
+	bpf_for(cpu, 0, nr_cpus()) {
+		struct syrup_running *on = running_on(cpu);
+
+		if (on)
+			__builtin_memset(on, 0, sizeof(*on));
+	}
 	bpf_for(slot, 0, SYRUP_MAX_APPS) {
+		struct syrup_scx_app *app = app_of(slot);
+
+		begin_slot(slot);
+		if (app && app->cores) {
+			err = create_cores(slot, nr_cpus());
+			if (err)
+				return err;
+		}
 		bpf_for(queue, 0, SYRUP_MAX_QUEUES) {
 			err = scx_bpf_create_dsq(queue_id(slot, queue), -1);
 			if (err)
@@ -811,7 +867,7 @@ s32 SEC("struct_ops.s/init") BPF_PROG(syrup_init)
 	if (!tick)
 		return -2;
 	err = bpf_timer_init(&tick->timer, &syrup_tick, CLOCK_MONOTONIC);
-	if (err)
+	if (err && err != -16) /* EBUSY: it is there */
 		return err;
 	err = bpf_timer_set_callback(&tick->timer, on_tick);
 	if (err)
@@ -836,17 +892,9 @@ void SEC("struct_ops/exit") BPF_PROG(syrup_exit_op, struct scx_exit_info *info)
 /* Run by the loader for an app whose executors are cores, before its threads come. */
 SEC("syscall") int syrup_make_cores(struct syrup_scx_make_cores *args)
 {
-	u32 cpu, slot = args->slot;
-	s32 err;
-
-	if (slot >= SYRUP_MAX_APPS)
+	if (args->slot >= SYRUP_MAX_APPS)
 		return -22;
-	bpf_for(cpu, 0, args->nr_cpus) {
-		err = scx_bpf_create_dsq(core_id(slot, cpu), -1);
-		if (err && err != -17) /* EEXIST: an earlier app of this slot had them */
-			return err;
-	}
-	return 0;
+	return create_cores(args->slot, args->nr_cpus);
 }
 
 /*

@@ -417,13 +417,15 @@ pub(crate) fn observe(dir: &Dir) -> Result<Observed> {
     })
 }
 
-/// The first of the deployments when the kernel has ended the scheduler of all of them and it
-/// may come back.
-pub(crate) fn behind(dirs: &[Dir]) -> Option<&Dir> {
-    let first = dirs.first()?;
-    let root = Root::open(&first.app().bpffs).ok()??;
-    let may_return = || Ok::<_, syrup_hook::Error>(!root.is_live()? && root.may_return()?);
-    may_return().unwrap_or(false).then_some(first)
+/// All of them when the kernel has ended their scheduler, and it may come back. One is enough
+/// to put it back, and that one may be broken.
+pub(crate) fn behind(dirs: &[Dir]) -> Vec<&Dir> {
+    let may_return = || {
+        let Some(first) = dirs.first() else { return Ok(false) };
+        let Some(root) = Root::open(&first.app().bpffs)? else { return Ok(false) };
+        Ok::<_, syrup_hook::Error>(root.state()? != crate::root::State::Live && root.may_return()?)
+    };
+    if may_return().unwrap_or(false) { dirs.iter().collect() } else { Vec::new() }
 }
 
 /// Puts the scheduler back.

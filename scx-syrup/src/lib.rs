@@ -131,7 +131,7 @@ impl Hook for ScxSyrup {
     }
 
     fn behind<'a>(&self, dirs: &'a [Dir]) -> Vec<&'a Dir> {
-        deploy::behind(dirs).into_iter().collect()
+        deploy::behind(dirs)
     }
 
     fn follow(&self, dir: &mut Dir) -> Result<bool> {

@@ -172,46 +172,57 @@ impl Root {
         link.pin(staged.path().join(LINK))
             .map_err(|e| Error::bpf("pin the root scheduler's link", &e))?;
         let enable_seq = enabled()?;
-        this.set_info(&syrup_scx_root { enable_seq, ..info })?;
+        this.set_info(&syrup_scx_root { enable_seq, scheduler: enable_seq, ..info })?;
         staged.commit()?;
         Ok(Self { dir })
     }
 
-    /// Whether the kernel has ended it for what it did, not too often lately, and nobody else
-    /// has a scheduler there now. Whoever took it off (SysRq-S, another tool) wants it off.
+    /// Whether the kernel has ended it for what it did, not too often lately, and no other
+    /// scheduler has run since. Whoever took it off (SysRq-S, another tool) wants it off.
     pub fn may_return(&self) -> Result<bool> {
-        if Scheduler::settled().state != "disabled" || self.exit_kind()? < FIRST_ERROR {
-            return Ok(false);
+        let (info, now) = (self.info()?, Scheduler::settled());
+        if self.runs_unknown(&info, &now) {
+            return Ok(true);
         }
-        Ok(returns_again(&self.info()?.returned_ns, now_ns()))
+        let is_fault = info.returning != 0
+            || (now.enable_seq == info.enable_seq && self.exit_kind()? >= FIRST_ERROR);
+        Ok(now.state == "disabled" && is_fault && returns_again(&info.returned_ns, now_ns()))
+    }
+
+    /// Somebody who put it back ended before he could write that down.
+    fn runs_unknown(&self, info: &syrup_scx_root, now: &Scheduler) -> bool {
+        let pinned = self.dir.join(LINK).exists();
+        info.returning != 0 && pinned && now.state == "enabled" && now.ops == OPS
     }
 
     /// Attaches again what the kernel has ended: the same programs and maps, so apps, their
     /// policies and what was counted are as they were. Threads that still want the class are
-    /// in it again, each under its app and index.
+    /// in it again, each under its app and index. Goes on with what was interrupted.
     pub fn put_back(&self) -> Result<()> {
         let mut info = self.info()?;
-        if let Some(link) = sys::obj_get(&self.dir.join(LINK))? {
-            // While no scheduler runs: Linux 7.0 ends whichever does when this one goes.
-            // SAFETY: link is an open fd. It may be detached already.
-            unsafe { libbpf_sys::bpf_link_detach(link.as_raw_fd()) };
-            pin::remove(&self.dir.join(LINK))?;
+        let now = Scheduler::settled();
+        if !self.runs_unknown(&info, &now) {
+            let earliest = (0..info.returned_ns.len()).min_by_key(|&at| info.returned_ns[at]);
+            info.returned_ns[earliest.unwrap_or_default()] = now_ns();
+            info.returning = 1;
+            self.set_info(&info)?;
+            if let Some(link) = sys::obj_get(&self.dir.join(LINK))? {
+                // While no scheduler runs: Linux 7.0 ends whichever does when this one goes.
+                // SAFETY: link is an open fd. It may be detached already.
+                unsafe { libbpf_sys::bpf_link_detach(link.as_raw_fd()) };
+                pin::remove(&self.dir.join(LINK))?;
+            }
+            // What it said stays there to be told.
+            let exit = self.map("syrup_exit")?;
+            let mut said = exit.lookup(&0u32.to_ne_bytes())?.unwrap_or_default();
+            said[EXIT_KIND..EXIT_KIND + 4].fill(0);
+            exit.update(&0u32.to_ne_bytes(), &said)?;
+            let scheduler = sys::obj_get_required(&self.dir.join(SCHEDULER))?;
+            let link = sys::struct_ops_link(scheduler.as_fd())
+                .map_err(|e| Error::kernel("attach the root scheduler again", e))?;
+            sys::obj_pin(link.as_fd(), &self.dir.join(LINK))?;
         }
-        let earliest = (0..info.returned_ns.len()).min_by_key(|&at| info.returned_ns[at]);
-        info.returned_ns[earliest.unwrap_or_default()] = now_ns();
-        info.enable_seq = 0;
-        self.set_info(&info)?;
-        // What it said stays there to be told.
-        let exit = self.map("syrup_exit")?;
-        let mut said = exit.lookup(&0u32.to_ne_bytes())?.unwrap_or_default();
-        said[EXIT_KIND..EXIT_KIND + 4].fill(0);
-        exit.update(&0u32.to_ne_bytes(), &said)?;
-
-        let scheduler = sys::obj_get_required(&self.dir.join(SCHEDULER))?;
-        let link = sys::struct_ops_link(scheduler.as_fd())
-            .map_err(|e| Error::kernel("attach the root scheduler again", e))?;
-        sys::obj_pin(link.as_fd(), &self.dir.join(LINK))?;
-        self.set_info(&syrup_scx_root { enable_seq: enabled()?, ..info })
+        self.set_info(&syrup_scx_root { enable_seq: enabled()?, returning: 0, ..info })
     }
 
     /// When it was last put back, if that was not long ago, and why it had to be.
@@ -279,10 +290,6 @@ impl Root {
     /// The folder of its pins.
     pub fn dir(&self) -> &Path {
         &self.dir
-    }
-
-    pub fn is_live(&self) -> Result<bool> {
-        Ok(self.state()? == State::Live)
     }
 
     pub fn state(&self) -> Result<State> {
@@ -455,14 +462,18 @@ impl Root {
 
 /// Waits until the kernel runs ours; returns its number.
 fn enabled() -> Result<u64> {
-    let now = Scheduler::wait_for("enabled")?;
-    if now.ops != OPS {
-        return Err(Error::Conflict {
+    let now = Scheduler::settled();
+    match now.state.as_str() {
+        "enabled" if now.ops == OPS => Ok(now.enable_seq),
+        "enabled" => Err(Error::Conflict {
             what: format!("the kernel runs the scheduler '{}' instead of ours", now.ops),
             advice: "stop it first".to_owned(),
-        });
+        }),
+        state => Err(Error::Conflict {
+            what: format!("the kernel took the root scheduler off at once: sched_ext is '{state}'"),
+            advice: "see dmesg".to_owned(),
+        }),
     }
-    Ok(now.enable_seq)
 }
 
 /// Three times in a minute, and after each time a little later.

@@ -17,7 +17,7 @@ use crate::threads::{self, Owner};
 /// root scheduler whose slots have the same numbers, the slot is none of its business.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Lease {
-    /// The root scheduler's `enable_seq`, which no other of this boot has.
+    /// The root scheduler's number, which no other of this boot has.
     scheduler: u64,
     /// Which of the slot's apps.
     generation: u32,
@@ -26,7 +26,7 @@ pub(crate) struct Lease {
 impl Lease {
     /// That of the slot's app.
     pub fn of(root: &Root, slot: u32) -> Result<Self> {
-        Ok(Self { scheduler: root.info()?.enable_seq, generation: root.app(slot)?.generation })
+        Ok(Self { scheduler: root.info()?.scheduler, generation: root.app(slot)?.generation })
     }
 }
 

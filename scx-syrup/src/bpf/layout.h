@@ -107,12 +107,14 @@ _Static_assert(sizeof(struct syrup_scx_time) == 64, "syrup_scx_time");
 /* One entry: what the root scheduler and later loaders must know. */
 struct syrup_scx_root {
 	__u64 slots_in_use; /* bit per app slot; slot 0 always */
-	__u64 enable_seq;   /* /sys/kernel/sched_ext/enable_seq after the attach */
+	__u64 enable_seq;   /* /sys/kernel/sched_ext/enable_seq after the last attach */
+	__u64 scheduler;    /* the same after the first: which one this is */
 	__u32 version;      /* SYRUP_SCX_VERSION */
 	__u32 nr_cpus;
 	__u64 returned_ns[SYRUP_SCX_RETURNS]; /* CLOCK_MONOTONIC when it was put back last */
+	__u64 returning;                      /* 1: it is being put back, or that was interrupted */
 };
-_Static_assert(sizeof(struct syrup_scx_root) == 48, "syrup_scx_root");
+_Static_assert(sizeof(struct syrup_scx_root) == 64, "syrup_scx_root");
 
 /* One entry: why the kernel ended the root scheduler. */
 struct syrup_scx_exit {

@@ -19,22 +19,25 @@
 
 /*
  * A starved thread gets this much at a time, and then its CPU rescues nobody for so many
- * times as long as that took: a sixteenth of a CPU at most, whatever the deadlines of its
- * apps are and however many threads starve, and an app pays for its rescues out of its
- * share. Four starved threads of a CPU run within 50 ms after the default deadline. The
- * kernel ends slices at its own tick (4 ms at HZ=250), so the timer ends this one.
+ * times as long as that took: a sixteenth of a CPU, whatever the deadlines of its apps are
+ * and however many threads starve, and an app pays for its rescues out of its share. Only
+ * who has waited for longer than RESCUE_LAST_NS is not made to wait for that: the watchdog
+ * would end the scheduler for every app. Four starved threads of a CPU run within 50 ms after the
+ * default deadline. The kernel ends slices at its own tick (4 ms at HZ=250), so the timer ends this
+ * one.
  */
 #define RESCUE_SLICE_NS (500 * 1000ULL)
 #define RESCUE_REST     15
+#define RESCUE_LAST_NS  (7 * NSEC_PER_SEC)
 
 /* While somebody is overdue the timer looks so often in the shortest deadline. */
 #define RESCUE_TICK_SHIFT 4
 
 /*
- * Threads at the head of a CPU's list that a look reaches, and twice in a deadline: an app
- * with a thousand that are overdue hides another's for no longer. Of those that are not
- * overdue only the first: a thread whose run was cut short is behind some that came later.
- * Of all CPUs together, and then the next look goes on.
+ * Threads at the head of a CPU's list that a look reaches, and twice in the shortest
+ * deadline (or in 100 ms): an app with hundreds that are overdue hides another's for no
+ * longer. Of those that are not overdue only the first: an app with a shorter deadline may
+ * have some behind them. Of all CPUs together, and then the next look goes on.
  */
 #define RESCUE_REACH     64
 #define RESCUE_REACH_FAR 1024
@@ -148,7 +151,7 @@ static __always_inline bool rescue_task(struct task_struct *p, u32 cpu)
 		return false;
 	/* Whose affinity changes from here on is queued anew, and moves no more. */
 	bpf_iter_scx_dsq_new(&it, id, 0);
-	if (may_run_on(p, cpu)) {
+	if (may_run_on(p, cpu) && p->scx.dsq == queue) {
 		scx_bpf_dsq_move_set_slice(&it, RESCUE_SLICE_NS);
 		moved = scx_bpf_dsq_move(&it, p, ENUM(scx_dsq_id_flags, SCX_DSQ_LOCAL_ON) | cpu, 0);
 	}
@@ -193,14 +196,19 @@ __noinline int rescue_oldest(u32 slot, u32 cpu)
 	struct syrup_waiter w;
 	u32 i;
 
-	if (on && on->slot == slot && on->lost_trial && rescue(on->lost_trial, cpu))
-		return 1;
+	if (!on)
+		return 0;
 	first_waiter(&w, cpu);
 	bpf_for(i, 0, RESCUE_REACH) {
 		if (!next_waiter(&w))
 			break;
-		if (w.slot == slot)
-			return rescue(w.tid, cpu);
+		if (w.slot == slot) {
+			if (!rescue(w.tid, cpu))
+				return 0;
+			on->rescuing = w.tid;
+			on->rests = 0;
+			return 1;
+		}
 	}
 	return 0;
 }
@@ -210,16 +218,19 @@ __noinline int rescue_oldest(u32 slot, u32 cpu)
  * registers because the verifier would follow every value they can have through
  * the loops around.
  */
-static u64 longest_ns[SYRUP_MAX_APPS], next_look_ns, watch_at, far_every_ns;
-static u32 reach, first_cpu, appointments, overdue;
+/* Volatile, or clang makes a byte of it, against its type in BTF. */
+static volatile u32 has_ended;
+static u64 seen, longest_ns[SYRUP_MAX_APPS], next_look_ns, watch_at, far_every_ns;
+static u32 reach, far, young, first_cpu, appointments, overdue, last_call;
 /* Of the overdue threads of a CPU, that of the app whose turn it is to be rescued there. */
 static u32 chosen_tid, chosen_slot, chosen_distance;
+static u64 chosen_waited_ns;
 
 /* Which CPU rescues the thread: its own, or another of its app's if that one does not come. */
 static __always_inline u32 rescuer_of(struct task_struct *p, const struct syrup_scx_app *app)
 {
 	u32 own = scx_bpf_task_cpu(p), other;
-	bool is_home = app_has_cpu(app, own);
+	bool is_home = app_has_cpu(app, own) && is_online(own);
 
 	if (is_home && !taken_by_others(own))
 		return own;
@@ -230,17 +241,14 @@ static __always_inline u32 rescuer_of(struct task_struct *p, const struct syrup_
 	return is_home ? own : SYRUP_MAX_CPUS;
 }
 
-static __always_inline bool may_rescue(const struct syrup_running *on, u64 now)
-{
-	return !on->rescue && !on->rescued && !before(now, on->rests_until_ns);
-}
-
 /* dispatch() on that CPU does it: here some kernels let nobody move a thread. */
-static __always_inline void appoint(u32 cpu, u32 slot, u32 tid)
+static __always_inline void appoint(u32 cpu, u32 slot, u32 tid, u64 waited)
 {
 	struct syrup_running *on = running_on(cpu);
 
-	if (!on || !may_rescue(on, bpf_ktime_get_ns()))
+	if (!on || on->rescue || (on->rescued && on->rests))
+		return;
+	if (waited < RESCUE_LAST_NS && before(bpf_ktime_get_ns(), on->rests_until_ns))
 		return;
 	on->rescue = tid;
 	on->rescued_slot = slot;
@@ -257,7 +265,7 @@ static __always_inline bool consider(struct task_struct *p, u32 slot, u32 cpu, u
 	u64 waited = waited_ns(p, now);
 	u32 rescuer, distance;
 
-	if (!on || !app)
+	if (!on || !app || !app->rescue_ns)
 		return false;
 	if (waited > longest_ns[slot])
 		longest_ns[slot] = waited;
@@ -267,10 +275,12 @@ static __always_inline bool consider(struct task_struct *p, u32 slot, u32 cpu, u
 		return false;
 	}
 	overdue++;
+	if (waited >= RESCUE_LAST_NS)
+		last_call++;
 	rescuer = rescuer_of(p, app);
 	if (rescuer != cpu) {
 		if (rescuer < SYRUP_MAX_CPUS)
-			appoint(rescuer, slot, p->pid);
+			appoint(rescuer, slot, p->pid, waited);
 		return true;
 	}
 	/* Apps take turns, in the order of their slots. */
@@ -279,8 +289,39 @@ static __always_inline bool consider(struct task_struct *p, u32 slot, u32 cpu, u
 		chosen_distance = distance;
 		chosen_slot = slot;
 		chosen_tid = p->pid;
+		chosen_waited_ns = waited;
 	}
 	return true;
+}
+
+/* In whose queue it waits. What a walk without a lock says is out of date, or another CPU's. */
+static __always_inline u32 waits_in(const struct task_struct *p)
+{
+	struct scx_dispatch_q *queue = p->scx.dsq;
+
+	return queue ? slot_of_queue(queue->id) : SYRUP_MAX_APPS;
+}
+
+/* Looks at the one that the list would show too late. */
+static __always_inline void watch_overlooked(struct syrup_running *on, u32 cpu, u64 now)
+{
+	struct task_struct *p;
+	bool is_overdue;
+	u32 slot;
+
+	if (!on->overlooked)
+		return;
+	p = bpf_task_from_pid(on->overlooked);
+	if (!p) {
+		on->overlooked = 0;
+		return;
+	}
+	slot = waits_in(p);
+	is_overdue = slot < SYRUP_MAX_APPS && scx_bpf_task_cpu(p) == (s32)cpu &&
+		     consider(p, slot, cpu, now);
+	if (!is_overdue)
+		on->overlooked = 0;
+	bpf_task_release(p);
 }
 
 /*
@@ -290,31 +331,22 @@ static __always_inline bool consider(struct task_struct *p, u32 slot, u32 cpu, u
 __noinline int watch_cpu(u32 cpu)
 {
 	struct syrup_running *on = running_on(cpu);
-	u64 seen = 0, now = bpf_ktime_get_ns();
-	u32 i, young = 0, far = RESCUE_REACH;
+	u64 now = bpf_ktime_get_ns();
 	struct syrup_waiter w;
+	u32 i;
 
 	if (!on)
 		return 0;
-	if (may_rescue(on, now) && !before(now, on->looked_far_ns + far_every_ns)) {
+	seen = 0;
+	young = 0;
+	far = RESCUE_REACH;
+	if (!before(now, on->rests_until_ns) && !before(now, on->looked_far_ns + far_every_ns)) {
 		on->looked_far_ns = now;
 		far = RESCUE_REACH_FAR;
 	}
 	chosen_distance = SYRUP_MAX_APPS;
 	bpf_rcu_read_lock();
-	/* To the kernel it has run, so it is at the end of the list, again and again. */
-	if (on->lost_trial) {
-		struct task_struct *p = bpf_task_from_pid(on->lost_trial);
-
-		if (p) {
-			struct scx_dispatch_q *queue = p->scx.dsq;
-			u32 slot = queue ? slot_of_queue(queue->id) : SYRUP_MAX_APPS;
-
-			if (slot < SYRUP_MAX_APPS && consider(p, slot, cpu, now))
-				seen |= 1ULL << slot;
-			bpf_task_release(p);
-		}
-	}
+	watch_overlooked(on, cpu, now);
 	first_waiter(&w, cpu);
 	bpf_for(i, 0, RESCUE_REACH_FAR) {
 		struct task_struct *p;
@@ -330,14 +362,15 @@ __noinline int watch_cpu(u32 cpu)
 		p = bpf_task_from_pid(w.tid);
 		if (!p)
 			continue;
-		if (consider(p, slot, cpu, now))
+		slot = waits_in(p);
+		if (slot < SYRUP_MAX_APPS && consider(p, slot, cpu, now))
 			seen |= 1ULL << slot;
 		else
 			young++;
 		bpf_task_release(p);
 	}
 	if (chosen_distance < SYRUP_MAX_APPS)
-		appoint(cpu, chosen_slot, chosen_tid);
+		appoint(cpu, chosen_slot, chosen_tid, chosen_waited_ns);
 	bpf_rcu_read_unlock();
 	return 0;
 }
@@ -350,7 +383,7 @@ __noinline int end_rescues(void)
 	int more = 0;
 	u32 cpu;
 
-	bpf_rcu_read_lock(); /* see watch_app() */
+	bpf_rcu_read_lock(); /* see watch_cpu() */
 	bpf_for(cpu, 0, nr_cpus()) {
 		struct syrup_running *on = running_on(cpu);
 
@@ -388,7 +421,7 @@ static __always_inline u64 shortest_deadline(u64 slots)
 	return shortest;
 }
 
-/* Ends a look: what it saw of each app. */
+/* Ends a look at all CPUs: what it saw of each app. */
 static __always_inline bool tell(u64 slots)
 {
 	bool behind = false;
@@ -416,10 +449,11 @@ static int on_tick(void *map, int *key, struct bpf_timer *timer)
 {
 	struct syrup_scx_root *root_state = root();
 	u64 now = bpf_ktime_get_ns(), shortest;
-	bool behind;
+	bool behind = false, complete = true;
 	u32 i, nr = nr_cpus(), from = first_cpu;
 
-	if (!root_state || !nr)
+	/* Others may run here now, and what is called below would be theirs. */
+	if (!root_state || !nr || has_ended)
 		return 0;
 	if (end_rescues() && before(now + RESCUE_SLICE_NS, watch_at)) {
 		bpf_timer_start(timer, RESCUE_SLICE_NS, 0);
@@ -434,6 +468,7 @@ static int on_tick(void *map, int *key, struct bpf_timer *timer)
 	far_every_ns = shortest / 2;
 	appointments = 0;
 	overdue = 0;
+	last_call = 0;
 	reach = RESCUE_REACH_ALL;
 	if (READ_ONCE(syrup_waiting) || scx_bpf_dsq_nr_queued(queue_id(0, 0)) > 0) {
 		bpf_for(i, 0, nr) {
@@ -441,15 +476,17 @@ static int on_tick(void *map, int *key, struct bpf_timer *timer)
 
 			if (!reach) {
 				first_cpu = cpu;
+				complete = false;
 				break;
 			}
 			watch_cpu(cpu);
 		}
 	}
-	behind = tell(root_state->slots_in_use);
+	if (complete)
+		behind = tell(root_state->slots_in_use);
 	if (overdue)
 		next_look_ns = shortest >> RESCUE_TICK_SHIFT;
-	if (next_look_ns < NSEC_PER_MSEC)
+	if (next_look_ns < NSEC_PER_MSEC || !complete || last_call)
 		next_look_ns = NSEC_PER_MSEC;
 	watch_at = now + next_look_ns;
 	bpf_timer_start(timer, appointments || behind ? RESCUE_SLICE_NS : next_look_ns, 0);

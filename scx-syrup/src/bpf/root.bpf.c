@@ -92,6 +92,45 @@ static __always_inline void add_to_slot(void *counts, u32 slot, s64 change)
 }
 
 /*
+ * The scheduler is attached to what runs already. For the first time that is nobody's. When it
+ * was ended, and is put back, it is threads that it had, whose wait begins anew, and what they
+ * started meanwhile, which is their app's as well.
+ */
+static __always_inline s32 joins_again(struct task_struct *p)
+{
+	struct syrup_scx_thread *t = thread_of(p), *leader;
+	u32 *starts_in = bpf_task_storage_get(&syrup_starts_in, p, NULL, 0);
+	u32 slot = 0, generation = 0;
+
+	if (starts_in)
+		*starts_in = 0;
+	if (t) {
+		t->waits_in = 0;
+		t->state = 0;
+		t->runnable_at_ns = 0;
+		return 0;
+	}
+	if (p->policy != SCHED_EXT)
+		return 0;
+	bpf_rcu_read_lock();
+	leader = thread_of(p->group_leader);
+	if (leader) {
+		slot = leader->slot;
+		generation = leader->generation;
+	}
+	bpf_rcu_read_unlock();
+	if (!slot)
+		return 0;
+	t = bpf_task_storage_get(&syrup_threads, p, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!t)
+		return -12;
+	t->slot = slot;
+	t->generation = generation;
+	t->index = SYRUP_INDEX_NONE;
+	return 0;
+}
+
+/*
  * A child of a registered thread belongs to the same app, under no index. Also of an
  * app that is just going: it enters the class with its parent, and what is not known
  * to be the app's would not be given back.
@@ -102,18 +141,8 @@ s32 SEC("struct_ops.s/init_task")
 	struct syrup_scx_thread *parent, *child;
 	u32 *starts_in;
 
-	if (!args->fork) {
-		/* Of a scheduler that was ended while it waited. */
-		child = thread_of(p);
-		if (child) {
-			child->waits_in = 0;
-			child->state = 0;
-		}
-		starts_in = bpf_task_storage_get(&syrup_starts_in, p, NULL, 0);
-		if (starts_in)
-			*starts_in = 0;
-		return 0;
-	}
+	if (!args->fork)
+		return joins_again(p);
 	parent = bpf_task_storage_get(&syrup_threads, bpf_get_current_task_btf(), NULL, 0);
 	if (!parent || !parent->slot)
 		return 0;
@@ -230,6 +259,17 @@ static __noinline int ask_policy(unsigned long long *ctx, u32 slot)
 	return 0;
 }
 
+/*
+ * Was queued anew while it waited (its affinity or its weight was changed), or lost a trial,
+ * again and again: each time the kernel puts it behind all others on the list that the rescue
+ * goes by.
+ */
+static __always_inline bool waits_too_long(const struct syrup_scx_thread *t, u64 enq_flags, u64 now)
+{
+	return !(enq_flags & ENUM(scx_enq_flags, SCX_ENQ_WAKEUP)) && !never_placed(t) &&
+	       !before(now, t->waits_since_ns + SYRUP_SCX_BEHIND_MS * NSEC_PER_MSEC);
+}
+
 static __always_inline bool app_has_place(const struct syrup_scx_app *app, u32 place)
 {
 	return place & CORE_PLACE ? app->cores && (place & ~CORE_PLACE) < nr_cpus()
@@ -280,6 +320,7 @@ void SEC("struct_ops/enqueue") BPF_PROG(syrup_enqueue_op, struct task_struct *p,
 	u32 zero = 0, slot = slot_on(scx_bpf_task_cpu(p), p, t), place = 0, flags, how = 0;
 	struct syrup_scx_app *app = app_of(slot);
 	u64 now = bpf_ktime_get_ns(), slice_ns = SYRUP_SCX_SLICE_US * 1000ULL, rank;
+	bool first = goes_first(p) || (t && waits_too_long(t, enq_flags, now));
 	struct syrup_choice *choice;
 	struct syrup_thread *in;
 	s32 home = -1;
@@ -289,7 +330,7 @@ void SEC("struct_ops/enqueue") BPF_PROG(syrup_enqueue_op, struct task_struct *p,
 	if (!app || !in || !choice)
 		return; /* cannot be: array entries always exist */
 
-	if (t && slot && t->state & SYRUP_SCX_PUT_BACK && !goes_first(p)) {
+	if (t && slot && t->state & SYRUP_SCX_PUT_BACK && !first) {
 		t->state &= SYRUP_SCX_PREEMPTS;
 		if (t->state)
 			how = SYRUP_CALL_PREEMPTS;
@@ -298,7 +339,7 @@ void SEC("struct_ops/enqueue") BPF_PROG(syrup_enqueue_op, struct task_struct *p,
 		slice_ns = grant(t, t->slice_ns);
 	} else {
 		flags = t ? begin_wait(t, enq_flags, now) : SYRUP_THREAD_WAKEUP;
-		if (goes_first(p)) {
+		if (first) {
 			insert_local(p, t, enq_flags);
 			return;
 		}
@@ -563,8 +604,11 @@ void SEC("struct_ops/dispatch") BPF_PROG(syrup_dispatch, s32 cpu, struct task_st
 		u32 tid = on->rescue;
 
 		on->rescue = 0;
-		if (rescue(tid, cpu))
+		if (rescue(tid, cpu)) {
+			on->rescuing = tid;
+			on->rests = 1;
 			return;
+		}
 	}
 	if (queued(prev)) {
 		struct syrup_scx_app *app = app_of(on->slot);
@@ -660,7 +704,8 @@ void SEC("struct_ops/running") BPF_PROG(syrup_running_op, struct task_struct *p)
 	on->exec_start = p->se.sum_exec_runtime;
 	on->slot = slot;
 	on->since_ns = bpf_ktime_get_ns();
-	on->rescued = t && t->state & SYRUP_SCX_RESCUE;
+	on->rescued = on->rescuing && on->rescuing == (u32)p->pid;
+	on->rescuing = 0;
 	/* A rescue is short, and preempted at once it would be none. */
 	on->queue = t && slot && !on->rescued ? t->queue : 0;
 	on->put_back = t && slot && same_app && !on->rescued && trial_lost(on, p, t);
@@ -689,7 +734,7 @@ void SEC("struct_ops/stopping") BPF_PROG(syrup_stopping, struct task_struct *p, 
 		return;
 	/* By the clock: a rescued thread can be charged from the CPU's last tick on. */
 	cut_short = on->rescued && before(now, on->since_ns + RESCUE_SLICE_NS / 2);
-	if (on->rescued)
+	if (on->rescued && on->rests)
 		on->rests_until_ns = now + RESCUE_REST * (now - on->since_ns);
 	charge(on, p, t);
 	on->active = 0;
@@ -705,10 +750,8 @@ void SEC("struct_ops/stopping") BPF_PROG(syrup_stopping, struct task_struct *p, 
 	 * A rescue that something cut short is none, and a lost trial no run: to the kernel they
 	 * are, so the thread is the last again on the list that the rescue goes by.
 	 */
-	if (runnable && cut_short)
-		on->rescue = p->pid;
-	else if (put_back)
-		on->lost_trial = p->pid;
+	if (put_back || (runnable && cut_short && !(t->state & SYRUP_SCX_YIELDED)))
+		on->overlooked = p->pid;
 	else
 		t->waits_since_ns = now;
 	if (!runnable) {
@@ -842,6 +885,7 @@ s32 SEC("struct_ops.s/init") BPF_PROG(syrup_init)
 	s32 err;
 
 	syrup_waiting = 0;
+	has_ended = 0;
 	bpf_for(cpu, 0, nr_cpus()) {
 		struct syrup_running *on = running_on(cpu);
 
@@ -880,6 +924,7 @@ void SEC("struct_ops/exit") BPF_PROG(syrup_exit_op, struct scx_exit_info *info)
 	struct syrup_scx_exit *out;
 	u32 zero = 0;
 
+	has_ended = 1;
 	out = bpf_map_lookup_elem(&syrup_exit, &zero);
 	if (!out)
 		return;

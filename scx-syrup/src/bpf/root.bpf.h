@@ -43,11 +43,13 @@ struct syrup_running {
 	__u32 trial;   /* enum syrup_trial */
 	__u32 left_place;
 	__u64 left_rank;
-	__u32 put_back;       /* the thread that runs lost its trial: it goes back to its place */
-	__u32 unasked;        /* its slice ended and it went on: `queue` is what it was */
-	__u32 rescued_slot;   /* of the last thread that was to be rescued here */
-	__u32 lost_trial;     /* thread whose trial was the last that was lost here */
-	__u64 looked_far_ns;  /* by the rescue */
+	__u32 put_back;      /* the thread that runs lost its trial: it goes back to its place */
+	__u32 unasked;       /* its slice ended and it went on: `queue` is what it was */
+	__u32 rescued_slot;  /* of the last thread that was to be rescued here */
+	__u32 rescuing;      /* the thread that comes next is this one's rescue */
+	__u32 rests;         /* after the rescue that runs: it was the CPU's time, not its app's */
+	__u32 overlooked;    /* a thread that may be overdue, and is not in its place on the list */
+	__u64 looked_far_ns; /* by the rescue */
 	__u64 rests_until_ns; /* from rescues */
 } __attribute__((aligned(64)));
 

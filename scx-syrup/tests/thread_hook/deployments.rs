@@ -223,7 +223,10 @@ struct NoServer(PathBuf, String);
 
 impl NoServer {
     fn on(cpu: u32) -> Self {
-        let _ = Command::new("mount").args(["-t", "debugfs", "none", "/sys/kernel/debug"]).status();
+        let _ = Command::new("mount")
+            .args(["-t", "debugfs", "none", "/sys/kernel/debug"])
+            .stderr(Stdio::null())
+            .status();
         let path = PathBuf::from(format!("/sys/kernel/debug/sched/ext_server/cpu{cpu}/runtime"));
         let runtime = fs::read_to_string(&path).unwrap();
         fs::write(&path, "0").unwrap();
@@ -265,8 +268,9 @@ fn a_scheduler_that_the_kernel_ended_comes_back_with_its_apps_and_threads() {
     assert!(why.contains("stall"), "{why}");
     drop((taker, server));
     let lagging: Vec<String> = ScxSyrup.lagging(&apps).into_iter().map(|app| app.name).collect();
-    assert_eq!(lagging, ["one"]);
+    assert_eq!(lagging, ["one", "two"]);
     assert!(ScxSyrup.catch_up(&one).unwrap());
+    assert!(!ScxSyrup.catch_up(&two).unwrap());
     assert!(ScxSyrup.lagging(&apps).is_empty());
 
     for (app, crew) in apps.iter().zip(&crews) {

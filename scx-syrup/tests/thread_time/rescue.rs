@@ -153,7 +153,7 @@ fn rescues_take_a_sixteenth_of_a_core_at_most() {
         let ran = seconds_run(&[&favoured, &starved], Duration::from_secs(2));
         let ran: Vec<f64> = ran.iter().map(|crew| crew.iter().sum()).collect();
         println!("round {round}: favoured, starved {ran:.3?}");
-        assert!((0.05..0.14).contains(&ran[1]), "{ran:.3?}");
+        assert!((0.05..0.15).contains(&ran[1]), "{ran:.3?}");
         assert!(ran[0] > 1.8, "{ran:.3?}");
     }
 }

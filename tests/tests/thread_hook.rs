@@ -183,7 +183,7 @@ fn the_daemon_puts_back_a_scheduler_that_the_kernel_has_ended() {
     for tid in program.threads() {
         assert_eq!(sched_class(tid), ThreadClass::Ext);
     }
-    assert_eq!(ctl.run(&["status", "--app", "calc"]).code, 10);
+    assert_eq!(ctl.run(&["status"]).code, 10);
     drop(daemon);
     ctl.run(&["unload", "--all"]).ok();
     ctl.assert_empty();

@@ -108,9 +108,9 @@ _Static_assert(sizeof(struct syrup_scx_time) == 64, "syrup_scx_time");
 struct syrup_scx_root {
 	__u64 slots_in_use; /* bit per app slot; slot 0 always */
 	__u64 enable_seq;   /* /sys/kernel/sched_ext/enable_seq after the last attach */
-	__u64 scheduler;    /* the same after the first: which one this is */
 	__u32 version;      /* SYRUP_SCX_VERSION */
 	__u32 nr_cpus;
+	__u64 scheduler; /* enable_seq after the first attach: which one this is */
 	__u64 returned_ns[SYRUP_SCX_RETURNS]; /* CLOCK_MONOTONIC when it was put back last */
 	__u64 returning;                      /* 1: it is being put back, or that was interrupted */
 };

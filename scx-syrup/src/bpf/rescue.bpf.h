@@ -221,24 +221,54 @@ __noinline int rescue_oldest(u32 slot, u32 cpu)
 /* Volatile, or clang makes a byte of it, against its type in BTF. */
 static volatile u32 has_ended;
 static u64 seen, longest_ns[SYRUP_MAX_APPS], next_look_ns, watch_at, far_every_ns;
-static u32 reach, far, young, first_cpu, appointments, overdue, last_call;
+static u32 reach, far, homes, young, first_cpu, appointments, overdue, last_call;
 /* Of the overdue threads of a CPU, that of the app whose turn it is to be rescued there. */
 static u32 chosen_tid, chosen_slot, chosen_distance;
 static u64 chosen_waited_ns;
 
-/* Which CPU rescues the thread: its own, or another of its app's if that one does not come. */
+/*
+ * Does the CPU serve the class? One that goes offline does not from the beginning on, and is
+ * online for as long as threads wait there.
+ */
+static __always_inline bool serves(u32 cpu)
+{
+	const struct rq *rq = bpf_per_cpu_ptr(&runqueues, cpu);
+
+	return rq && rq->scx.flags & ENUM(scx_rq_flags, SCX_RQ_ONLINE);
+}
+
+/*
+ * Which CPU rescues the thread: its own, or another of its app's if that one does not come.
+ * Where none of these serves the class any more, any on which it may run: its queue is theirs.
+ */
 static __always_inline u32 rescuer_of(struct task_struct *p, const struct syrup_scx_app *app)
 {
-	u32 own = scx_bpf_task_cpu(p), other;
-	bool is_home = app_has_cpu(app, own) && is_online(own);
+	const struct cpumask *online;
+	u32 own = scx_bpf_task_cpu(p), other, cpu;
+	bool is_home = app_has_cpu(app, own) && serves(own);
 
 	if (is_home && !taken_by_others(own))
 		return own;
 	other = any_other(p, app, own);
-	if (other != own && app_has_cpu(app, other) && is_online(other) && may_run_on(p, other) &&
+	if (other != own && app_has_cpu(app, other) && serves(other) && may_run_on(p, other) &&
 	    !taken_by_others(other))
 		return other;
-	return is_home ? own : SYRUP_MAX_CPUS;
+	if (is_home)
+		return own;
+	homes = 0;
+	bpf_for(cpu, 0, nr_cpus()) {
+		if (app_has_cpu(app, cpu) && serves(cpu) &&
+		    bpf_cpumask_test_cpu(cpu, p->cpus_ptr)) {
+			homes++;
+			break;
+		}
+	}
+	if (homes)
+		return SYRUP_MAX_CPUS;
+	online = scx_bpf_get_online_cpumask();
+	other = bpf_cpumask_any_and_distribute(p->cpus_ptr, online);
+	scx_bpf_put_cpumask(online);
+	return other < nr_cpus() && serves(other) ? other : SYRUP_MAX_CPUS;
 }
 
 /* dispatch() on that CPU does it: here some kernels let nobody move a thread. */
@@ -470,17 +500,16 @@ static int on_tick(void *map, int *key, struct bpf_timer *timer)
 	overdue = 0;
 	last_call = 0;
 	reach = RESCUE_REACH_ALL;
-	if (READ_ONCE(syrup_waiting) || scx_bpf_dsq_nr_queued(queue_id(0, 0)) > 0) {
-		bpf_for(i, 0, nr) {
-			u32 cpu = (from + i) % nr;
+	/* Whatever is counted as waiting: this is for what should not be, too. */
+	bpf_for(i, 0, nr) {
+		u32 cpu = (from + i) % nr;
 
-			if (!reach) {
-				first_cpu = cpu;
-				complete = false;
-				break;
-			}
-			watch_cpu(cpu);
+		if (!reach) {
+			first_cpu = cpu;
+			complete = false;
+			break;
 		}
+		watch_cpu(cpu);
 	}
 	if (complete)
 		behind = tell(root_state->slots_in_use);

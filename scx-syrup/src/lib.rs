@@ -19,6 +19,7 @@ pub mod fairness;
 mod health;
 mod kernel;
 mod layout;
+mod returns;
 mod root;
 mod slots;
 mod threads;
@@ -131,11 +132,11 @@ impl Hook for ScxSyrup {
     }
 
     fn behind<'a>(&self, dirs: &'a [Dir]) -> Vec<&'a Dir> {
-        deploy::behind(dirs)
+        returns::behind(dirs)
     }
 
     fn follow(&self, dir: &mut Dir) -> Result<bool> {
-        deploy::follow(dir)
+        returns::follow(dir)
     }
 
     fn tidy(&self, bpffs: &Path) -> Result<Vec<PathBuf>> {

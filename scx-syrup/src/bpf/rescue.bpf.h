@@ -131,8 +131,8 @@ static __always_inline bool next_waiter(struct syrup_waiter *w)
 
 /*
  * Gives the CPU the thread for the slice of a rescue if it waits in one of our queues, and
- * is overdue. No other queue is ever asked for, and none of ours is destroyed: a kernel
- * before May 2026 would not live through a move out of a queue that does not exist.
+ * is overdue. No other queue is ever asked for, and none of ours is destroyed: some kernels
+ * do not live through a move out of a queue that does not exist.
  */
 static __always_inline bool rescue_task(struct task_struct *p, u32 cpu)
 {
@@ -214,12 +214,16 @@ __noinline int rescue_oldest(u32 slot, u32 cpu)
 }
 
 /*
+ * Set by ops.exit, for the timer, which goes on. Volatile, or clang makes a byte of it,
+ * against its type in BTF.
+ */
+static volatile u32 has_ended;
+
+/*
  * Of the timer alone, which runs on one CPU at a time. In memory rather than in
  * registers because the verifier would follow every value they can have through
  * the loops around.
  */
-/* Volatile, or clang makes a byte of it, against its type in BTF. */
-static volatile u32 has_ended;
 static u64 seen, longest_ns[SYRUP_MAX_APPS], next_look_ns, watch_at, far_every_ns;
 static u32 reach, far, homes, young, first_cpu, appointments, overdue, last_call;
 /* Of the overdue threads of a CPU, that of the app whose turn it is to be rescued there. */

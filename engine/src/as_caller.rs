@@ -135,12 +135,15 @@ impl AsCaller {
                 return Err(Failure::new(Code::Usage, message)
                     .advise(format!("it takes {}", takes.join(", "))));
             };
-            if flag.who == Who::Root && !self.is_root() {
+            if flag.who != Who::Owner && !self.is_root() {
                 let message = format!("only root may say --{name}");
-                return Err(Failure::new(Code::NotPermitted, message).advise(
-                    "let the application register its sockets and threads: \
-                     syr_register_socket(), syr_register_thread()",
-                ));
+                return Err(Failure::new(Code::NotPermitted, message).advise(match flag.who {
+                    Who::Adopter => {
+                        "let the application register its sockets and threads: \
+                         syr_register_socket(), syr_register_thread()"
+                    }
+                    _ => "leave it out, or ask the operator of this machine",
+                }));
             }
             flag.check(value)
                 .map_err(|why| Failure::new(Code::Usage, format!("--{name}: {why}")))?;

@@ -37,7 +37,8 @@ impl Engine {
     /// What tells when to call [`Engine::follow`]. Where the kernel cannot, always.
     #[must_use]
     pub fn watch(&self) -> Watch {
-        let changes = self.hooks.all().map(|hook| hook.changes()).collect::<Result<_, _>>();
+        let changes =
+            self.hooks.all().map(|hook| hook.changes(&self.bpffs)).collect::<Result<_, _>>();
         let changes = changes.inspect_err(|e| {
             log::info!("{e}: deployments are looked at again and again instead");
         });

@@ -120,7 +120,7 @@ pub enum End {
 
 /// Counts what happens in the kernel that may leave deployments behind.
 pub trait Changes: Send {
-    /// How much has happened so far; costs one system call at most. What it counts last may
+    /// How much has happened so far; costs a few system calls at most. What it counts last may
     /// have only begun.
     ///
     /// # Errors
@@ -200,22 +200,24 @@ pub trait Hook: Send + Sync {
     /// What the kernel says of a deployment now.
     fn observe(&self, dir: &Dir) -> Result<Observed>;
 
-    /// Begins to count what may put one of its deployments [`behind`](Hook::behind).
+    /// Begins to count what may put one of its deployments below `bpffs`
+    /// [`behind`](Hook::behind).
     ///
     /// # Errors
     /// [`Error::Kernel`] when this kernel cannot tell; then they have to be looked at.
-    fn changes(&self) -> Result<Box<dyn Changes>> {
+    fn changes(&self, _bpffs: &Path) -> Result<Box<dyn Changes>> {
         Ok(Box::new(()))
     }
 
     /// Those of its deployments that have more or fewer executors than they know, or whose
-    /// hook the kernel has ended. Asked of all at once, and without the lock. One that cannot
+    /// hook the kernel has ended, or that it has expelled. Asked of all at once, and without the lock. One that cannot
     /// be read is not among them.
     fn behind<'a>(&self, _dirs: &'a [Dir]) -> Vec<&'a Dir> {
         Vec::new()
     }
 
-    /// Takes in what it does not know, lets go what is gone, puts back what was ended. Returns
+    /// Takes in what it does not know, lets go what is gone, puts back what was ended, takes
+    /// out what was expelled. Returns
     /// whether there was any that could be.
     ///
     /// # Errors

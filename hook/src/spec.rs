@@ -78,8 +78,10 @@ pub struct Flag {
 pub enum Who {
     /// The app's owner.
     Owner,
-    /// Root.
-    Root,
+    /// Root, who adopts what everybody else lets the application register.
+    Adopter,
+    /// Root, who says what others may have.
+    Operator,
 }
 
 /// What a flag may be.
@@ -239,7 +241,7 @@ fn parse_cpus(text: &str) -> Result<Vec<u32>, String> {
 pub const PID: Flag = Flag {
     name: "pid",
     syntax: Syntax::Number { least: 1, most: i32::MAX as u32 },
-    who: Who::Root,
+    who: Who::Adopter,
     help: "Adopt the sockets or threads of this running process",
 };
 

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use support::*;
@@ -23,7 +24,7 @@ fn what_happens_to_groups_is_counted_wherever_they_are() {
     }
     let _alone = alone();
     let lab = Lab::new();
-    let changes = lab.hook.changes().unwrap();
+    let changes = lab.hook.changes(Path::new("")).unwrap();
     let before = std::cell::Cell::new(0);
     let grown = || {
         let now = changes.count().unwrap();

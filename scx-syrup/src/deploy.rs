@@ -16,9 +16,11 @@ use syrup_hook::{
 };
 use syrup_sdk::abi::{self, syrup_thread_policy};
 
-use crate::health::{Cores, Waits};
-use crate::layout::{SYRUP_SCX_ALL_CPUS, SYRUP_SCX_FOUND_CPUS, SYRUP_SCX_RESCUE_MS, syrup_scx_app};
-use crate::root::{Root, nr_cpus};
+use crate::health::{Cores, Waiting};
+use crate::layout::{
+    SYRUP_SCX_ALL_CPUS, SYRUP_SCX_FOUND_CPUS, SYRUP_SCX_RESCUE_MS, SYRUP_SCX_THREADS, syrup_scx_app,
+};
+use crate::root::{Expelled, Root, Waits, nr_cpus};
 use crate::slots::{self, Deployments, Lease};
 use crate::threads::{self, Owner};
 use crate::{SPEC, cpus, health, kernel};
@@ -37,6 +39,9 @@ pub struct Target {
     /// Share against other apps; 100 is normal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<u32>,
+    /// Most threads of the app in the class; 16384 is normal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
 }
 
 /// What is kept of a deployment.
@@ -96,8 +101,10 @@ pub(crate) fn attach(dir: &mut Dir, policy: &Linked, target: &Facts) -> Result<(
         last_queue: settings.queues - 1,
         cores: u32::from(settings.cores),
         generation,
+        user: dir.app().uid,
         ..Default::default()
     };
+    limit(&mut conf, target.limit.unwrap_or(SYRUP_SCX_THREADS));
     cpus::set(&mut conf, &cpus);
     let executors = settings.executors(&cpus)?;
     let verdicts = verdict_map()?;
@@ -263,6 +270,9 @@ pub(crate) fn change(dir: &Dir, facts: &Facts) -> Result<()> {
     if target.weight.is_some() {
         conf.weight = weight(&target)?;
     }
+    if let Some(most) = target.limit {
+        limit(&mut conf, most);
+    }
     if facts.contains_key("cpus") {
         if state.policy.cores {
             let (name, app) = (SPEC.name, &dir.app().name);
@@ -305,6 +315,16 @@ pub(crate) fn add(dir: &Dir, what: Registration, index: Option<u32>) -> Result<u
         return Err(Error::Usage(format!("{} takes threads", SPEC.name)));
     };
     let (State { slot, .. }, root) = running(dir)?;
+    if root.waits(slot)?.expelled.is_some() {
+        return Err(Error::Conflict {
+            what: format!("app '{}' is expelled from sched_ext", dir.app().name),
+            advice: format!(
+                "'syrupctl status' says why; 'syrupctl unload {} --app {}' and load it again",
+                SPEC.name,
+                dir.app().name
+            ),
+        });
+    }
     let conf = root.app(slot)?;
     let owner = Owner { slot, generation: conf.generation };
     refuse_taken(&root, &dir.app().bpffs, &[tid], owner)?;
@@ -331,6 +351,32 @@ pub(crate) fn add(dir: &Dir, what: Registration, index: Option<u32>) -> Result<u
         }
     }
     Ok(index)
+}
+
+/// Whether threads of a deployment are still in the class although it was expelled.
+pub(crate) fn is_to_be_expelled(dir: &Dir) -> Result<bool> {
+    let (State { slot, .. }, Some(root)) = slot_of(dir)? else { return Ok(false) };
+    Ok(root.waits(slot)?.expelled.is_some() && root.members(slot)? > 0)
+}
+
+/// Takes its threads out of the class if it was expelled; returns whether there were any.
+pub(crate) fn expel(dir: &Dir) -> Result<bool> {
+    let (State { slot, .. }, Some(root)) = slot_of(dir)? else { return Ok(false) };
+    let (Some(Expelled { waited, .. }), threads) =
+        (root.waits(slot)?.expelled, root.members(slot)?)
+    else {
+        return Ok(false);
+    };
+    if threads == 0 {
+        return Ok(false);
+    }
+    slots::expel(&root, slot)?;
+    log::warn!(
+        "app {} is expelled: one of its {threads} threads had waited for {:.1} s",
+        dir.app().name,
+        waited.as_secs_f64()
+    );
+    Ok(true)
 }
 
 /// Gives a thread of a live deployment back to the kernel's default scheduler.
@@ -361,18 +407,17 @@ pub(crate) fn counters(dir: &Dir) -> Result<Counters> {
 pub(crate) fn observe(dir: &Dir) -> Result<Observed> {
     let (state, root) = slot_of(dir)?;
     let counters = counters(dir)?;
-    let (mut has_policy, mut threads, mut cores, mut weight) = (false, 0, Vec::new(), 0);
-    let mut waits = Waits::default();
+    let (mut has_policy, mut threads, mut cores) = (false, 0, Vec::new());
+    let (mut weight, mut most) = (0, 0);
+    let (mut waits, mut deadline) = (Waits::default(), Duration::ZERO);
     let root_state = match &root {
         Some(root) => {
             has_policy = root.program_id(state.slot)? != 0;
             threads = root.members(state.slot)?;
             let conf = root.app(state.slot)?;
-            (cores, weight) = (cpus::get(&conf), conf.weight);
-            waits = Waits {
-                longest: root.longest_wait(state.slot)?,
-                deadline: Duration::from_nanos(conf.rescue_ns),
-            };
+            (cores, weight, most) = (cpus::get(&conf), conf.weight, conf.most_threads);
+            waits = root.waits(state.slot)?;
+            deadline = Duration::from_nanos(conf.rescue_ns);
             root.state()?
         }
         None => crate::root::State::Ejected(NO_ROOT.to_owned()),
@@ -381,7 +426,7 @@ pub(crate) fn observe(dir: &Dir) -> Result<Observed> {
         &root_state,
         has_policy,
         &dir.recent(&counters),
-        waits,
+        Waiting { waits, deadline, threads },
         &Cores::of(&cores, state.policy.cores, &cpus::online()?),
     ) {
         Health::Live(_) if threads == 0 => Health::waiting(format!(
@@ -403,6 +448,7 @@ pub(crate) fn observe(dir: &Dir) -> Result<Observed> {
         ("threads".to_owned(), threads.into()),
         ("cpus".to_owned(), cores.into()),
         ("weight".to_owned(), weight.into()),
+        ("limit".to_owned(), most.into()),
     ]);
     if let Some(pid) = state.pid.filter(|&pid| process::is_running(pid)) {
         target.insert("pid".to_owned(), pid.into());
@@ -453,6 +499,12 @@ fn weight(target: &Target) -> Result<u32> {
         weight @ 1..=10_000 => Ok(weight),
         weight => Err(Error::Usage(format!("a weight is 1 to 10000, not {weight}"))),
     }
+}
+
+/// How many threads the app may have, and its user, unless that is root, in all apps.
+fn limit(conf: &mut syrup_scx_app, most: u32) {
+    conf.most_threads = most;
+    conf.most_threads_of_user = if conf.user == 0 { u32::MAX } else { most.saturating_mul(2) };
 }
 
 /// Reads a `SYRUP_THREAD_POLICY`; nothing of it means the defaults.
@@ -614,7 +666,7 @@ fn check_affinity(tid: i32, cpus: &[u32]) -> Result<()> {
         Err(Error::NotFound { .. }) => return Ok(()),
         other => other?,
     };
-    if allowed.iter().any(|cpu| cpus.contains(cpu)) {
+    if threads::may_run_on_any(&allowed, cpus) {
         return Ok(());
     }
     Err(Error::Usage(format!(

@@ -9,7 +9,7 @@ use syrup_sdk::abi::{
 };
 
 use crate::layout::{SYRUP_SCX_BEHIND, SYRUP_SCX_BEHIND_MS};
-use crate::root::State;
+use crate::root::{Expelled, State, Waits};
 
 /// One rescue in so many inputs is a habit: a policy that starves threads, or
 /// more threads than come round within the deadline. Fewer come from bursts.
@@ -17,20 +17,39 @@ const STARVING: u64 = 20;
 /// Fewer say nothing yet.
 const FEW_RESCUES: u64 = 20;
 
-/// How long threads wait.
+/// How the app's threads wait.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Waits {
-    /// The longest wait of a thread that waits now.
-    pub longest: Duration,
+pub(crate) struct Waiting {
+    pub waits: Waits,
     /// After which a thread is rescued.
     pub deadline: Duration,
+    /// How many are in the class.
+    pub threads: u32,
 }
 
-impl Waits {
+impl Waiting {
     /// The rescue comes late for it.
     fn far_behind(self) -> bool {
         let at_most = Duration::from_millis(SYRUP_SCX_BEHIND_MS.into());
-        self.longest >= at_most.min(self.deadline * SYRUP_SCX_BEHIND)
+        self.waits.longest >= at_most.min(self.deadline * SYRUP_SCX_BEHIND)
+    }
+
+    fn expulsion(self) -> Option<Health> {
+        let Expelled { ago, waited } = self.waits.expelled?;
+        let why = format!(
+            "a thread had waited for {:.1} s, and all that the rescue can do was not enough: the \
+             app has more threads than its share of its cores can serve, or threads of other \
+             classes keep these busy",
+            waited.as_secs_f64()
+        );
+        Some(match self.threads {
+            0 => Health::Ejected(format!("expelled {} s ago, alone: {why}", ago.as_secs())),
+            threads => Health::Ejected(format!(
+                "expelled {} s ago, alone, and the daemon or 'syrupctl gc' takes its {threads} \
+                 threads out of sched_ext: {why}",
+                ago.as_secs()
+            )),
+        })
     }
 }
 
@@ -57,11 +76,14 @@ pub(crate) fn judge(
     state: &State,
     has_program: bool,
     counters: &Counters,
-    waits: Waits,
+    waiting: Waiting,
     cores: &Cores,
 ) -> Health {
     if let State::Ejected(why) = state {
         return Health::Ejected(why.clone());
+    }
+    if let Some(expelled) = waiting.expulsion() {
+        return expelled;
     }
     if !has_program {
         return Health::Degraded(
@@ -106,11 +128,18 @@ pub(crate) fn judge(
              decided them"
         ));
     }
-    if !waits.longest.is_zero() && waits.far_behind() {
+    let Waits { longest, refused: forks, .. } = waiting.waits;
+    if forks > 0 {
+        return Health::Degraded(format!(
+            "{forks} of its threads could not start others (EAGAIN): the app, or its user, has as \
+             many in sched_ext as it may"
+        ));
+    }
+    if !longest.is_zero() && waiting.far_behind() {
         return Health::Degraded(format!(
             "threads starve, one has waited for {:.1} s: threads of other classes keep the app's \
              cores busy, or the app has more threads than its share of them can rescue",
-            waits.longest.as_secs_f64()
+            longest.as_secs_f64()
         ));
     }
     if rescued > FEW_RESCUES && rescued * STARVING > inputs {
@@ -147,15 +176,15 @@ mod tests {
     }
 
     fn degraded(values: &[(u32, u64)]) -> bool {
-        let waits = Waits::default();
-        let health = judge(&State::Live, true, &counters(values), waits, &Cores::default());
+        let waiting = Waiting::default();
+        let health = judge(&State::Live, true, &counters(values), waiting, &Cores::default());
         matches!(health, Health::Degraded(_))
     }
 
     #[test]
     fn a_deployment_without_threads_yet_is_live() {
         let none = Counters::default();
-        let health = judge(&State::Live, true, &none, Waits::default(), &Cores::default());
+        let health = judge(&State::Live, true, &none, Waiting::default(), &Cores::default());
         assert_eq!(health, Health::LIVE);
     }
 
@@ -176,7 +205,7 @@ mod tests {
     fn an_empty_slot_is_degraded_and_an_ejection_says_why() {
         let none = Counters::default();
         let of = |state: &State, has_program| {
-            judge(state, has_program, &none, Waits::default(), &Cores::default())
+            judge(state, has_program, &none, Waiting::default(), &Cores::default())
         };
         assert!(matches!(of(&State::Live, false), Health::Degraded(_)));
         let ejected = of(&State::Ejected("stall".into()), true);
@@ -186,12 +215,14 @@ mod tests {
     #[test]
     fn a_thread_that_the_rescue_does_not_reach_degrades() {
         let waiting = |longest_ms, deadline_ms| {
-            let waits = Waits {
-                longest: Duration::from_millis(longest_ms),
+            let longest = Duration::from_millis(longest_ms);
+            let waiting = Waiting {
+                waits: Waits { longest, ..Default::default() },
                 deadline: Duration::from_millis(deadline_ms),
+                threads: 1,
             };
             let values = counters(&[(SYRUP_INPUTS, 9), (SYRUP_CHOSEN, 9)]);
-            judge(&State::Live, true, &values, waits, &Cores::default())
+            judge(&State::Live, true, &values, waiting, &Cores::default())
         };
         assert_eq!(waiting(1999, 200), Health::LIVE);
         assert!(
@@ -202,11 +233,39 @@ mod tests {
     }
 
     #[test]
+    fn an_expelled_app_says_so_and_whether_its_threads_have_left() {
+        let of = |threads| {
+            let expelled = Some(Expelled {
+                ago: Duration::from_secs(12),
+                waited: Duration::from_millis(7600),
+            });
+            let waits = Waits { expelled, ..Default::default() };
+            let waiting = Waiting { waits, threads, ..Default::default() };
+            match judge(&State::Live, true, &Counters::default(), waiting, &Cores::default()) {
+                Health::Ejected(why) => why,
+                health => health.state().to_owned(),
+            }
+        };
+        let (gone, there) = (of(0), of(3));
+        assert!(gone.starts_with("expelled 12 s ago") && gone.contains("7.6 s"), "{gone}");
+        assert!(there.contains("takes its 3 threads out"), "{there}");
+        assert!(!gone.contains("gc"), "{gone}");
+    }
+
+    #[test]
+    fn forks_that_fail_degrade() {
+        let waits = Waits { refused: 2, ..Default::default() };
+        let waiting = Waiting { waits, ..Default::default() };
+        let health = judge(&State::Live, true, &Counters::default(), waiting, &Cores::default());
+        assert!(matches!(&health, Health::Degraded(why) if why.starts_with("2 of its threads")));
+    }
+
+    #[test]
     fn cores_that_are_offline_degrade_when_it_matters() {
         let of = |cpus: &[u32], are_executors, refused| {
             let values = [(SYRUP_INPUTS, 9), (SYRUP_CHOSEN, 7), (SYRUP_ENFORCE_FAILED, refused)];
             let cores = Cores::of(cpus, are_executors, &[0, 1, 3]);
-            match judge(&State::Live, true, &counters(&values), Waits::default(), &cores) {
+            match judge(&State::Live, true, &counters(&values), Waiting::default(), &cores) {
                 Health::Degraded(why) => why,
                 health => health.state().to_owned(),
             }
@@ -227,7 +286,7 @@ mod tests {
             &State::Live,
             true,
             &counters(values),
-            Waits::default(),
+            Waiting::default(),
             &Cores::default(),
         ) {
             Health::Degraded(why) => why,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use libbpf_rs::btf::Btf;
 use libbpf_rs::btf::types::{Func, FuncProto};
-use syrup_hook::{Changes, Error, Probe, Result};
+use syrup_hook::{Error, Probe, Result};
 
 const SYSFS: &str = "/sys/kernel/sched_ext";
 const CAP_SYS_ADMIN: u32 = 21;
@@ -68,16 +68,9 @@ impl Scheduler {
     }
 }
 
-/// Tells when the kernel has ended a scheduler, or runs one.
-#[derive(Debug)]
-pub(crate) struct Ends;
-
-impl Changes for Ends {
-    fn count(&self) -> Result<u64> {
-        // A kernel without sched_ext has none to end.
-        let state = fs::read(Path::new(SYSFS).join("state")).unwrap_or_default();
-        Ok(u64::from(state == b"disabled\n"))
-    }
+/// Whether the kernel runs none now, which one without sched_ext never does.
+pub(crate) fn runs_none() -> bool {
+    fs::read(Path::new(SYSFS).join("state")).unwrap_or_default() == b"disabled\n"
 }
 
 /// Can the root scheduler be loaded here?

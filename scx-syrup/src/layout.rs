@@ -38,3 +38,5 @@ unsafe impl Plain for syrup_scx_root {}
 unsafe impl Plain for syrup_scx_make_cores {}
 // SAFETY: as above.
 unsafe impl Plain for syrup_scx_set_index {}
+// SAFETY: as above.
+unsafe impl Plain for syrup_scx_has_room {}

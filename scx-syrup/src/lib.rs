@@ -16,10 +16,10 @@ mod cpus;
 mod deploy;
 mod exit;
 pub mod fairness;
+mod follow;
 mod health;
 mod kernel;
 mod layout;
-mod returns;
 mod root;
 mod slots;
 mod threads;
@@ -46,8 +46,8 @@ pub static SPEC: Spec = Spec {
     executor: "executor",
     executors: "a run queue of the app (0 is served first), or a core of the app",
     registers: Kind::Thread,
-    takes: &[PID, CPUS, WEIGHT],
-    changeable: &[CPUS, WEIGHT],
+    takes: &[PID, CPUS, WEIGHT, LIMIT],
+    changeable: &[CPUS, WEIGHT, LIMIT],
     settings: Some(Constant {
         name: "syrup_thread_policy",
         check: |bytes| deploy::settings(bytes).map(drop),
@@ -68,6 +68,14 @@ const WEIGHT: Flag = Flag {
     syntax: Syntax::Number { least: 1, most: 10_000 },
     who: Who::Owner,
     help: "Share of the cores against other apps, 1 to 10000 [default: 100]",
+};
+
+const LIMIT: Flag = Flag {
+    name: "limit",
+    syntax: Syntax::Number { least: 1, most: 1 << 22 },
+    who: Who::Operator,
+    help: "Most threads of the app in sched_ext; a user's apps together have twice as many \
+           [default: 16384]",
 };
 
 impl Hook for ScxSyrup {
@@ -127,16 +135,16 @@ impl Hook for ScxSyrup {
         deploy::observe(dir)
     }
 
-    fn changes(&self) -> Result<Box<dyn Changes>> {
-        Ok(Box::new(kernel::Ends))
+    fn changes(&self, bpffs: &Path) -> Result<Box<dyn Changes>> {
+        Ok(Box::new(follow::Ends(bpffs.to_owned())))
     }
 
     fn behind<'a>(&self, dirs: &'a [Dir]) -> Vec<&'a Dir> {
-        returns::behind(dirs)
+        follow::behind(dirs)
     }
 
     fn follow(&self, dir: &mut Dir) -> Result<bool> {
-        returns::follow(dir)
+        follow::follow(dir)
     }
 
     fn tidy(&self, bpffs: &Path) -> Result<Vec<PathBuf>> {

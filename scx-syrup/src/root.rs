@@ -16,8 +16,8 @@ use syrup_sdk::abi;
 use crate::exit::{EXIT_KIND, FIRST_ERROR};
 use crate::kernel::Scheduler;
 use crate::layout::{
-    Plain, SYRUP_SCX_VERSION, syrup_scx_app, syrup_scx_make_cores, syrup_scx_root,
-    syrup_scx_set_index, syrup_scx_time,
+    Plain, SYRUP_SCX_NOBODYS_WEIGHT, SYRUP_SCX_VERSION, syrup_scx_app, syrup_scx_has_room,
+    syrup_scx_make_cores, syrup_scx_root, syrup_scx_set_index, syrup_scx_time,
 };
 use crate::threads::{self, Owner};
 
@@ -29,10 +29,12 @@ const OPS: &str = "syrup";
 const LINK: &str = "link";
 /// Pin of the scheduler itself, from which it is attached again.
 const SCHEDULER: &str = "scheduler";
+const EXPULSIONS: &str = "syrup_expulsions";
 const MAKE_CORES: &str = "syrup_make_cores";
 const SET_INDEX: &str = "syrup_set_index";
+const HAS_ROOM: &str = "syrup_has_room";
 /// Programs that are run from here.
-const CALLS: &[&str] = &[MAKE_CORES, SET_INDEX];
+const CALLS: &[&str] = &[MAKE_CORES, SET_INDEX, HAS_ROOM];
 /// Pinned because later calls read or write them, or (the PROG_ARRAY, the
 /// timer's map) because they lose their content with the last user.
 const MAPS: &[&str] = &[
@@ -45,6 +47,7 @@ const MAPS: &[&str] = &[
     "syrup_input",
     "syrup_choice",
     "syrup_times",
+    EXPULSIONS,
     "syrup_enqueue",
     "syrup_exit",
     "syrup_tick",
@@ -52,6 +55,8 @@ const MAPS: &[&str] = &[
 /// Those that policies use.
 const SHARED: &[&str] = &["syrup_input", "syrup_choice"];
 
+/// How long `status` tells of a fork that was refused.
+const LATELY: Duration = Duration::from_secs(60);
 /// How long a return is remembered, and how much later each following one is.
 const RETURNS_WINDOW: Duration = Duration::from_secs(60);
 const RETURNS_LATER: Duration = Duration::from_secs(5);
@@ -62,6 +67,24 @@ pub(crate) enum State {
     Live,
     /// The kernel ended it; why.
     Ejected(String),
+}
+
+/// What the root scheduler tells of an app's threads.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Waits {
+    /// The longest wait of a thread that waited when the rescue last looked.
+    pub longest: Duration,
+    /// Forks that failed because it has as many threads as it may, when some did lately.
+    pub refused: u64,
+    pub expelled: Option<Expelled>,
+}
+
+/// The rescue could not keep up with an app.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Expelled {
+    pub ago: Duration,
+    /// For how long a thread had waited.
+    pub waited: Duration,
 }
 
 /// The pins of a root scheduler.
@@ -161,7 +184,7 @@ impl Root {
             0,
             &syrup_scx_app {
                 in_use: 1,
-                weight: 100,
+                weight: SYRUP_SCX_NOBODYS_WEIGHT,
                 rescue_ns: u64::from(crate::layout::SYRUP_SCX_RESCUE_MS) * 1_000_000,
                 nr_queues: 1,
                 ..Default::default()
@@ -377,12 +400,20 @@ impl Root {
         Ok(u32::try_from(count.max(0)).unwrap_or(u32::MAX))
     }
 
-    /// For how long the thread of a slot that waits longest has waited when the
-    /// rescue last looked.
-    pub fn longest_wait(&self, slot: u32) -> Result<Duration> {
+    /// How the threads of a slot wait.
+    pub fn waits(&self, slot: u32) -> Result<Waits> {
         let bytes = self.map("syrup_times")?.lookup(&slot.to_ne_bytes())?.unwrap_or_default();
         let time = syrup_scx_time::from_bytes(&bytes).unwrap_or_default();
-        Ok(Duration::from_nanos(time.longest_ns))
+        let expelled = (time.expelled_ns != 0).then(|| Expelled {
+            ago: Duration::from_nanos(now_ns().saturating_sub(time.expelled_ns)),
+            waited: Duration::from_nanos(time.waited_ns),
+        });
+        let is_lately = now_ns().saturating_sub(time.refused_ns) < LATELY.as_nanos() as u64;
+        Ok(Waits {
+            longest: Duration::from_nanos(time.longest_ns),
+            refused: if is_lately { time.refused } else { 0 },
+            expelled,
+        })
     }
 
     /// Kernel id of the program in a slot; 0 when it is empty.
@@ -425,7 +456,13 @@ impl Root {
     /// Makes the queues of an app's cores. They stay until the root goes.
     pub fn make_cores(&self, slot: u32) -> Result<()> {
         let args = syrup_scx_make_cores { slot, nr_cpus: self.info()?.nr_cpus };
-        self.call(MAKE_CORES, args, "make the queues of the app's cores")
+        self.call(MAKE_CORES, args, "make the queues of the app's cores").map(drop)
+    }
+
+    /// Whether the app of a slot, and its user, may have another thread in the class.
+    pub fn has_room(&self, slot: u32) -> Result<bool> {
+        let args = syrup_scx_has_room { slot, ..Default::default() };
+        Ok(self.call(HAS_ROOM, args, "count the threads of the app")? != 0)
     }
 
     /// Changes the index of a thread of the owner's.
@@ -436,12 +473,12 @@ impl Root {
             Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => {
                 Err(threads::no_such_thread(tid))
             }
-            other => other,
+            other => other.map(drop),
         }
     }
 
-    /// Runs a program of the root's, to do `what`.
-    fn call<T: Plain>(&self, program: &str, mut args: T, what: &str) -> Result<()> {
+    /// Runs a program of the root's, to do `what`; returns what it does.
+    fn call<T: Plain>(&self, program: &str, mut args: T, what: &str) -> Result<i32> {
         let program = sys::obj_get_required(&self.dir.join(program))?;
         let mut opts = libbpf_sys::bpf_test_run_opts {
             sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
@@ -455,9 +492,16 @@ impl Root {
         };
         match if err < 0 { err } else { opts.retval as i32 } {
             err if err < 0 => Err(Error::kernel(what, io::Error::from_raw_os_error(-err))),
-            _ => Ok(()),
+            said => Ok(said),
         }
     }
+}
+
+/// How often the root scheduler below `bpffs` has expelled an app; 0 where none is.
+pub(crate) fn expulsions(bpffs: &Path) -> Result<u64> {
+    let Some(map) = sys::obj_get(&bpffs.join(DIR).join(EXPULSIONS))? else { return Ok(0) };
+    let bytes = Map::new(map)?.lookup(&0u32.to_ne_bytes())?.unwrap_or_default();
+    Ok(bytes.try_into().map(u64::from_ne_bytes).unwrap_or_default())
 }
 
 /// Waits until the kernel runs ours; returns its number.

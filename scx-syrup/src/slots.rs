@@ -8,10 +8,14 @@ use syrup_hook::{Error, Result, pin};
 use syrup_sdk::abi;
 
 use crate::SPEC;
+use crate::cpus;
 use crate::deploy::State;
 use crate::layout::syrup_scx_app;
 use crate::root::Root;
 use crate::threads::{self, Owner};
+
+/// Of threads that no app registered.
+pub(crate) const NOBODYS: u32 = 0;
 
 /// One use of a slot. A record may outlive it: when the slot's next app came, or another
 /// root scheduler whose slots have the same numbers, the slot is none of its business.
@@ -146,6 +150,27 @@ pub(crate) fn sweep(root: &Root, bpffs: &Path) -> Result<()> {
         done = done.and(threads::release_strays(&root.map("syrup_threads")?, &known));
     }
     done
+}
+
+/// Takes an app out of its slot whose rescue could not keep up: its threads go, and whoever
+/// comes is nobody's. The slot stays its own until it is unloaded.
+pub(crate) fn expel(root: &Root, slot: u32) -> Result<()> {
+    end(root, slot)?;
+    threads::release_all(root, &root.map("syrup_threads")?, slot)
+}
+
+/// Gives back the threads that are nobody's where they run: that no app registered, that one
+/// did which is gone or was expelled, or that may run on none of their app's cores. Returns
+/// how many there were.
+pub(crate) fn release_nobodys(root: &Root, bpffs: &Path) -> Result<usize> {
+    let mut apps = Vec::new();
+    for owner in Deployments::find(bpffs)?.slots(root)? {
+        let app = root.app(owner.slot)?;
+        if app.in_use != 0 {
+            apps.push((owner, cpus::get(&app)));
+        }
+    }
+    threads::release_nobodys(&root.map("syrup_threads")?, &apps)
 }
 
 /// Takes the program out of a slot of another version's root scheduler, of which no more is

@@ -57,16 +57,19 @@ pub(crate) fn register(
              ordinary thread"
         )));
     }
+    // What is remembered of a wait that is under way stays.
+    if is_ext(tid) && lookup(threads, key)?.is_some_and(|thread| Owner::of(&thread) == owner) {
+        return root.set_index(tid, owner, index);
+    }
+    let Owner { slot, generation } = owner;
+    if !root.has_room(slot)? {
+        return Err(no_room(root, slot)?);
+    }
     if is_ext(tid) {
-        // What is remembered of a wait that is under way stays.
-        if lookup(threads, key)?.is_some_and(|thread| Owner::of(&thread) == owner) {
-            return root.set_index(tid, owner, index);
-        }
         // In the class it counts as a thread of the app it has, so it leaves that first.
         set_policy(tid, SCHED_OTHER)
             .map_err(|e| Error::kernel(format!("make thread {tid} SCHED_OTHER"), e))?;
     }
-    let Owner { slot, generation } = owner;
     let value = syrup_scx_thread { slot, generation, index, ..Default::default() };
     threads.update(&key, value.bytes()).map_err(|e| match e {
         // It ended meanwhile.
@@ -143,6 +146,32 @@ pub(crate) fn release_strays(threads: &Map, live: &[Owner]) -> Result<()> {
         release(stray.tid)?;
     }
     Ok(())
+}
+
+/// Gives back every thread of the class that none of the apps has, or that may run on none of
+/// its app's cores (an empty list is all). Returns how many there were.
+pub(crate) fn release_nobodys(threads: &Map, apps: &[(Owner, Vec<u32>)]) -> Result<usize> {
+    let mut released = 0;
+    for tid in tids().into_iter().filter(|&tid| is_ext(tid)) {
+        let owner = owner_of(threads, tid)?;
+        let app = apps.iter().find(|(app, _)| Some(*app) == owner);
+        let is_nobodys = match (app, affinity(tid)) {
+            (None, _) => true,
+            (Some((_, cpus)), Ok(allowed)) => !may_run_on_any(&allowed, cpus),
+            // It ended.
+            (Some(_), Err(_)) => false,
+        };
+        if is_nobodys {
+            release(tid)?;
+            released += 1;
+        }
+    }
+    Ok(released)
+}
+
+/// Whether a thread may run on one of an app's cores; an app without a list has all.
+pub(crate) fn may_run_on_any(allowed: &[u32], cpus: &[u32]) -> bool {
+    cpus.is_empty() || allowed.iter().any(|cpu| cpus.contains(cpu))
 }
 
 /// Gives a thread back to the kernel's default scheduler.
@@ -262,6 +291,20 @@ fn set_policy(tid: i32, policy: i32) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Why an app may have no other thread.
+fn no_room(root: &Root, slot: u32) -> Result<Error> {
+    let (app, has) = (root.app(slot)?, root.members(slot)?);
+    let (most, of_user) = (app.most_threads, app.most_threads_of_user);
+    Ok(Error::Conflict {
+        what: if has >= most {
+            format!("the app has {has} threads in sched_ext, and may have {most}")
+        } else {
+            format!("the apps of user {} may have {of_user} threads in sched_ext, and do", app.user)
+        },
+        advice: "register fewer: what is not registered runs under the kernel's default".to_owned(),
+    })
 }
 
 pub(crate) fn no_such_thread(tid: i32) -> Error {

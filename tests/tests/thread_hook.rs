@@ -126,7 +126,7 @@ fn killing_the_daemon_keeps_the_policy_and_the_next_one_adopts() {
     drop(next);
 }
 
-/// Starves sched_ext on a core until the kernel's watchdog ends the scheduler.
+/// Starves sched_ext on a core.
 struct Starved {
     hog: Child,
     server: &'static str,
@@ -167,13 +167,24 @@ fn the_daemon_puts_back_a_scheduler_that_the_kernel_has_ended() {
     ctl.run(&[&["load", "scx-syrup", "--policy", "fifo"], &flags[..]].concat()).ok();
     let before = ctl.deployment("calc", "scx-syrup");
     syrup_tests::expect_kernel_message("runnable task stall");
+    // Or it would expel the app before the watchdog comes.
+    let signal = |signal| {
+        let daemon = rustix::process::Pid::from_raw(daemon.pid() as i32).unwrap();
+        rustix::process::kill_process(daemon, signal).unwrap();
+    };
+    signal(rustix::process::Signal::STOP);
     let starved = Starved::core_1();
+    wait_for("the watchdog", Duration::from_secs(60), || {
+        let state = std::fs::read_to_string("/sys/kernel/sched_ext/state").unwrap();
+        (state.trim() == "disabled").then_some(())
+    });
+    drop(starved);
+    signal(rustix::process::Signal::CONT);
     let said = wait_for("the scheduler to come back", Duration::from_secs(60), || {
         let now = ctl.deployment("calc", "scx-syrup");
         let said = now["reason"].as_str().unwrap_or_default().to_owned();
         said.contains("put back").then_some(said)
     });
-    drop(starved);
     assert!(said.contains("stall"), "{said}");
     wait_for_inputs(&ctl, 50);
     let after = ctl.deployment("calc", "scx-syrup");
@@ -184,6 +195,43 @@ fn the_daemon_puts_back_a_scheduler_that_the_kernel_has_ended() {
         assert_eq!(sched_class(tid), ThreadClass::Ext);
     }
     assert_eq!(ctl.run(&["status"]).code, 10);
+    drop(daemon);
+    ctl.run(&["unload", "--all"]).ok();
+    ctl.assert_empty();
+}
+
+#[test]
+fn the_daemon_expels_an_app_that_the_rescue_cannot_help() {
+    if !require(&[Need::Root, Need::SchedExt]) {
+        return;
+    }
+    let ctl = Ctl::new();
+    let (program, other) = (Program::start(), Program::start());
+    let daemon = ctl.daemon();
+    for (app, program, cpu) in [("calc", &program, "1"), ("other", &other, "2")] {
+        let flags = ["--app", app, "--pid", &program.pid(), "--cpus", cpu];
+        ctl.run(&[&["load", "scx-syrup", "--policy", "fifo"], &flags[..]].concat()).ok();
+    }
+    let starved = Starved::core_1();
+    wait_for("the expulsion", Duration::from_secs(60), || {
+        let calc = ctl.deployment("calc", "scx-syrup");
+        (calc["state"] == "ejected" && calc["target"]["threads"] == 0).then_some(())
+    });
+    drop(starved);
+    for tid in program.threads() {
+        assert_eq!(sched_class(tid), ThreadClass::Fair);
+    }
+    for tid in other.threads() {
+        assert_eq!(sched_class(tid), ThreadClass::Ext);
+    }
+    assert_eq!(ctl.deployment("other", "scx-syrup")["state"], "live");
+    let status = ctl.run(&["status"]);
+    assert_eq!(status.code, 10);
+    assert!(status.stderr.contains("expelled"), "{}{}", status.stdout, status.stderr);
+    // What its message says to do.
+    ctl.run(&["unload", "scx-syrup", "--app", "calc"]).ok();
+    load(&ctl, "fifo", &program).ok();
+    assert_eq!(ctl.deployment("calc", "scx-syrup")["state"], "live");
     drop(daemon);
     ctl.run(&["unload", "--all"]).ok();
     ctl.assert_empty();

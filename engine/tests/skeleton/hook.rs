@@ -154,7 +154,7 @@ impl Hook for Skeleton {
         Ok(())
     }
 
-    fn changes(&self) -> Result<Box<dyn Changes>> {
+    fn changes(&self, _bpffs: &Path) -> Result<Box<dyn Changes>> {
         Ok(Box::new(Told))
     }
 

@@ -64,7 +64,7 @@ pub static SPEC: Spec = Spec {
 const PORT: Flag = Flag {
     name: "port",
     syntax: Syntax::Numbers { least: 1, most: 65535 },
-    who: Who::Root,
+    who: Who::Adopter,
     help: "The ports whose packets the policy gets, at all addresses. Without --pid, root finds \
            the processes that serve them",
 };
@@ -253,7 +253,7 @@ impl Hook for SocketSelect {
         Ok(wanted)
     }
 
-    fn changes(&self) -> Result<Box<dyn Changes>> {
+    fn changes(&self, _bpffs: &Path) -> Result<Box<dyn Changes>> {
         Ok(Box::new(GroupChanges::new()?))
     }
 

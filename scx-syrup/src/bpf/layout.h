@@ -10,7 +10,7 @@
 
 #include <syrup/abi.h>
 
-#define SYRUP_SCX_VERSION   7
+#define SYRUP_SCX_VERSION   8
 #define SYRUP_SCX_CPU_WORDS (SYRUP_MAX_CPUS / 64)
 
 /* How long a thread runs when its policy does not say: as the kernel's own default. */
@@ -21,6 +21,8 @@
 #define SYRUP_SCX_RESCUE_MS    200U
 /* An app that is owed so much of a CPU does not wait for the end of another's slice. */
 #define SYRUP_SCX_WORTH_NS 1000000ULL
+/* Threads of nobody, all together, are no app that others would share with. */
+#define SYRUP_SCX_NOBODYS_WEIGHT 1U
 /*
  * Threads of nobody that wait, from which on each runs for less, so that hundreds come
  * round before the watchdog asks. The kernel ends slices at its tick: none is shorter.
@@ -37,23 +39,35 @@
 #define SYRUP_SCX_BEHIND_MS 5000U
 _Static_assert(2 * SYRUP_SCX_BEHIND_MS == SYRUP_SCX_WATCHDOG_MS, "SYRUP_SCX_BEHIND_MS");
 
+/*
+ * For one that has waited for so long the rescue does all it can, whoever pays for it. An app
+ * that keeps it at that for so long is expelled before the watchdog ends them all.
+ */
+#define SYRUP_SCX_LAST_MS  7000U
+#define SYRUP_SCX_EXPEL_MS 500U
+
+/* Threads that an app may have in the class when nobody said how many. */
+#define SYRUP_SCX_THREADS 16384U
+
 /* As often in a minute it is put back when the kernel has ended it. */
 #define SYRUP_SCX_RETURNS 3
 
 /* An app's settings: written by the loader, read by the root scheduler. */
 struct syrup_scx_app {
 	__u32 in_use;
-	__u32 weight;     /* share against other apps; 100 is normal */
-	__u64 rescue_ns;  /* a thread that waits longer is run */
-	__u32 nr_queues;  /* most that any policy of this deployment had: all are served */
-	__u32 last_queue; /* where threads go that the policy did not place */
-	__u32 cores;      /* 1: the queues of single cores exist */
-	__u32 masked;     /* enum syrup_scx_masked */
-	__u32 generation; /* of the slot's apps, of which this is the latest */
-	__u32 _pad;
+	__u32 weight;       /* share against other apps; 100 is normal */
+	__u64 rescue_ns;    /* a thread that waits longer is run */
+	__u32 nr_queues;    /* most that any policy of this deployment had: all are served */
+	__u32 last_queue;   /* where threads go that the policy did not place */
+	__u32 cores;        /* 1: the queues of single cores exist */
+	__u32 masked;       /* enum syrup_scx_masked */
+	__u32 generation;   /* of the slot's apps, of which this is the latest */
+	__u32 user;         /* whose it is */
+	__u32 most_threads; /* in the class */
+	__u32 most_threads_of_user; /* in all the user's apps */
 	__u64 cpus[SYRUP_SCX_CPU_WORDS];
 };
-_Static_assert(sizeof(struct syrup_scx_app) == 104, "syrup_scx_app");
+_Static_assert(sizeof(struct syrup_scx_app) == 112, "syrup_scx_app");
 
 /* Which CPUs are the app's. */
 enum syrup_scx_masked {
@@ -98,9 +112,14 @@ enum syrup_scx_state {
 
 /* What became of an app's time: written by the root scheduler; a cache line for each. */
 struct syrup_scx_time {
-	__u64 vtime_ns;   /* CPU time by weight that it has had */
-	__u64 longest_ns; /* longest wait of a thread that waits, when the rescue last looked */
-	__u64 _pad[6];
+	__u64 vtime_ns;    /* CPU time by weight that it has had */
+	__u64 longest_ns;  /* longest wait of a thread that waits, when the rescue last looked */
+	__u64 beyond_ns;   /* for how long the rescue could not keep up, less the time it could */
+	__u64 expelled_ns; /* when it was expelled; 0: it is not */
+	__u64 waited_ns;   /* the longest wait then */
+	__u64 refused;     /* forks, because it has as many threads as it may */
+	__u64 refused_ns;  /* the last of them */
+	__u64 _pad;
 };
 _Static_assert(sizeof(struct syrup_scx_time) == 64, "syrup_scx_time");
 
@@ -132,6 +151,13 @@ struct syrup_scx_make_cores {
 	__u32 nr_cpus;
 };
 _Static_assert(sizeof(struct syrup_scx_make_cores) == 8, "syrup_scx_make_cores");
+
+/* Argument of the program that says whether an app may have another thread. */
+struct syrup_scx_has_room {
+	__u32 slot;
+	__u32 _pad;
+};
+_Static_assert(sizeof(struct syrup_scx_has_room) == 8, "syrup_scx_has_room");
 
 /* Argument of the program that changes the index of a registered thread. */
 struct syrup_scx_set_index {

@@ -14,24 +14,31 @@
 
 #include "place.bpf.h"
 
-#define NSEC_PER_SEC  1000000000ULL
 #define NSEC_PER_MSEC 1000000ULL
 
 /*
  * A starved thread gets this much at a time, and then its CPU rescues nobody for so many
- * times as long as that took: a sixteenth of a CPU, whatever the deadlines of its apps are
- * and however many threads starve, and an app pays for its rescues out of its share. Only
- * who has waited for longer than RESCUE_LAST_NS is not made to wait for that: the watchdog
- * would end the scheduler for every app. Four starved threads of a CPU run within 50 ms after the
- * default deadline. The kernel ends slices at its own tick (4 ms at HZ=250), so the timer ends this
- * one.
+ * times as long as that took, switching included: a sixteenth of a CPU, whatever the deadlines of
+ * its apps are and however many threads starve, and an app pays for its rescues out of its share.
+ * Four starved threads of a CPU run within 50 ms after the default deadline. One that has waited
+ * for longer than RESCUE_MANY_NS is one of many, for whom it is enough to run at all: its
+ * rescue is shorter, so that some two thousand of a CPU come round before the watchdog
+ * asks. Only who has waited for longer than RESCUE_LAST_NS is not made to wait for a CPU
+ * that rests: the watchdog would end the scheduler for every app. The kernel ends slices at
+ * its own tick (4 ms at HZ=250), so the timer ends these.
  */
-#define RESCUE_SLICE_NS (500 * 1000ULL)
-#define RESCUE_REST     15
-#define RESCUE_LAST_NS  (7 * NSEC_PER_SEC)
+#define RESCUE_SLICE_NS      (500 * 1000U)
+#define RESCUE_MANY_SLICE_NS (200 * 1000U)
+#define RESCUE_REST          15
+#define RESCUE_MANY_NS       (1000 * NSEC_PER_MSEC)
+#define RESCUE_LAST_NS       (SYRUP_SCX_LAST_MS * NSEC_PER_MSEC)
 
-/* While somebody is overdue the timer looks so often in the shortest deadline. */
+/*
+ * While somebody is overdue the timer looks so often in the shortest deadline; but not more
+ * often than once in so long for each CPU there is, which it looks at.
+ */
 #define RESCUE_TICK_SHIFT 4
+#define RESCUE_LOOK_NS    (10 * 1000U)
 
 /*
  * Threads at the head of a CPU's list that a look reaches, and twice in the shortest
@@ -134,7 +141,7 @@ static __always_inline bool next_waiter(struct syrup_waiter *w)
  * is overdue. No other queue is ever asked for, and none of ours is destroyed: some kernels
  * do not live through a move out of a queue that does not exist.
  */
-static __always_inline bool rescue_task(struct task_struct *p, u32 cpu)
+static __always_inline bool rescue_task(struct task_struct *p, u32 cpu, u32 slice_ns)
 {
 	struct scx_dispatch_q *queue = p->scx.dsq;
 	struct bpf_iter_scx_dsq it;
@@ -152,7 +159,7 @@ static __always_inline bool rescue_task(struct task_struct *p, u32 cpu)
 	/* Whose affinity changes from here on is queued anew, and moves no more. */
 	bpf_iter_scx_dsq_new(&it, id, 0);
 	if (may_run_on(p, cpu) && p->scx.dsq == queue) {
-		scx_bpf_dsq_move_set_slice(&it, RESCUE_SLICE_NS);
+		scx_bpf_dsq_move_set_slice(&it, slice_ns);
 		moved = scx_bpf_dsq_move(&it, p, ENUM(scx_dsq_id_flags, SCX_DSQ_LOCAL_ON) | cpu, 0);
 	}
 	bpf_iter_scx_dsq_destroy(&it);
@@ -165,15 +172,25 @@ static __always_inline bool rescue_task(struct task_struct *p, u32 cpu)
 	return true;
 }
 
-__noinline int rescue(u32 tid, u32 cpu)
+/* Whether it did; `rests` if that is the CPU's time and not the app's. */
+__noinline int rescue(u32 tid, u32 cpu, u32 slice_ns, u32 rests)
 {
-	struct task_struct *p = bpf_task_from_pid(tid);
+	struct syrup_running *on = running_on(cpu);
+	struct task_struct *p;
 	bool moved;
 
+	if (!on)
+		return 0;
+	p = bpf_task_from_pid(tid);
 	if (!p)
 		return 0;
-	moved = rescue_task(p, cpu);
+	moved = rescue_task(p, cpu, slice_ns);
 	bpf_task_release(p);
+	if (moved) {
+		on->rescuing = tid;
+		on->rescue_slice_ns = slice_ns;
+		on->rests = rests;
+	}
 	return moved;
 }
 
@@ -192,23 +209,15 @@ static __always_inline bool is_behind(u32 slot)
  */
 __noinline int rescue_oldest(u32 slot, u32 cpu)
 {
-	struct syrup_running *on = running_on(cpu);
 	struct syrup_waiter w;
 	u32 i;
 
-	if (!on)
-		return 0;
 	first_waiter(&w, cpu);
 	bpf_for(i, 0, RESCUE_REACH) {
 		if (!next_waiter(&w))
 			break;
-		if (w.slot == slot) {
-			if (!rescue(w.tid, cpu))
-				return 0;
-			on->rescuing = w.tid;
-			on->rests = 0;
-			return 1;
-		}
+		if (w.slot == slot)
+			return rescue(w.tid, cpu, RESCUE_SLICE_NS, 0);
 	}
 	return 0;
 }
@@ -224,8 +233,8 @@ static volatile u32 has_ended;
  * registers because the verifier would follow every value they can have through
  * the loops around.
  */
-static u64 seen, longest_ns[SYRUP_MAX_APPS], next_look_ns, watch_at, far_every_ns;
-static u32 reach, far, homes, young, first_cpu, appointments, overdue, last_call;
+static u64 seen, longest_ns[SYRUP_MAX_APPS], next_look_ns, watch_at, far_every_ns, told_ns;
+static u32 reach, far, homes, young, first_cpu, appointments, overdue, many, last_call;
 /* Of the overdue threads of a CPU, that of the app whose turn it is to be rescued there. */
 static u32 chosen_tid, chosen_slot, chosen_distance;
 static u64 chosen_waited_ns;
@@ -285,6 +294,7 @@ static __always_inline void appoint(u32 cpu, u32 slot, u32 tid, u64 waited)
 	if (waited < RESCUE_LAST_NS && before(bpf_ktime_get_ns(), on->rests_until_ns))
 		return;
 	on->rescue = tid;
+	on->appointed_ns = waited < RESCUE_MANY_NS ? RESCUE_SLICE_NS : RESCUE_MANY_SLICE_NS;
 	on->rescued_slot = slot;
 	appointments++;
 	scx_bpf_test_and_clear_cpu_idle(cpu);
@@ -309,6 +319,8 @@ static __always_inline bool consider(struct task_struct *p, u32 slot, u32 cpu, u
 		return false;
 	}
 	overdue++;
+	if (waited >= RESCUE_MANY_NS)
+		many++;
 	if (waited >= RESCUE_LAST_NS)
 		last_call++;
 	rescuer = rescuer_of(p, app);
@@ -365,7 +377,7 @@ static __always_inline void watch_overlooked(struct syrup_running *on, u32 cpu, 
 __noinline int watch_cpu(u32 cpu)
 {
 	struct syrup_running *on = running_on(cpu);
-	u64 now = bpf_ktime_get_ns();
+	u64 now = bpf_ktime_get_ns(), slots = waiting_slots();
 	struct syrup_waiter w;
 	u32 i;
 
@@ -386,6 +398,9 @@ __noinline int watch_cpu(u32 cpu)
 		struct task_struct *p;
 		u32 slot;
 
+		/* One of each app is enough. */
+		if (!(slots & ~seen))
+			break;
 		if (i >= far || young >= RESCUE_REACH || !reach || !next_waiter(&w))
 			break;
 		reach--;
@@ -409,13 +424,18 @@ __noinline int watch_cpu(u32 cpu)
 	return 0;
 }
 
-/* Ends the rescues that run; true if others are about to. */
-__noinline int end_rescues(void)
+/* How often the timer looks for rescues to end. */
+static __always_inline u32 end_interval(void)
+{
+	return many ? RESCUE_MANY_SLICE_NS : RESCUE_SLICE_NS;
+}
+
+/* Ends the rescues that run; returns after how long others are to be ended, 0 if there are none. */
+__noinline u32 end_rescues(void)
 {
 	const struct cpumask *online = scx_bpf_get_online_cpumask();
 	u64 now = bpf_ktime_get_ns();
-	int more = 0;
-	u32 cpu;
+	u32 cpu, next_ns = 0;
 
 	bpf_rcu_read_lock(); /* see watch_cpu() */
 	bpf_for(cpu, 0, nr_cpus()) {
@@ -426,14 +446,14 @@ __noinline int end_rescues(void)
 		/* It went before it came to its rescue. */
 		if (on->rescue && !bpf_cpumask_test_cpu(cpu, online))
 			on->rescue = 0;
-		if (on->rescued && !before(now, on->since_ns + RESCUE_SLICE_NS))
+		if (on->rescued && !before(now, on->since_ns + on->rescue_slice_ns))
 			scx_bpf_kick_cpu(cpu, ENUM(scx_kick_flags, SCX_KICK_PREEMPT));
 		else if (on->rescued || (on->rescue && !taken_by_others(cpu)))
-			more = 1;
+			next_ns = end_interval();
 	}
 	bpf_rcu_read_unlock();
 	scx_bpf_put_cpumask(online);
-	return more;
+	return next_ns;
 }
 
 /* Begins a look: how long it may be until the next one. */
@@ -455,12 +475,45 @@ static __always_inline u64 shortest_deadline(u64 slots)
 	return shortest;
 }
 
-/* Ends a look at all CPUs: what it saw of each app. */
-static __always_inline bool tell(u64 slots)
+/*
+ * Expels an app for which all that the rescue can do is not enough: its threads are to be taken
+ * out of the class, before the watchdog takes out everybody's. Not for what one look says: all
+ * have waited for long when a virtual machine was stopped for a while. Threads of nobody can
+ * come again, so they are expelled anew then.
+ */
+static __always_inline void expel(u32 slot, struct syrup_scx_time *time, u64 now, u64 elapsed)
 {
+	u32 zero = 0;
+	u64 *expulsions = bpf_map_lookup_elem(&syrup_expulsions, &zero);
+
+	if (time->longest_ns >= RESCUE_LAST_NS) {
+		time->beyond_ns += elapsed;
+	} else if (time->beyond_ns > elapsed) {
+		time->beyond_ns -= elapsed;
+	} else {
+		time->beyond_ns = 0;
+		if (!slot)
+			time->expelled_ns = 0;
+	}
+	if (!expulsions || time->expelled_ns ||
+	    time->beyond_ns < SYRUP_SCX_EXPEL_MS * NSEC_PER_MSEC)
+		return;
+	time->waited_ns = time->longest_ns;
+	time->expelled_ns = now;
+	__sync_fetch_and_add(expulsions, 1);
+}
+
+/* Ends a look at all CPUs: what it saw of each app. */
+static __always_inline bool tell(u64 slots, u64 now)
+{
+	u64 elapsed = now - told_ns;
 	bool behind = false;
 	u32 i;
 
+	/* Nobody looked meanwhile. */
+	if (elapsed > 100 * NSEC_PER_MSEC)
+		elapsed = 100 * NSEC_PER_MSEC;
+	told_ns = now;
 	bpf_for(i, 0, SYRUP_MAX_APPS) {
 		struct syrup_scx_time *time;
 		u32 slot;
@@ -474,6 +527,7 @@ static __always_inline bool tell(u64 slots)
 			continue;
 		time->longest_ns = longest_ns[slot];
 		longest_ns[slot] = 0;
+		expel(slot, time, now, elapsed);
 		behind |= is_behind(slot);
 	}
 	return behind;
@@ -482,15 +536,16 @@ static __always_inline bool tell(u64 slots)
 static int on_tick(void *map, int *key, struct bpf_timer *timer)
 {
 	struct syrup_scx_root *root_state = root();
-	u64 now = bpf_ktime_get_ns(), shortest;
+	u64 now = bpf_ktime_get_ns(), shortest, soonest;
+	u32 i, nr = nr_cpus(), from = first_cpu, end_ns;
 	bool behind = false, complete = true;
-	u32 i, nr = nr_cpus(), from = first_cpu;
 
 	/* Others may run here now, and what is called below would be theirs. */
 	if (!root_state || !nr || has_ended)
 		return 0;
-	if (end_rescues() && before(now + RESCUE_SLICE_NS, watch_at)) {
-		bpf_timer_start(timer, RESCUE_SLICE_NS, 0);
+	end_ns = end_rescues();
+	if (end_ns && before(now + end_ns, watch_at)) {
+		bpf_timer_start(timer, end_ns, 0);
 		return 0;
 	}
 	if (before(now, watch_at)) {
@@ -502,6 +557,7 @@ static int on_tick(void *map, int *key, struct bpf_timer *timer)
 	far_every_ns = shortest / 2;
 	appointments = 0;
 	overdue = 0;
+	many = 0;
 	last_call = 0;
 	reach = RESCUE_REACH_ALL;
 	/* Whatever is counted as waiting: this is for what should not be, too. */
@@ -516,13 +572,19 @@ static int on_tick(void *map, int *key, struct bpf_timer *timer)
 		watch_cpu(cpu);
 	}
 	if (complete)
-		behind = tell(root_state->slots_in_use);
+		behind = tell(root_state->slots_in_use, now);
 	if (overdue)
 		next_look_ns = shortest >> RESCUE_TICK_SHIFT;
-	if (next_look_ns < NSEC_PER_MSEC || !complete || last_call)
-		next_look_ns = NSEC_PER_MSEC;
+	soonest = nr * RESCUE_LOOK_NS;
+	if (soonest < NSEC_PER_MSEC)
+		soonest = NSEC_PER_MSEC;
+	/* A CPU rests for as long. */
+	if (many && next_look_ns > (RESCUE_REST + 1) * RESCUE_MANY_SLICE_NS)
+		next_look_ns = (RESCUE_REST + 1) * RESCUE_MANY_SLICE_NS;
+	if (next_look_ns < soonest || !complete || last_call)
+		next_look_ns = soonest;
 	watch_at = now + next_look_ns;
-	bpf_timer_start(timer, appointments || behind ? RESCUE_SLICE_NS : next_look_ns, 0);
+	bpf_timer_start(timer, appointments || behind ? end_interval() : next_look_ns, 0);
 	return 0;
 }
 

@@ -91,6 +91,36 @@ static __always_inline void add_to_slot(void *counts, u32 slot, s64 change)
 		__sync_fetch_and_add(count, change);
 }
 
+/* Threads of the slot that are in the class, or will be. */
+static __always_inline s64 members_of(u32 slot)
+{
+	s64 *members = bpf_map_lookup_elem(&syrup_members, &slot);
+	s64 *starting = bpf_map_lookup_elem(&syrup_starting, &slot);
+
+	return members && starting ? *members + *starting : 0;
+}
+
+/*
+ * May the app have another thread in the class? On several CPUs at once a few more come than
+ * it may have.
+ */
+__noinline int has_room(u32 slot)
+{
+	struct syrup_scx_app *app = app_of(slot);
+	s64 of_user = 0;
+	u32 i;
+
+	if (!app)
+		return 0;
+	bpf_for(i, 1, SYRUP_MAX_APPS) {
+		struct syrup_scx_app *other = app_of(i);
+
+		if (other && other->in_use && other->user == app->user)
+			of_user += members_of(i);
+	}
+	return members_of(slot) < app->most_threads && of_user < app->most_threads_of_user;
+}
+
 /*
  * The scheduler is attached to what runs already. For the first time that is nobody's. When it
  * was ended, and is put back, it is threads that it had, whose wait begins anew, and what they
@@ -146,6 +176,15 @@ s32 SEC("struct_ops.s/init_task")
 	parent = bpf_task_storage_get(&syrup_threads, bpf_get_current_task_btf(), NULL, 0);
 	if (!parent || !parent->slot)
 		return 0;
+	if (p->policy == SCHED_EXT && slot_of(parent) && !has_room(parent->slot)) {
+		struct syrup_scx_time *time = time_of(parent->slot);
+
+		if (time) {
+			__sync_fetch_and_add(&time->refused, 1);
+			time->refused_ns = bpf_ktime_get_ns();
+		}
+		return -11; /* EAGAIN, as where a cgroup has as many as it may */
+	}
 	child = bpf_task_storage_get(&syrup_threads, p, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
 	if (!child)
 		return -12; /* ENOMEM: the fork fails, as it would without us */
@@ -604,11 +643,8 @@ void SEC("struct_ops/dispatch") BPF_PROG(syrup_dispatch, s32 cpu, struct task_st
 		u32 tid = on->rescue;
 
 		on->rescue = 0;
-		if (rescue(tid, cpu)) {
-			on->rescuing = tid;
-			on->rests = 1;
+		if (rescue(tid, cpu, on->appointed_ns, 1))
 			return;
-		}
 	}
 	if (queued(prev)) {
 		struct syrup_scx_app *app = app_of(on->slot);
@@ -728,14 +764,18 @@ void SEC("struct_ops/stopping") BPF_PROG(syrup_stopping, struct task_struct *p, 
 	struct syrup_running *on = running_on(scx_bpf_task_cpu(p));
 	struct syrup_load *load;
 	bool cut_short, put_back;
-	u64 now = bpf_ktime_get_ns();
+	u64 now = bpf_ktime_get_ns(), switching;
 
 	if (!on || !on->active)
 		return;
 	/* By the clock: a rescued thread can be charged from the CPU's last tick on. */
-	cut_short = on->rescued && before(now, on->since_ns + RESCUE_SLICE_NS / 2);
+	switching = on->since_ns - on->stopped_ns;
+	if (switching > NSEC_PER_MSEC)
+		switching = 0; /* it was idle before */
+	on->stopped_ns = now;
+	cut_short = on->rescued && before(now, on->since_ns + on->rescue_slice_ns / 2);
 	if (on->rescued && on->rests)
-		on->rests_until_ns = now + RESCUE_REST * (now - on->since_ns);
+		on->rests_until_ns = now + RESCUE_REST * (now - on->since_ns + 2 * switching);
 	charge(on, p, t);
 	on->active = 0;
 	load = load_of(on->slot);
@@ -866,7 +906,15 @@ static __always_inline void begin_slot(u32 slot)
 	struct syrup_load *load = load_of(slot);
 	s64 *members = bpf_map_lookup_elem(&syrup_members, &slot);
 	s64 *starting = bpf_map_lookup_elem(&syrup_starting, &slot);
+	struct syrup_scx_app *app = app_of(slot);
+	struct syrup_scx_time *time = time_of(slot);
 
+	/* To be expelled, and the kernel was faster: its waits begin anew. */
+	if (app && app->in_use && time) {
+		time->longest_ns = 0;
+		time->beyond_ns = 0;
+		time->expelled_ns = 0;
+	}
 	if (load) {
 		load->running = 0;
 		load->waiting = 0;
@@ -940,6 +988,12 @@ SEC("syscall") int syrup_make_cores(struct syrup_scx_make_cores *args)
 	if (args->slot >= SYRUP_MAX_APPS)
 		return -22;
 	return create_cores(args->slot, args->nr_cpus);
+}
+
+/* Run by the loader before it registers a thread: 1 if the slot's app may have another. */
+SEC("syscall") int syrup_has_room(struct syrup_scx_has_room *args)
+{
+	return has_room(args->slot);
 }
 
 /*

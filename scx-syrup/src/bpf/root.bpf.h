@@ -34,6 +34,7 @@ struct {
 struct syrup_running {
 	__u64 exec_start; /* the thread's CPU time when it was last charged */
 	__u64 since_ns;   /* when it came, or went on */
+	__u64 stopped_ns; /* when the one before it, or it, stopped */
 	__u32 slot;
 	__u32 queue;
 	__u32 active;  /* a SCHED_EXT thread runs here */
@@ -43,10 +44,12 @@ struct syrup_running {
 	__u32 trial;   /* enum syrup_trial */
 	__u32 left_place;
 	__u64 left_rank;
-	__u32 put_back;      /* the thread that runs lost its trial: it goes back to its place */
-	__u32 unasked;       /* its slice ended and it went on: `queue` is what it was */
-	__u32 rescued_slot;  /* of the last thread that was to be rescued here */
-	__u32 rescuing;      /* the thread that comes next is this one's rescue */
+	__u32 put_back;        /* the thread that runs lost its trial: it goes back to its place */
+	__u32 unasked;         /* its slice ended and it went on: `queue` is what it was */
+	__u32 rescued_slot;    /* of the last thread that was to be rescued here */
+	__u32 rescuing;        /* the thread that comes next is this one's rescue */
+	__u32 rescue_slice_ns; /* of the rescue that runs, or comes next */
+	__u32 appointed_ns;    /* that of `rescue` */
 	__u32 rests;         /* after the rescue that runs: it was the CPU's time, not its app's */
 	__u32 overlooked;    /* a thread that may be overdue, and is not in its place on the list */
 	__u64 looked_far_ns; /* by the rescue */
@@ -139,6 +142,14 @@ struct {
 	__type(key, __u32);
 	__type(value, struct syrup_scx_time);
 } syrup_times SEC(".maps");
+
+/* How often an app was expelled: whoever takes the threads out looks at this. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} syrup_expulsions SEC(".maps");
 
 static __always_inline struct syrup_scx_time *time_of(u32 slot)
 {

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
@@ -216,96 +215,6 @@ fn an_ejection_is_seen_with_its_reason_and_unload_recovers() {
     assert!(is_live(&ScxSyrup.read(&two).unwrap().unwrap()));
     ScxSyrup.remove(&two).unwrap();
     fixture.assert_clean();
-}
-
-/// What the class has of a core beside threads of others: nothing, for as long as this lives.
-struct NoServer(PathBuf, String);
-
-impl NoServer {
-    fn on(cpu: u32) -> Self {
-        let _ = Command::new("mount")
-            .args(["-t", "debugfs", "none", "/sys/kernel/debug"])
-            .stderr(Stdio::null())
-            .status();
-        let path = PathBuf::from(format!("/sys/kernel/debug/sched/ext_server/cpu{cpu}/runtime"));
-        let runtime = fs::read_to_string(&path).unwrap();
-        fs::write(&path, "0").unwrap();
-        Self(path, runtime)
-    }
-}
-
-impl Drop for NoServer {
-    fn drop(&mut self) {
-        let _ = fs::write(&self.0, &self.1);
-    }
-}
-
-#[test]
-fn a_scheduler_that_the_kernel_ended_comes_back_with_its_apps_and_threads() {
-    let Some(fixture) = Fixture::new() else { return };
-    let (one, two) = (fixture.app("one"), fixture.app("two"));
-    let script = Scripted::new();
-    ScxSyrup.deploy(&one, &script.policy(queues(2)), &on_cpus(&[1])).unwrap();
-    ScxSyrup.deploy(&two, &script.policy(cores()), &on_cpus(&[2, 3])).unwrap();
-    let crews = [Crew::spinning(2), Crew::spinning(2)];
-    register(&one, &crews[0], 0);
-    register(&two, &crews[1], 4);
-    crews[1].wait_for_progress();
-    let apps = [one.clone(), two.clone()];
-    assert!(ScxSyrup.lagging(&apps).is_empty());
-    let inputs = || ScxSyrup.read(&two).unwrap().unwrap().count(abi::SYRUP_INPUTS);
-    let before = inputs();
-
-    // Nobody but the watchdog comes to the thread then.
-    syrup_tests::expect_kernel_message("runnable task stall");
-    let server = NoServer::on(1);
-    let taker = Crew::spinning(1);
-    taker.pin_to(1);
-    let why = eventually("the ejection", || match ScxSyrup.read(&one).unwrap().unwrap().health {
-        Health::Ejected(why) => Some(why),
-        _ => None,
-    });
-    assert!(why.contains("stall"), "{why}");
-    drop((taker, server));
-    let lagging: Vec<String> = ScxSyrup.lagging(&apps).into_iter().map(|app| app.name).collect();
-    assert_eq!(lagging, ["one", "two"]);
-    assert!(ScxSyrup.catch_up(&one).unwrap());
-    assert!(!ScxSyrup.catch_up(&two).unwrap());
-    assert!(ScxSyrup.lagging(&apps).is_empty());
-
-    for (app, crew) in apps.iter().zip(&crews) {
-        let calls = script.calls();
-        crew.wait_for_progress();
-        let seen = ScxSyrup.read(app).unwrap().unwrap();
-        let Health::Degraded(said) = &seen.health else { panic!("{:?}", seen.health) };
-        assert!(said.contains("stall") && said.contains("put back"), "{said}");
-        assert_eq!(seen.target["threads"], 2);
-        eventually("the policy to be asked", || (script.calls() > calls).then_some(()));
-    }
-    crews.iter().for_each(Crew::forget);
-    crews.iter().for_each(Crew::wait_for_progress);
-    assert_eq!(crews[0].cpus(), 1 << 1);
-    assert_eq!(crews[1].cpus(), 1 << 2);
-    let told = script.told_since(0).into_iter();
-    let mut indices: Vec<u32> = told.map(|told| told.thread.index).collect();
-    indices.sort_unstable();
-    indices.dedup();
-    assert_eq!(indices, [0, 1, 4, 5]);
-    assert!(inputs() > before);
-
-    // Who takes it off wants it off.
-    syrup_tests::expect_kernel_message("disabled by sysrq-S");
-    fs::write("/proc/sysrq-trigger", "S").unwrap();
-    eventually("the end", || {
-        let health = ScxSyrup.read(&one).unwrap().unwrap().health;
-        matches!(health, Health::Ejected(_)).then_some(())
-    });
-    assert!(ScxSyrup.lagging(&apps).is_empty());
-    assert!(!ScxSyrup.catch_up(&one).unwrap());
-    ScxSyrup.remove(&one).unwrap();
-    ScxSyrup.remove(&two).unwrap();
-    fixture.assert_clean();
-    assert!(crews.iter().all(|crew| crew.policies() == [0, 0]));
 }
 
 #[test]

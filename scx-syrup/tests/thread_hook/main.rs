@@ -6,6 +6,7 @@
 // Clippy knows tests by their attribute, and helpers have none.
 #![allow(clippy::unwrap_used)]
 
+mod containment;
 mod deployments;
 mod policies;
 mod scheduling;

@@ -242,11 +242,11 @@ impl Run {
             watch.sockets |= by_port;
             return Ok(true);
         }
-        // What only root may say is left out: everybody may register what is theirs.
-        let of_root = |name: &String| {
-            hook.takes.iter().any(|flag| flag.name == name && flag.who == Who::Root)
+        // Only root adopts, and everybody may register what is theirs.
+        let adopts = |name: &String| {
+            hook.takes.iter().any(|flag| flag.name == name && flag.who == Who::Adopter)
         };
-        request.target.retain(|name, _| !of_root(name));
+        request.target.retain(|name, _| !adopts(name));
         loaded.load(arbiter, hook, &request)?;
         match (by_port, pid) {
             (true, _) => {

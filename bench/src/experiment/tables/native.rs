@@ -82,14 +82,14 @@ pub fn twins(class: &'static str, exceptions: Vec<Exception>) -> Criterion {
     Criterion::Twin(TwinCriterion { class, quantile: 0.99, ratio, exceptions })
 }
 
-/// Points whose p99 is little more than one service: what the host adds is judged
-/// by itself there, not as a share of it.
+/// Points whose p99 is one or two services: what the host adds is judged by itself
+/// there, not as a share of it.
 pub fn few_services(config: &'static str, loads: &[f64]) -> Exception {
     Exception {
         config,
         loads: loads.to_vec(),
         excess_us: Bound::Within(-5.0, 5.0),
         unloaded: None,
-        reason: "p99 is little more than one service, to which sleeping and waking add some us",
+        reason: "p99 is one or two services, to which sleeping and waking add some us",
     }
 }

@@ -128,11 +128,11 @@ pub(crate) fn judge(
              decided them"
         ));
     }
-    let Waits { longest, refused: forks, .. } = waiting.waits;
-    if forks > 0 {
+    let Waits { longest, refused, .. } = waiting.waits;
+    if refused > 0 {
         return Health::Degraded(format!(
-            "{forks} of its threads could not start others (EAGAIN): the app, or its user, has as \
-             many in sched_ext as it may"
+            "the app, or its user, has as many threads in sched_ext as it may ({refused} more were \
+             refused: a fork fails with EAGAIN, and who enters by himself is nobody's)"
         ));
     }
     if !longest.is_zero() && waiting.far_behind() {
@@ -257,7 +257,7 @@ mod tests {
         let waits = Waits { refused: 2, ..Default::default() };
         let waiting = Waiting { waits, ..Default::default() };
         let health = judge(&State::Live, true, &Counters::default(), waiting, &Cores::default());
-        assert!(matches!(&health, Health::Degraded(why) if why.starts_with("2 of its threads")));
+        assert!(matches!(&health, Health::Degraded(why) if why.contains("2 more were refused")));
     }
 
     #[test]

@@ -74,7 +74,7 @@ pub(crate) enum State {
 pub(crate) struct Waits {
     /// The longest wait of a thread that waited when the rescue last looked.
     pub longest: Duration,
-    /// Forks that failed because it has as many threads as it may, when some did lately.
+    /// Threads that it could not have because it has as many as it may, if any lately.
     pub refused: u64,
     pub expelled: Option<Expelled>,
 }

@@ -227,7 +227,7 @@ fn the_daemon_expels_an_app_that_the_rescue_cannot_help() {
     assert_eq!(ctl.deployment("other", "scx-syrup")["state"], "live");
     let status = ctl.run(&["status"]);
     assert_eq!(status.code, 10);
-    assert!(status.stderr.contains("expelled"), "{}{}", status.stdout, status.stderr);
+    assert!(status.stdout.contains("expelled"), "{}{}", status.stdout, status.stderr);
     // What its message says to do.
     ctl.run(&["unload", "scx-syrup", "--app", "calc"]).ok();
     load(&ctl, "fifo", &program).ok();

@@ -117,7 +117,7 @@ struct syrup_scx_time {
 	__u64 beyond_ns;   /* for how long the rescue could not keep up, less the time it could */
 	__u64 expelled_ns; /* when it was expelled; 0: it is not */
 	__u64 waited_ns;   /* the longest wait then */
-	__u64 refused;     /* forks, because it has as many threads as it may */
+	__u64 refused;     /* threads, because it has as many as it may */
 	__u64 refused_ns;  /* the last of them */
 	__u64 _pad;
 };

@@ -121,6 +121,16 @@ __noinline int has_room(u32 slot)
 	return members_of(slot) < app->most_threads && of_user < app->most_threads_of_user;
 }
 
+static __always_inline void count_refused(u32 slot)
+{
+	struct syrup_scx_time *time = time_of(slot);
+
+	if (!time)
+		return;
+	__sync_fetch_and_add(&time->refused, 1);
+	time->refused_ns = bpf_ktime_get_ns();
+}
+
 /*
  * The scheduler is attached to what runs already. For the first time that is nobody's. When it
  * was ended, and is put back, it is threads that it had, whose wait begins anew, and what they
@@ -177,12 +187,7 @@ s32 SEC("struct_ops.s/init_task")
 	if (!parent || !parent->slot)
 		return 0;
 	if (p->policy == SCHED_EXT && slot_of(parent) && !has_room(parent->slot)) {
-		struct syrup_scx_time *time = time_of(parent->slot);
-
-		if (time) {
-			__sync_fetch_and_add(&time->refused, 1);
-			time->refused_ns = bpf_ktime_get_ns();
-		}
+		count_refused(parent->slot);
 		return -11; /* EAGAIN, as where a cgroup has as many as it may */
 	}
 	child = bpf_task_storage_get(&syrup_threads, p, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
@@ -224,9 +229,26 @@ static __always_inline void count_member(struct task_struct *p, s64 change)
 	add_to_slot(&syrup_members, slot, change);
 }
 
+/*
+ * Nobody asked for one that comes by itself: it was registered once and left the class, or a
+ * thread that was out of it has forked it. Beyond what its app may have it is nobody's.
+ */
+static __always_inline void comes_by_itself(struct task_struct *p)
+{
+	u32 *starts_in = bpf_task_storage_get(&syrup_starts_in, p, NULL, 0);
+	struct syrup_scx_thread *t = thread_of(p);
+	u32 slot = slot_of(t);
+
+	if (!t || !slot || (starts_in && *starts_in) || has_room(slot))
+		return;
+	count_refused(slot);
+	t->slot = 0;
+}
+
 /* Enters the class: registered just now, or forked by a thread that is in it. */
 void SEC("struct_ops/enable") BPF_PROG(syrup_enable, struct task_struct *p)
 {
+	comes_by_itself(p);
 	count_member(p, 1);
 	has_started(p);
 }

@@ -241,13 +241,31 @@ fn an_app_and_a_user_have_as_many_threads_as_they_may() {
     assert_eq!(multiply(&one, 0), (5, Some(libc::EAGAIN)));
     let seen = ScxSyrup.read(&one).unwrap().unwrap();
     assert!(
-        matches!(&seen.health, Health::Degraded(why) if why.starts_with("1 of its threads")),
+        matches!(&seen.health, Health::Degraded(why) if why.contains("(1 more were refused")),
         "{:?}",
         seen.health
     );
     assert_eq!(seen.fact("limit"), Some(5));
     // What was refused is not counted as starting, nor are those that have ended.
     assert_eq!(multiply(&one, 0), (5, Some(libc::EAGAIN)));
+
+    // Nor has it more by children of a thread that left, which enter by themselves.
+    let children = std::thread::spawn({
+        let one = one.clone();
+        move || {
+            // SAFETY: no arguments, no memory.
+            let tid = unsafe { libc::gettid() };
+            ScxSyrup.register(&one, Registration::Thread { tid }, Some(1)).unwrap();
+            ScxSyrup.unregister(&one, &Registration::Thread { tid }).unwrap();
+            Crew::parked(7)
+        }
+    });
+    let children = children.join().unwrap();
+    children.become_ext();
+    let threads = || ScxSyrup.read(&one).unwrap().unwrap().fact("threads");
+    assert_eq!(threads(), Some(5));
+    drop(children);
+    eventually("their end", || (threads() == Some(0)).then_some(()));
 
     let crews = [Crew::parked(5), Crew::parked(4), Crew::parked(4)];
     register(&one, &crews[0], 0);

@@ -178,12 +178,13 @@ int syr_unregister_socket(int fd);
  *   -ESRCH   there is no such thread
  *   -EBUSY   another app has it
  *   -EPERM   it is another user's
+ *   -EINVAL  it is the kernel's own, or SCHED_DEADLINE
  */
 int syr_register_thread(pid_t tid, int index);
 
 /*
- * Ends that: the kernel's default scheduler (SCHED_OTHER) runs the thread again, and
- * its index is free. tid 0 is the calling thread. Threads that it started meanwhile
+ * Ends that: the kernel runs the thread again, in the class that it was registered from,
+ * and its index is free. tid 0 is the calling thread. Threads that it started meanwhile
  * stay with the policy.
  *
  * Returns 0.

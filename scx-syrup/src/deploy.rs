@@ -158,9 +158,9 @@ fn adopt(root: &Root, app: &App, table: &Map, owner: Owner, pid: i32, cpus: &[u3
             continue;
         }
         if new.is_empty() {
-            return match threads::of(table, owner)?.is_empty() {
-                false => Ok(()),
-                true => Err(Error::NotFound {
+            return match root.members(owner.slot)? {
+                1.. => Ok(()),
+                0 => Err(Error::NotFound {
                     what: format!("process {pid} has ended"),
                     advice: "give the id of a running process".to_owned(),
                 }),
@@ -333,23 +333,14 @@ pub(crate) fn add(dir: &Dir, what: Registration, index: Option<u32>) -> Result<u
     }
     check_affinity(tid, &cpus::get(&conf))?;
     let table = root.map("syrup_threads")?;
-    let (known, others): (Vec<_>, Vec<_>) =
-        threads::of(&table, owner)?.into_iter().partition(|thread| thread.tid == tid);
-    let present = known.first().map(|thread| thread.index);
-    let index = index
-        .or(present.filter(|&index| index != abi::SYRUP_INDEX_NONE))
-        .unwrap_or_else(|| threads::free_index(&others));
+    let present = threads::find(&table, tid)?
+        .filter(|thread| thread.owner == owner && thread.index != abi::SYRUP_INDEX_NONE);
+    let index = match index.or(present.map(|thread| thread.index)) {
+        Some(index) => index,
+        None => root.free_index(slot)?,
+    };
     let thread = Thread::open(tid)?.ok_or_else(|| threads::no_such_thread(tid))?;
     threads::register(&root, &table, &thread, owner, index)?;
-    // Only then: whoever cannot be registered takes nobody's index.
-    for other in others.iter().filter(|thread| thread.index == index) {
-        match root.set_index(other.tid, owner, abi::SYRUP_INDEX_NONE) {
-            // It ended, or left, meanwhile.
-            Ok(()) | Err(Error::NotFound { .. }) => {}
-            // It is registered already.
-            Err(e) => log::warn!("index {index} is thread {}'s too: {e}", other.tid),
-        }
-    }
     Ok(index)
 }
 
@@ -389,7 +380,7 @@ pub(crate) fn release(dir: &Dir, what: &Registration) -> Result<()> {
     if threads::owner_of(&root.map("syrup_threads")?, tid)? != Some(owner) {
         return Err(Error::not_registered(&format!("thread {tid}"), &dir.app().name));
     }
-    threads::release(tid)
+    threads::release(&root.map("syrup_threads")?, tid)
 }
 
 /// What was counted for a deployment since its app came.

@@ -40,3 +40,5 @@ unsafe impl Plain for syrup_scx_make_cores {}
 unsafe impl Plain for syrup_scx_set_index {}
 // SAFETY: as above.
 unsafe impl Plain for syrup_scx_has_room {}
+// SAFETY: as above.
+unsafe impl Plain for syrup_scx_free_index {}

@@ -16,8 +16,9 @@ use syrup_sdk::abi;
 use crate::exit::{EXIT_KIND, FIRST_ERROR};
 use crate::kernel::Scheduler;
 use crate::layout::{
-    Plain, SYRUP_SCX_NOBODYS_WEIGHT, SYRUP_SCX_VERSION, syrup_scx_app, syrup_scx_has_room,
-    syrup_scx_make_cores, syrup_scx_root, syrup_scx_set_index, syrup_scx_time,
+    Plain, SYRUP_SCX_INDICES, SYRUP_SCX_NOBODYS_WEIGHT, SYRUP_SCX_VERSION, syrup_scx_app,
+    syrup_scx_free_index, syrup_scx_has_room, syrup_scx_make_cores, syrup_scx_root,
+    syrup_scx_set_index, syrup_scx_time,
 };
 use crate::threads::{self, Owner};
 
@@ -32,9 +33,10 @@ const SCHEDULER: &str = "scheduler";
 const EXPULSIONS: &str = "syrup_expulsions";
 const MAKE_CORES: &str = "syrup_make_cores";
 const SET_INDEX: &str = "syrup_set_index";
+const FREE_INDEX: &str = "syrup_free_index";
 const HAS_ROOM: &str = "syrup_has_room";
 /// Programs that are run from here.
-const CALLS: &[&str] = &[MAKE_CORES, SET_INDEX, HAS_ROOM];
+const CALLS: &[&str] = &[MAKE_CORES, SET_INDEX, FREE_INDEX, HAS_ROOM];
 /// Pinned because later calls read or write them, or (the PROG_ARRAY, the
 /// timer's map) because they lose their content with the last user.
 const MAPS: &[&str] = &[
@@ -43,6 +45,7 @@ const MAPS: &[&str] = &[
     "syrup_threads",
     "syrup_members",
     "syrup_starting",
+    "syrup_free",
     "syrup_counters",
     "syrup_input",
     "syrup_choice",
@@ -55,6 +58,8 @@ const MAPS: &[&str] = &[
 /// Those that policies use.
 const SHARED: &[&str] = &["syrup_input", "syrup_choice"];
 
+/// To take an index from a thread that is just leaving the class.
+const INDEX_TRIES: usize = 1000;
 /// How long `status` tells of a fork that was refused.
 const LATELY: Duration = Duration::from_secs(60);
 /// How long a return is remembered, and how much later each following one is.
@@ -446,7 +451,7 @@ impl Root {
             let key = slot * abi::SYRUP_NR_COUNTERS + counter;
             counters.update(&key.to_ne_bytes(), &vec![0; cpus * 8])?;
         }
-        for name in ["syrup_times", "syrup_members"] {
+        for name in ["syrup_times", "syrup_members", "syrup_free"] {
             let map = self.map(name)?;
             map.update(&slot.to_ne_bytes(), &vec![0; map.value_size() as usize])?;
         }
@@ -456,34 +461,58 @@ impl Root {
     /// Makes the queues of an app's cores. They stay until the root goes.
     pub fn make_cores(&self, slot: u32) -> Result<()> {
         let args = syrup_scx_make_cores { slot, nr_cpus: self.info()?.nr_cpus };
-        self.call(MAKE_CORES, args, "make the queues of the app's cores").map(drop)
+        self.call(MAKE_CORES, &mut { args }, "make the queues of the app's cores").map(drop)
     }
 
     /// Whether the app of a slot, and its user, may have another thread in the class.
     pub fn has_room(&self, slot: u32) -> Result<bool> {
         let args = syrup_scx_has_room { slot, ..Default::default() };
-        Ok(self.call(HAS_ROOM, args, "count the threads of the app")? != 0)
+        Ok(self.call(HAS_ROOM, &mut { args }, "count the threads of the app")? != 0)
     }
 
-    /// Changes the index of a thread of the owner's.
+    /// The smallest index that no thread of the app in a slot has.
+    pub fn free_index(&self, slot: u32) -> Result<u32> {
+        let mut args = syrup_scx_free_index { slot, ..Default::default() };
+        self.call(FREE_INDEX, &mut args, "look for a free index")?;
+        Ok(args.index)
+    }
+
+    /// Gives a thread of the owner's that is in the class an index; whoever had it has none.
     pub fn set_index(&self, tid: i32, owner: Owner, index: u32) -> Result<()> {
         let Owner { slot, generation } = owner;
         let args = syrup_scx_set_index { tid, slot, generation, index };
-        match self.call(SET_INDEX, args, &format!("give thread {tid} the index {index}")) {
-            Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => {
-                Err(threads::no_such_thread(tid))
+        let what = format!("give thread {tid} the index {index}");
+        for _ in 0..INDEX_TRIES {
+            let errno = match self.call(SET_INDEX, &mut { args }, &what) {
+                Err(Error::Kernel { source, .. }) => source.raw_os_error().unwrap_or_default(),
+                other => return other.map(drop),
+            };
+            match errno {
+                // Its holder is just leaving.
+                libc::EAGAIN => std::thread::yield_now(),
+                libc::ESRCH => return Err(threads::no_such_thread(tid)),
+                libc::E2BIG => {
+                    return Err(Error::Conflict {
+                        what: format!("all apps' threads have {SYRUP_SCX_INDICES} indices"),
+                        advice: "register fewer threads: their children are their app's, and \
+                                 have none"
+                            .to_owned(),
+                    });
+                }
+                errno => return Err(Error::kernel(what, io::Error::from_raw_os_error(errno))),
             }
-            other => other.map(drop),
         }
+        Err(Error::Timeout(format!("{what}: the thread that has it leaves, and is still there")))
     }
 
-    /// Runs a program of the root's, to do `what`; returns what it does.
-    fn call<T: Plain>(&self, program: &str, mut args: T, what: &str) -> Result<i32> {
+    /// Runs a program of the root's, to do `what`, which may answer in its argument; returns
+    /// what it does.
+    fn call<T: Plain>(&self, program: &str, args: &mut T, what: &str) -> Result<i32> {
         let program = sys::obj_get_required(&self.dir.join(program))?;
         let mut opts = libbpf_sys::bpf_test_run_opts {
             sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
-            ctx_in: std::ptr::from_mut(&mut args).cast(),
-            ctx_size_in: size_of_val(&args) as u32,
+            ctx_in: std::ptr::from_mut(args).cast(),
+            ctx_size_in: size_of::<T>() as u32,
             ..Default::default()
         };
         // SAFETY: opts and what it points to live for the call.

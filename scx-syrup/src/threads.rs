@@ -13,7 +13,6 @@ use syrup_sdk::abi;
 use crate::layout::{Plain as _, syrup_scx_thread};
 use crate::root::Root;
 
-const SCHED_OTHER: i32 = 0;
 const SCHED_EXT: i32 = 7;
 /// Scans of /proc while an app is emptied: threads it forks meanwhile inherit.
 const RELEASE_ROUNDS: usize = 20;
@@ -41,8 +40,22 @@ pub(crate) struct Registered {
     pub index: u32,
 }
 
-/// Gives a thread to an app: first the storage, so that the root scheduler
-/// knows it from its first enqueue on, then the scheduling class.
+/// How the kernel schedules a thread, as sched_setscheduler(2) takes it. Its nice value is the
+/// thread's own, and stays.
+#[derive(Debug, Clone, Copy)]
+struct Class {
+    policy: i32,
+    /// Of a real-time policy.
+    priority: i32,
+}
+
+impl Class {
+    const OTHER: Self = Self { policy: libc::SCHED_OTHER, priority: 0 };
+    const EXT: Self = Self { policy: SCHED_EXT, priority: 0 };
+}
+
+/// Gives a thread to an app under an index, which whoever has it loses: first the storage, so
+/// that the root scheduler knows it from its first enqueue on, then the scheduling class.
 pub(crate) fn register(
     root: &Root,
     threads: &Map,
@@ -67,10 +80,24 @@ pub(crate) fn register(
     }
     if is_ext(tid) {
         // In the class it counts as a thread of the app it has, so it leaves that first.
-        set_policy(tid, SCHED_OTHER)
-            .map_err(|e| Error::kernel(format!("make thread {tid} SCHED_OTHER"), e))?;
+        release(threads, tid)?;
     }
-    let value = syrup_scx_thread { slot, generation, index, ..Default::default() };
+    let was = class_of(tid)?;
+    if was.policy == libc::SCHED_DEADLINE {
+        return Err(Error::Usage(format!(
+            "thread {tid} is SCHED_DEADLINE: it has promised the kernel when it is done, which \
+             no thread policy would keep"
+        )));
+    }
+    let value = syrup_scx_thread {
+        slot,
+        generation,
+        index: abi::SYRUP_INDEX_NONE,
+        claim: index,
+        was_policy: u8::try_from(was.policy).unwrap_or_default(),
+        was_priority: u8::try_from(was.priority).unwrap_or_default(),
+        ..Default::default()
+    };
     threads.update(&key, value.bytes()).map_err(|e| match e {
         // It ended meanwhile.
         Error::Kernel { ref source, .. }
@@ -80,13 +107,18 @@ pub(crate) fn register(
         }
         e => e,
     })?;
-    match set_policy(tid, SCHED_EXT) {
+    match set_class(tid, Class::EXT) {
         // The class is set by id: of another thread by now, which is nobody's.
         Ok(()) if thread.has_ended()? => {
-            release(tid)?;
+            release(threads, tid)?;
             Err(no_such_thread(tid))
         }
-        Ok(()) => Ok(()),
+        // It has the index already, unless another has.
+        Ok(()) => root.set_index(tid, owner, index).inspect_err(|_| {
+            if let Err(e) = release(threads, tid) {
+                log::warn!("{e}");
+            }
+        }),
         Err(e) => {
             if let Err(e) = threads.delete(&key) {
                 log::warn!("{e}");
@@ -99,17 +131,23 @@ pub(crate) fn register(
     }
 }
 
-/// The app that a thread of the class is registered for, which may be gone; `None` when
-/// it is not in the class.
-pub(crate) fn owner_of(threads: &Map, tid: i32) -> Result<Option<Owner>> {
+/// What a thread of the class is registered as, for an app that may be gone; `None` when it
+/// is not in the class.
+pub(crate) fn find(threads: &Map, tid: i32) -> Result<Option<Registered>> {
     if !is_ext(tid) {
         return Ok(None);
     }
     let Some(thread) = Thread::open(tid)? else { return Ok(None) };
-    Ok(lookup(threads, key(&thread))?.map(|thread| Owner::of(&thread)))
+    let found = lookup(threads, key(&thread))?;
+    Ok(found.map(|found| Registered { tid, owner: Owner::of(&found), index: found.index }))
 }
 
-/// Gives every thread of `slot`, whichever app's, back to the kernel's default scheduler.
+/// The app of that.
+pub(crate) fn owner_of(threads: &Map, tid: i32) -> Result<Option<Owner>> {
+    Ok(find(threads, tid)?.map(|thread| thread.owner))
+}
+
+/// Gives every thread of `slot`, whichever app's, back to the kernel.
 /// Their storage stays: a child of one that is just forking is known by it.
 pub(crate) fn release_all(root: &Root, threads: &Map, slot: u32) -> Result<()> {
     let mut deadline = None;
@@ -130,7 +168,7 @@ pub(crate) fn release_all(root: &Root, threads: &Map, slot: u32) -> Result<()> {
             return Ok(());
         }
         for member in members {
-            release(member.tid)?;
+            release(threads, member.tid)?;
         }
     }
     // They left once, so none of them waits in the app's queues any more.
@@ -143,7 +181,7 @@ pub(crate) fn release_all(root: &Root, threads: &Map, slot: u32) -> Result<()> {
 /// One that entered the class again by itself cannot be told from these.
 pub(crate) fn release_strays(threads: &Map, live: &[Owner]) -> Result<()> {
     for stray in registered(threads)?.iter().filter(|thread| !live.contains(&thread.owner)) {
-        release(stray.tid)?;
+        release(threads, stray.tid)?;
     }
     Ok(())
 }
@@ -162,7 +200,7 @@ pub(crate) fn release_nobodys(threads: &Map, apps: &[(Owner, Vec<u32>)]) -> Resu
             (Some(_), Err(_)) => false,
         };
         if is_nobodys {
-            release(tid)?;
+            release(threads, tid)?;
             released += 1;
         }
     }
@@ -174,11 +212,17 @@ pub(crate) fn may_run_on_any(allowed: &[u32], cpus: &[u32]) -> bool {
     cpus.is_empty() || allowed.iter().any(|cpu| cpus.contains(cpu))
 }
 
-/// Gives a thread back to the kernel's default scheduler.
-pub(crate) fn release(tid: i32) -> Result<()> {
-    match set_policy(tid, SCHED_OTHER) {
+/// Gives a thread back to the kernel, in the class that it was registered from: of one that
+/// another has started, the class that it would have inherited.
+pub(crate) fn release(threads: &Map, tid: i32) -> Result<()> {
+    let Some(thread) = Thread::open(tid)? else { return Ok(()) };
+    let was = lookup(threads, key(&thread))?.map_or(Class::OTHER, |thread| Class {
+        policy: thread.was_policy.into(),
+        priority: thread.was_priority.into(),
+    });
+    match set_class(tid, was) {
         Err(e) if e.raw_os_error() != Some(libc::ESRCH) => {
-            Err(Error::kernel(format!("make thread {tid} SCHED_OTHER again"), e))
+            Err(Error::kernel(format!("give thread {tid} back to the kernel"), e))
         }
         _ => Ok(()),
     }
@@ -187,19 +231,6 @@ pub(crate) fn release(tid: i32) -> Result<()> {
 /// The threads of an app.
 pub(crate) fn of(threads: &Map, owner: Owner) -> Result<Vec<Registered>> {
     Ok(registered(threads)?.into_iter().filter(|thread| thread.owner == owner).collect())
-}
-
-/// The smallest index nobody has.
-pub(crate) fn free_index(taken: &[Registered]) -> u32 {
-    let mut indices: Vec<u32> = taken.iter().map(|thread| thread.index).collect();
-    indices.sort_unstable();
-    indices.dedup();
-    indices
-        .iter()
-        .zip(0u32..)
-        .find_map(|(&index, free)| (index != free).then_some(free))
-        .unwrap_or(indices.len() as u32)
-        .min(abi::SYRUP_INDEX_NONE - 1)
 }
 
 /// CPUs a thread may run on.
@@ -226,13 +257,7 @@ pub(crate) fn affinity(tid: i32) -> Result<Vec<u32>> {
 fn registered(threads: &Map) -> Result<Vec<Registered>> {
     let mut found = Vec::new();
     for tid in tids() {
-        if !is_ext(tid) {
-            continue;
-        }
-        let Some(thread) = Thread::open(tid)? else { continue };
-        if let Some(value) = lookup(threads, key(&thread))? {
-            found.push(Registered { tid, owner: Owner::of(&value), index: value.index });
-        }
+        found.extend(find(threads, tid)?);
     }
     found.sort_unstable_by_key(|thread| thread.tid);
     Ok(found)
@@ -267,7 +292,8 @@ fn key(thread: &Thread) -> [u8; 4] {
 }
 
 fn is_of_kernel(tid: i32) -> bool {
-    let stat = fs::read(format!("/proc/{tid}/stat"));
+    // Of the thread alone: its process's would be summed up over all its threads.
+    let stat = fs::read(format!("/proc/{tid}/task/{tid}/stat"));
     stat.is_ok_and(|stat| says_of_kernel(&String::from_utf8_lossy(&stat)))
 }
 
@@ -284,10 +310,27 @@ fn is_ext(tid: i32) -> bool {
     policy & !libc::SCHED_RESET_ON_FORK == SCHED_EXT
 }
 
-fn set_policy(tid: i32, policy: i32) -> io::Result<()> {
-    let param = libc::sched_param { sched_priority: 0 };
+fn class_of(tid: i32) -> Result<Class> {
+    let mut param = libc::sched_param { sched_priority: 0 };
+    // SAFETY: param is writable for the call.
+    let (policy, got) =
+        unsafe { (libc::sched_getscheduler(tid), libc::sched_getparam(tid, &raw mut param)) };
+    if policy < 0 || got < 0 {
+        return Err(match io::Error::last_os_error() {
+            e if e.raw_os_error() == Some(libc::ESRCH) => no_such_thread(tid),
+            e => Error::kernel(format!("read the scheduling class of thread {tid}"), e),
+        });
+    }
+    Ok(Class { policy: policy & !libc::SCHED_RESET_ON_FORK, priority: param.sched_priority })
+}
+
+/// Whether its children have the default class stays as it is.
+fn set_class(tid: i32, class: Class) -> io::Result<()> {
+    let param = libc::sched_param { sched_priority: class.priority };
+    // SAFETY: a plain system call on numbers.
+    let flag = unsafe { libc::sched_getscheduler(tid) }.max(0) & libc::SCHED_RESET_ON_FORK;
     // SAFETY: param lives for the call.
-    if unsafe { libc::sched_setscheduler(tid, policy, &raw const param) } < 0 {
+    if unsafe { libc::sched_setscheduler(tid, class.policy | flag, &raw const param) } < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
@@ -317,27 +360,6 @@ pub(crate) fn no_such_thread(tid: i32) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn with_indices(indices: &[u32]) -> Vec<Registered> {
-        let owner = Owner { slot: 1, generation: 1 };
-        indices.iter().map(|&index| Registered { tid: 1, owner, index }).collect()
-    }
-
-    #[test]
-    fn the_next_free_index_fills_gaps_first() {
-        assert_eq!(free_index(&with_indices(&[])), 0);
-        assert_eq!(free_index(&with_indices(&[0, 1, 2])), 3);
-        assert_eq!(free_index(&with_indices(&[2, 0])), 1);
-        assert_eq!(free_index(&with_indices(&[1])), 0);
-        assert_eq!(free_index(&with_indices(&[0, 0, 1, 3])), 2);
-    }
-
-    #[test]
-    fn inherited_threads_take_no_index() {
-        let none = abi::SYRUP_INDEX_NONE;
-        assert_eq!(free_index(&with_indices(&[none, none])), 0);
-        assert_eq!(free_index(&with_indices(&[none, 0, none, 1])), 2);
-    }
 
     #[test]
     fn the_affinity_of_a_thread_is_what_the_kernel_says() {

@@ -25,6 +25,7 @@
 #define EOPNOTSUPP      95
 #define CLOCK_MONOTONIC 1
 #define SCHED_EXT       7
+#define PF_EXITING      0x00000004
 #define PF_KTHREAD      0x00200000
 
 extern int LINUX_KERNEL_VERSION __kconfig;

@@ -10,7 +10,7 @@
 
 #include <syrup/abi.h>
 
-#define SYRUP_SCX_VERSION   8
+#define SYRUP_SCX_VERSION   9
 #define SYRUP_SCX_CPU_WORDS (SYRUP_MAX_CPUS / 64)
 
 /* How long a thread runs when its policy does not say: as the kernel's own default. */
@@ -49,6 +49,9 @@ _Static_assert(2 * SYRUP_SCX_BEHIND_MS == SYRUP_SCX_WATCHDOG_MS, "SYRUP_SCX_BEHI
 /* Threads that an app may have in the class when nobody said how many. */
 #define SYRUP_SCX_THREADS 16384U
 
+/* Indices that all apps' threads have at a time. */
+#define SYRUP_SCX_INDICES (1U << 18)
+
 /* As often in a minute it is put back when the kernel has ended it. */
 #define SYRUP_SCX_RETURNS 3
 
@@ -79,13 +82,14 @@ enum syrup_scx_masked {
 
 /*
  * A registered thread: task storage. The loader writes it when the thread is out of the
- * class: slot, generation and index, and the rest zero, which the root scheduler owns.
+ * class: slot, generation, claim and what it was, no index, and the rest zero, which the
+ * root scheduler owns.
  * A thread that is out of the class when its app goes keeps its storage: the generation
  * tells it from those of the slot's next app.
  */
 struct syrup_scx_thread {
 	__u32 slot;
-	__u32 index;
+	__u32 index; /* which no other of its app has while it is in the class */
 	__u32 generation;
 	__u32 waits_in; /* slot + 1 of the app among whose waiting threads it is counted; 0: none */
 	__u64 runtime_ns; /* see struct syrup_thread */
@@ -97,8 +101,13 @@ struct syrup_scx_thread {
 	__u16 queue;          /* executor it was queued for, for preemption */
 	__u16 place;          /* low half of the id of the queue it was put into */
 	__u32 state;          /* enum syrup_scx_state bits */
+	__u32 claim;          /* the index it takes when it enters the class, if that is free */
+	__u8 was_policy;      /* SCHED_OTHER, ...: it is that again when it is given back */
+	__u8 was_priority;    /* of a real-time one */
+	__u8 entered;         /* 1: it has been in the class since it was registered */
+	__u8 _pad;
 };
-_Static_assert(sizeof(struct syrup_scx_thread) == 72, "syrup_scx_thread");
+_Static_assert(sizeof(struct syrup_scx_thread) == 80, "syrup_scx_thread");
 
 enum syrup_scx_state {
 	SYRUP_SCX_PREEMPTED = 1 << 0, /* lost its CPU with slice left */
@@ -159,7 +168,7 @@ struct syrup_scx_has_room {
 };
 _Static_assert(sizeof(struct syrup_scx_has_room) == 8, "syrup_scx_has_room");
 
-/* Argument of the program that changes the index of a registered thread. */
+/* Argument of the program that gives a registered thread an index. */
 struct syrup_scx_set_index {
 	__s32 tid;
 	__u32 slot;
@@ -167,5 +176,12 @@ struct syrup_scx_set_index {
 	__u32 index;
 };
 _Static_assert(sizeof(struct syrup_scx_set_index) == 16, "syrup_scx_set_index");
+
+/* Argument of the program that finds the smallest index no thread of an app has. */
+struct syrup_scx_free_index {
+	__u32 slot;
+	__u32 index; /* it is written here */
+};
+_Static_assert(sizeof(struct syrup_scx_free_index) == 8, "syrup_scx_free_index");
 
 #endif /* SYRUP_SCX_LAYOUT_H */

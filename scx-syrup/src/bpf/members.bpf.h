@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Which threads of an app are in the class, and how many may be. */
+/* Which threads of an app are in the class, how many may be, and under which index each is. */
 #ifndef SYRUP_SCX_MEMBERS_BPF_H
 #define SYRUP_SCX_MEMBERS_BPF_H
 
@@ -32,6 +32,44 @@ struct {
 	__type(key, int);
 	__type(value, __u32);
 } syrup_starts_in SEC(".maps");
+
+/*
+ * Who has which index: entered when a thread of the class takes it, removed when it leaves the
+ * class or loses it. Whoever takes an index out of the thread's storage, which one does, removes
+ * the entry.
+ */
+struct syrup_index {
+	u32 slot;
+	u32 generation;
+	u32 index;
+};
+
+struct syrup_holder {
+	u64 task; /* its address, to be compared: exec changes the id of a thread */
+	s32 tid;
+	s32 tgid;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, SYRUP_SCX_INDICES);
+	__type(key, struct syrup_index);
+	__type(value, struct syrup_holder);
+} syrup_indices SEC(".maps");
+
+/* So that a free index is found without a look at all that are taken. */
+struct syrup_free {
+	u32 lowest; /* the app's threads have all below it */
+	u32 times;  /* that one was given back */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SYRUP_MAX_APPS);
+	__type(key, __u32);
+	__type(value, struct syrup_free);
+} syrup_free SEC(".maps");
 
 static __always_inline void add_to_slot(void *counts, u32 slot, s64 change)
 {
@@ -98,6 +136,8 @@ static __always_inline s32 joins_again(struct task_struct *p)
 		t->waits_in = 0;
 		t->state = 0;
 		t->runnable_at_ns = 0;
+		if (p->policy == SCHED_EXT)
+			t->entered = 0;
 		return 0;
 	}
 	if (p->policy != SCHED_EXT)
@@ -117,6 +157,7 @@ static __always_inline s32 joins_again(struct task_struct *p)
 	t->slot = slot;
 	t->generation = generation;
 	t->index = SYRUP_INDEX_NONE;
+	t->claim = SYRUP_INDEX_NONE;
 	return 0;
 }
 
@@ -153,10 +194,156 @@ static __always_inline void comes_by_itself(struct task_struct *p)
 	struct syrup_scx_thread *t = thread_of(p);
 	u32 slot = slot_of(t);
 
-	if (!t || !slot || (starts_in && *starts_in) || has_room(slot))
+	if (!t)
+		return;
+	/* Whoever took it out of the class has decided what it is otherwise. */
+	if (t->entered) {
+		t->was_policy = 0;
+		t->was_priority = 0;
+	}
+	t->entered = 1;
+	if (!slot || (starts_in && *starts_in) || has_room(slot))
 		return;
 	count_refused(slot);
 	t->slot = 0;
+}
+
+/* From where on a free one is looked for. */
+static __always_inline void lower_free(struct syrup_free *free, u32 index)
+{
+	u32 i;
+
+	bpf_for(i, 0, 8) {
+		u32 lowest = READ_ONCE(free->lowest);
+
+		if (lowest <= index ||
+		    __sync_val_compare_and_swap(&free->lowest, lowest, index) == lowest)
+			return;
+	}
+	/* So many at once: none is below that. */
+	__sync_lock_test_and_set(&free->lowest, 0);
+}
+
+static __always_inline void remove_index(const struct syrup_index *key, struct task_struct *p)
+{
+	struct syrup_holder *holder = bpf_map_lookup_elem(&syrup_indices, key);
+	struct syrup_scx_app *app = app_of(key->slot);
+	u32 slot = key->slot;
+	struct syrup_free *free = bpf_map_lookup_elem(&syrup_free, &slot);
+
+	if (holder && holder->task == (u64)p)
+		bpf_map_delete_elem(&syrup_indices, key);
+	if (!free || !app || app->generation != key->generation)
+		return;
+	__sync_fetch_and_add(&free->times, 1);
+	lower_free(free, key->index);
+}
+
+static __always_inline long enter_index(const struct syrup_index *key, struct task_struct *p,
+					u64 flags)
+{
+	struct syrup_holder holder = {.task = (u64)p, .tid = p->pid, .tgid = p->tgid};
+
+	return bpf_map_update_elem(&syrup_indices, key, &holder, flags);
+}
+
+/* Of one that enters the class: another's index is not taken from it here. */
+static __always_inline void take_claim(struct task_struct *p)
+{
+	struct syrup_scx_thread *t = thread_of(p);
+	struct syrup_index key = {};
+
+	if (!t || !slot_of(t) || t->claim == SYRUP_INDEX_NONE)
+		return;
+	key.slot = t->slot;
+	key.generation = t->generation;
+	key.index = t->claim;
+	if (!enter_index(&key, p, BPF_NOEXIST))
+		t->index = key.index;
+}
+
+/* Did this take the index out of the thread's storage? */
+static __always_inline bool lose_index(struct syrup_scx_thread *t, u32 index)
+{
+	return __sync_val_compare_and_swap(&t->index, index, SYRUP_INDEX_NONE) == index;
+}
+
+/* Of one that leaves the class: it claims the index when it comes again. */
+static __always_inline void give_index(struct task_struct *p)
+{
+	struct syrup_scx_thread *t = thread_of(p);
+	struct syrup_index key = {};
+
+	if (!t || t->index == SYRUP_INDEX_NONE)
+		return;
+	key.slot = t->slot;
+	key.generation = t->generation;
+	key.index = t->index;
+	if (lose_index(t, key.index))
+		remove_index(&key, p);
+}
+
+/*
+ * Takes an index out of the storage of the thread with this id, if that one has it. Returns
+ * whether somebody else is just doing that, who removes the entry then.
+ */
+static __always_inline bool is_just_lost(s32 tid, const struct syrup_index *key, bool *is_theirs)
+{
+	struct task_struct *p = bpf_task_from_pid(tid);
+	struct syrup_scx_thread *t;
+	bool lost = false;
+
+	if (!p)
+		return false;
+	t = thread_of(p);
+	if (t && t->slot == key->slot && t->generation == key->generation &&
+	    t->claim == key->index) {
+		*is_theirs = true;
+		if (lose_index(t, key->index))
+			t->claim = SYRUP_INDEX_NONE;
+		else
+			lost = true;
+	}
+	bpf_task_release(p);
+	return lost;
+}
+
+/* Gives a thread of the class an index, which whoever has it loses; 0 or an error. */
+static __always_inline s32 give_to(struct task_struct *p, struct syrup_scx_thread *t,
+				   struct syrup_index *key)
+{
+	struct syrup_holder *holder = bpf_map_lookup_elem(&syrup_indices, key);
+	u32 index = key->index, had;
+	bool is_theirs = false;
+	s32 err;
+
+	if (holder && holder->task == (u64)p)
+		return 0;
+	if (holder) {
+		s32 tid = holder->tid, tgid = holder->tgid;
+
+		if (is_just_lost(tid, key, &is_theirs))
+			return -11; /* EAGAIN */
+		/* The thread that called exec has its leader's id since. */
+		if (!is_theirs && is_just_lost(tgid, key, &is_theirs))
+			return -11;
+	}
+	err = enter_index(key, p, BPF_ANY);
+	if (err)
+		return err;
+	t->claim = index;
+	had = __sync_lock_test_and_set(&t->index, index);
+	if (had != SYRUP_INDEX_NONE && had != index) {
+		key->index = had;
+		remove_index(key, p);
+		key->index = index;
+	}
+	/* It may have left the class before it had this one to give back. */
+	if ((p->policy != SCHED_EXT || p->flags & PF_EXITING) && lose_index(t, index)) {
+		remove_index(key, p);
+		return -3; /* ESRCH */
+	}
+	return 0;
 }
 
 #endif /* SYRUP_SCX_MEMBERS_BPF_H */

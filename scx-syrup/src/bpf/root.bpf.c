@@ -82,6 +82,11 @@ s32 SEC("struct_ops.s/init_task")
 	child->slot = parent->slot;
 	child->generation = parent->generation;
 	child->index = SYRUP_INDEX_NONE;
+	child->claim = SYRUP_INDEX_NONE;
+	if (!BPF_CORE_READ_BITFIELD(bpf_get_current_task_btf(), sched_reset_on_fork)) {
+		child->was_policy = parent->was_policy;
+		child->was_priority = parent->was_priority;
+	}
 	if (p->policy != SCHED_EXT)
 		return 0;
 	starts_in = bpf_task_storage_get(&syrup_starts_in, p, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
@@ -97,6 +102,7 @@ void SEC("struct_ops/enable") BPF_PROG(syrup_enable, struct task_struct *p)
 {
 	comes_by_itself(p);
 	count_member(p, 1);
+	take_claim(p);
 	has_started(p);
 }
 
@@ -110,6 +116,7 @@ void SEC("struct_ops/exit_task")
 void SEC("struct_ops/disable") BPF_PROG(syrup_disable, struct task_struct *p)
 {
 	count_member(p, -1);
+	give_index(p);
 	has_started(p); /* given back between its fork and its start */
 }
 
@@ -865,25 +872,51 @@ SEC("syscall") int syrup_has_room(struct syrup_scx_has_room *args)
 	return has_room(args->slot);
 }
 
-/*
- * Run by the loader, which would put back what it read a moment ago of a thread that
- * keeps running.
- */
+/* Run by the loader when a thread is in the class: gives it an index, whoever had that. */
 SEC("syscall") int syrup_set_index(struct syrup_scx_set_index *args)
 {
 	struct task_struct *p = bpf_task_from_vpid(args->tid);
+	struct syrup_index key = {
+		.slot = args->slot, .generation = args->generation, .index = args->index};
 	struct syrup_scx_thread *t;
 	s32 err = -3; /* ESRCH */
 
 	if (!p)
 		return err;
 	t = thread_of(p);
-	if (t && t->slot == args->slot && t->generation == args->generation) {
-		t->index = args->index;
-		err = 0;
-	}
+	if (t && t->slot == args->slot && t->generation == args->generation)
+		err = give_to(p, t, &key);
 	bpf_task_release(p);
 	return err;
+}
+
+/* Run by the loader before it registers a thread that has no index. */
+SEC("syscall") int syrup_free_index(struct syrup_scx_free_index *args)
+{
+	u32 slot = args->slot, from, times, i;
+	struct syrup_free *free = bpf_map_lookup_elem(&syrup_free, &slot);
+	struct syrup_scx_app *app = app_of(slot);
+	struct syrup_index key = {};
+
+	if (!free || !app)
+		return -22; /* EINVAL */
+	from = READ_ONCE(free->lowest);
+	times = __sync_fetch_and_add(&free->times, 0);
+	key.slot = slot;
+	key.generation = app->generation;
+	key.index = from;
+	/* There cannot be more than that which are taken. */
+	bpf_for(i, 0, SYRUP_SCX_INDICES) {
+		if (!bpf_map_lookup_elem(&syrup_indices, &key))
+			break;
+		key.index++;
+	}
+	args->index = key.index;
+	__sync_val_compare_and_swap(&free->lowest, from, key.index);
+	/* One that was given back meanwhile may be below. */
+	if (__sync_fetch_and_add(&free->times, 0) != times)
+		lower_free(free, from);
+	return 0;
 }
 
 /*

@@ -8,6 +8,7 @@
 
 mod containment;
 mod deployments;
+mod identity;
 mod policies;
 mod scheduling;
 mod slots;

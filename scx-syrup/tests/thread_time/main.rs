@@ -10,6 +10,7 @@
 mod latency;
 mod neighbours;
 mod order;
+mod registering;
 mod rescue;
 mod shares;
 #[path = "../support/mod.rs"]

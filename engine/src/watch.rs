@@ -16,7 +16,7 @@ const ALL_THE_SAME: Duration = Duration::from_secs(10);
 /// Knows when [`Engine::follow`] may find something to do.
 ///
 /// A look at the deployments is some thousand instructions of an ordinary thread for each of
-/// them, which threads of sched_ext have to make way for; asking this is two system calls.
+/// them, which threads of sched_ext have to make way for; asking this is a few system calls.
 pub struct Watch {
     bpffs: PathBuf,
     /// `None` where this kernel cannot tell.

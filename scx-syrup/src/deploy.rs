@@ -361,7 +361,9 @@ pub(crate) fn expel(dir: &Dir) -> Result<bool> {
     if threads == 0 {
         return Ok(false);
     }
-    slots::expel(&root, slot)?;
+    if !slots::expel(&root, slot)? {
+        return Ok(false);
+    }
     log::warn!(
         "app {} is expelled: one of its {threads} threads had waited for {:.1} s",
         dir.app().name,
@@ -492,7 +494,8 @@ fn weight(target: &Target) -> Result<u32> {
     }
 }
 
-/// How many threads the app may have, and its user, unless that is root, in all apps.
+/// How many threads the app may have, and its user, unless that is root, in all apps: of what
+/// these say the largest number counts.
 fn limit(conf: &mut syrup_scx_app, most: u32) {
     conf.most_threads = most;
     conf.most_threads_of_user = if conf.user == 0 { u32::MAX } else { most.saturating_mul(2) };

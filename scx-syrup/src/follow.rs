@@ -28,12 +28,13 @@ pub(crate) fn behind(dirs: &[Dir]) -> Vec<&Dir> {
         if root.state()? != State::Live {
             return Ok(if root.may_return()? { dirs.iter().collect() } else { Vec::new() });
         }
-        // Threads of nobody are everybody's affair.
-        if root.waits(slots::NOBODYS)?.expelled.is_some() {
-            return Ok(dirs.iter().collect());
-        }
         let is_expelled = |dir: &&Dir| deploy::is_to_be_expelled(dir).unwrap_or(false);
-        Ok::<_, Error>(dirs.iter().filter(is_expelled).collect())
+        let mut behind: Vec<&Dir> = dirs.iter().filter(is_expelled).collect();
+        // Threads of nobody are everybody's affair: whoever is asked first takes them out.
+        if behind.is_empty() && root.waits(slots::NOBODYS)?.expelled.is_some() {
+            behind.push(first);
+        }
+        Ok::<_, Error>(behind)
     };
     behind().unwrap_or_default()
 }
@@ -49,8 +50,11 @@ pub(crate) fn follow(dir: &Dir) -> Result<bool> {
         log::warn!("the kernel had ended the root scheduler, which is put back: {why}");
         return Ok(true);
     }
+    if deploy::expel(dir)? {
+        return Ok(true);
+    }
     if let Some(expelled) = root.waits(slots::NOBODYS)?.expelled {
-        let many = slots::release_nobodys(&root, &dir.app().bpffs)?;
+        let many = slots::release_nobodys(&root)?;
         if many > 0 {
             log::warn!(
                 "{many} threads of nobody leave sched_ext: one had waited for {:.1} s",
@@ -58,5 +62,5 @@ pub(crate) fn follow(dir: &Dir) -> Result<bool> {
             );
         }
     }
-    deploy::expel(dir)
+    Ok(false)
 }

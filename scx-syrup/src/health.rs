@@ -129,12 +129,6 @@ pub(crate) fn judge(
         ));
     }
     let Waits { longest, refused, .. } = waiting.waits;
-    if refused > 0 {
-        return Health::Degraded(format!(
-            "the app, or its user, has as many threads in sched_ext as it may ({refused} more were \
-             refused: a fork fails with EAGAIN, and who enters by himself is nobody's)"
-        ));
-    }
     if !longest.is_zero() && waiting.far_behind() {
         return Health::Degraded(format!(
             "threads starve, one has waited for {:.1} s: threads of other classes keep the app's \
@@ -146,6 +140,12 @@ pub(crate) fn judge(
         return Health::Degraded(format!(
             "threads starve, {rescued} rescues in {inputs} inputs: the policy passes them over, or \
              they are too many for the app's share of its cores, or other classes keep these busy"
+        ));
+    }
+    if refused > 0 {
+        return Health::Degraded(format!(
+            "the app, or its user, has as many threads in sched_ext as it may ({refused} more were \
+             refused: a fork fails with EAGAIN, and who enters by himself is nobody's)"
         ));
     }
     Health::LIVE

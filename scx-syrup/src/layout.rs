@@ -42,3 +42,5 @@ unsafe impl Plain for syrup_scx_set_index {}
 unsafe impl Plain for syrup_scx_has_room {}
 // SAFETY: as above.
 unsafe impl Plain for syrup_scx_free_index {}
+// SAFETY: as above.
+unsafe impl Plain for syrup_scx_register {}

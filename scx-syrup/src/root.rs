@@ -16,9 +16,9 @@ use syrup_sdk::abi;
 use crate::exit::{EXIT_KIND, FIRST_ERROR};
 use crate::kernel::Scheduler;
 use crate::layout::{
-    Plain, SYRUP_SCX_INDICES, SYRUP_SCX_NOBODYS_WEIGHT, SYRUP_SCX_VERSION, syrup_scx_app,
-    syrup_scx_free_index, syrup_scx_has_room, syrup_scx_make_cores, syrup_scx_root,
-    syrup_scx_set_index, syrup_scx_time,
+    Plain, SYRUP_SCX_INDICES, SYRUP_SCX_NOBODYS_WEIGHT, SYRUP_SCX_ROOM, SYRUP_SCX_USER_FULL,
+    SYRUP_SCX_VERSION, syrup_scx_app, syrup_scx_free_index, syrup_scx_has_room,
+    syrup_scx_make_cores, syrup_scx_register, syrup_scx_root, syrup_scx_set_index, syrup_scx_time,
 };
 use crate::threads::{self, Owner};
 
@@ -34,9 +34,10 @@ const EXPULSIONS: &str = "syrup_expulsions";
 const MAKE_CORES: &str = "syrup_make_cores";
 const SET_INDEX: &str = "syrup_set_index";
 const FREE_INDEX: &str = "syrup_free_index";
+const REGISTER: &str = "syrup_register";
 const HAS_ROOM: &str = "syrup_has_room";
 /// Programs that are run from here.
-const CALLS: &[&str] = &[MAKE_CORES, SET_INDEX, FREE_INDEX, HAS_ROOM];
+const CALLS: &[&str] = &[MAKE_CORES, SET_INDEX, FREE_INDEX, REGISTER, HAS_ROOM];
 /// Pinned because later calls read or write them, or (the PROG_ARRAY, the
 /// timer's map) because they lose their content with the last user.
 const MAPS: &[&str] = &[
@@ -60,7 +61,7 @@ const SHARED: &[&str] = &["syrup_input", "syrup_choice"];
 
 /// To take an index from a thread that is just leaving the class.
 const INDEX_TRIES: usize = 1000;
-/// How long `status` tells of a fork that was refused.
+/// How long `status` tells of a thread that was refused.
 const LATELY: Duration = Duration::from_secs(60);
 /// How long a return is remembered, and how much later each following one is.
 const RETURNS_WINDOW: Duration = Duration::from_secs(60);
@@ -72,6 +73,15 @@ pub(crate) enum State {
     Live,
     /// The kernel ended it; why.
     Ejected(String),
+}
+
+/// Whether there may be another thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Room {
+    Free,
+    AppIsFull,
+    /// Its user has as many as he may, in all his apps.
+    UserIsFull,
 }
 
 /// What the root scheduler tells of an app's threads.
@@ -465,9 +475,29 @@ impl Root {
     }
 
     /// Whether the app of a slot, and its user, may have another thread in the class.
-    pub fn has_room(&self, slot: u32) -> Result<bool> {
+    pub fn room(&self, slot: u32) -> Result<Room> {
         let args = syrup_scx_has_room { slot, ..Default::default() };
-        Ok(self.call(HAS_ROOM, &mut { args }, "count the threads of the app")? != 0)
+        let room = self.call(HAS_ROOM, &mut { args }, "count the threads of the app")?;
+        Ok(match room as u32 {
+            SYRUP_SCX_ROOM => Room::Free,
+            SYRUP_SCX_USER_FULL => Room::UserIsFull,
+            _ => Room::AppIsFull,
+        })
+    }
+
+    /// Makes a thread an app's that is about to enter the class; returns whether it is out
+    /// of the class, as it has to be.
+    pub fn register(&self, args: syrup_scx_register) -> Result<bool> {
+        let tid = args.tid;
+        match self.call(REGISTER, &mut { args }, &format!("register thread {tid}")) {
+            Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => {
+                Err(threads::no_such_thread(tid))
+            }
+            Err(Error::Kernel { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
+                Ok(false)
+            }
+            other => other.map(|_| true),
+        }
     }
 
     /// The smallest index that no thread of the app in a slot has.

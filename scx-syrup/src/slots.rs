@@ -153,21 +153,36 @@ pub(crate) fn sweep(root: &Root, bpffs: &Path) -> Result<()> {
 }
 
 /// Takes an app out of its slot whose rescue could not keep up: its threads go, and whoever
-/// comes is nobody's. The slot stays its own until it is unloaded.
-pub(crate) fn expel(root: &Root, slot: u32) -> Result<()> {
+/// comes is nobody's. The slot stays its own until it is unloaded. Returns whether it still had
+/// to be.
+pub(crate) fn expel(root: &Root, slot: u32) -> Result<bool> {
     end(root, slot)?;
-    threads::release_all(root, &root.map("syrup_threads")?, slot)
+    // The root takes it back, until then, when the app is well again.
+    if root.waits(slot)?.expelled.is_none() {
+        root.set_app(slot, &syrup_scx_app { in_use: 1, ..root.app(slot)? })?;
+        return Ok(false);
+    }
+    threads::expel_all(root, &root.map("syrup_threads")?, slot)?;
+    Ok(true)
 }
 
 /// Gives back the threads that are nobody's where they run: that no app registered, that one
-/// did which is gone or was expelled, or that may run on none of their app's cores. Returns
+/// did which is gone or was expelled, or that may run on none of their app's cores that are
+/// online. Returns
 /// how many there were.
-pub(crate) fn release_nobodys(root: &Root, bpffs: &Path) -> Result<usize> {
-    let mut apps = Vec::new();
-    for owner in Deployments::find(bpffs)?.slots(root)? {
-        let app = root.app(owner.slot)?;
-        if app.in_use != 0 {
-            apps.push((owner, cpus::get(&app)));
+pub(crate) fn release_nobodys(root: &Root) -> Result<usize> {
+    let (mut apps, online) = (Vec::new(), cpus::online()?);
+    for slot in 1..abi::SYRUP_MAX_APPS {
+        let app = root.app(slot)?;
+        if app.in_use == 0 {
+            continue;
+        }
+        let mut cpus = cpus::get(&app);
+        let has_all = cpus.is_empty();
+        cpus.retain(|cpu| online.contains(cpu));
+        // Without any its threads are nobody's.
+        if has_all || !cpus.is_empty() {
+            apps.push((Owner { slot, generation: app.generation }, cpus));
         }
     }
     threads::release_nobodys(&root.map("syrup_threads")?, &apps)

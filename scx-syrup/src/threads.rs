@@ -10,12 +10,17 @@ use syrup_hook::sys::Map;
 use syrup_hook::{Error, Result};
 use syrup_sdk::abi;
 
-use crate::layout::{Plain as _, syrup_scx_thread};
-use crate::root::Root;
+use crate::layout::{Plain as _, syrup_scx_register, syrup_scx_thread};
+use crate::root::{Room, Root};
 
 const SCHED_EXT: i32 = 7;
 /// Scans of /proc while an app is emptied: threads it forks meanwhile inherit.
 const RELEASE_ROUNDS: usize = 20;
+/// The same of one that is expelled: they are nobody's by then, and whoever comes again waits for
+/// the next look.
+const EXPEL_ROUNDS: usize = 2;
+/// Of a thread that enters the class just when it is registered.
+const REGISTER_TRIES: usize = 100;
 /// A fork takes far less, unless it waits for memory.
 const STARTING: Duration = Duration::from_secs(1);
 
@@ -75,42 +80,49 @@ pub(crate) fn register(
         return root.set_index(tid, owner, index);
     }
     let Owner { slot, generation } = owner;
-    if !root.has_room(slot)? {
-        return Err(no_room(root, slot)?);
+    match root.room(slot)? {
+        Room::Free => {}
+        full => return Err(no_room(root, slot, full)?),
     }
-    if is_ext(tid) {
-        // In the class it counts as a thread of the app it has, so it leaves that first.
-        release(threads, tid)?;
-    }
-    let was = class_of(tid)?;
-    if was.policy == libc::SCHED_DEADLINE {
-        return Err(Error::Usage(format!(
-            "thread {tid} is SCHED_DEADLINE: it has promised the kernel when it is done, which \
-             no thread policy would keep"
-        )));
-    }
-    let value = syrup_scx_thread {
-        slot,
-        generation,
-        index: abi::SYRUP_INDEX_NONE,
-        claim: index,
-        was_policy: u8::try_from(was.policy).unwrap_or_default(),
-        was_priority: u8::try_from(was.priority).unwrap_or_default(),
-        ..Default::default()
-    };
-    threads.update(&key, value.bytes()).map_err(|e| match e {
-        // It ended meanwhile.
-        Error::Kernel { ref source, .. }
-            if matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) =>
-        {
-            no_such_thread(tid)
+    let mut args = syrup_scx_register { tid, slot, generation, index, ..Default::default() };
+    for tries in 0.. {
+        if is_ext(tid) {
+            // In the class it counts as a thread of the app it has, so it leaves that first.
+            release(threads, tid)?;
         }
-        e => e,
-    })?;
+        let was = class_of(tid)?;
+        if was.policy == libc::SCHED_DEADLINE {
+            return Err(Error::Usage(format!(
+                "thread {tid} is SCHED_DEADLINE: it has promised the kernel when it is done, \
+                 which no thread policy would keep"
+            )));
+        }
+        args.was_policy = u8::try_from(was.policy).unwrap_or_default();
+        args.was_priority = u8::try_from(was.priority).unwrap_or_default();
+        if root.register(args)? {
+            break;
+        }
+        if tries == REGISTER_TRIES {
+            return Err(Error::Timeout(format!(
+                "thread {tid}: it enters sched_ext by itself again and again"
+            )));
+        }
+    }
+    let undo = || {
+        if let Err(e) = root.register(syrup_scx_register { slot: 0, ..args }) {
+            log::warn!("{e}");
+        }
+    };
+    // The id may be another thread's by now, which is nobody's.
+    if thread.has_ended()? {
+        undo();
+        return Err(no_such_thread(tid));
+    }
     match set_class(tid, Class::EXT) {
-        // The class is set by id: of another thread by now, which is nobody's.
+        // The class is set by id as well.
         Ok(()) if thread.has_ended()? => {
             release(threads, tid)?;
+            undo();
             Err(no_such_thread(tid))
         }
         // It has the index already, unless another has.
@@ -120,9 +132,7 @@ pub(crate) fn register(
             }
         }),
         Err(e) => {
-            if let Err(e) = threads.delete(&key) {
-                log::warn!("{e}");
-            }
+            undo();
             if e.raw_os_error() == Some(libc::ESRCH) {
                 return Err(no_such_thread(tid));
             }
@@ -138,7 +148,7 @@ pub(crate) fn find(threads: &Map, tid: i32) -> Result<Option<Registered>> {
         return Ok(None);
     }
     let Some(thread) = Thread::open(tid)? else { return Ok(None) };
-    let found = lookup(threads, key(&thread))?;
+    let found = lookup(threads, key(&thread))?.filter(|found| found.slot != 0);
     Ok(found.map(|found| Registered { tid, owner: Owner::of(&found), index: found.index }))
 }
 
@@ -150,8 +160,22 @@ pub(crate) fn owner_of(threads: &Map, tid: i32) -> Result<Option<Owner>> {
 /// Gives every thread of `slot`, whichever app's, back to the kernel.
 /// Their storage stays: a child of one that is just forking is known by it.
 pub(crate) fn release_all(root: &Root, threads: &Map, slot: u32) -> Result<()> {
+    if !release_rounds(root, threads, slot, RELEASE_ROUNDS)? {
+        // They left once, so none of them waits in the app's queues any more.
+        log::warn!("threads of app slot {slot} enter the class again and again, as nobody's");
+    }
+    Ok(())
+}
+
+/// The same of an app that was expelled, of which some may be left.
+pub(crate) fn expel_all(root: &Root, threads: &Map, slot: u32) -> Result<()> {
+    release_rounds(root, threads, slot, EXPEL_ROUNDS).map(drop)
+}
+
+/// Returns whether none is left.
+fn release_rounds(root: &Root, threads: &Map, slot: u32, rounds: usize) -> Result<bool> {
     let mut deadline = None;
-    for _ in 0..RELEASE_ROUNDS {
+    for _ in 0..rounds {
         // Before they are looked for: those that are counted are seen then. A fork that has
         // not come to its hook is not: see `release_strays`.
         while root.starting(slot)? > 0 {
@@ -165,15 +189,13 @@ pub(crate) fn release_all(root: &Root, threads: &Map, slot: u32) -> Result<()> {
         let members: Vec<_> =
             registered(threads)?.into_iter().filter(|thread| thread.owner.slot == slot).collect();
         if members.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         for member in members {
             release(threads, member.tid)?;
         }
     }
-    // They left once, so none of them waits in the app's queues any more.
-    log::warn!("threads of app slot {slot} enter the class again and again, as nobody's");
-    Ok(())
+    Ok(false)
 }
 
 /// Gives back the threads that were registered for an app that is gone: a fork that takes
@@ -337,14 +359,17 @@ fn set_class(tid: i32, class: Class) -> io::Result<()> {
 }
 
 /// Why an app may have no other thread.
-fn no_room(root: &Root, slot: u32) -> Result<Error> {
-    let (app, has) = (root.app(slot)?, root.members(slot)?);
-    let (most, of_user) = (app.most_threads, app.most_threads_of_user);
+fn no_room(root: &Root, slot: u32, full: Room) -> Result<Error> {
+    let (app, has) = (root.app(slot)?, root.members(slot)? + root.starting(slot)?);
     Ok(Error::Conflict {
-        what: if has >= most {
-            format!("the app has {has} threads in sched_ext, and may have {most}")
-        } else {
-            format!("the apps of user {} may have {of_user} threads in sched_ext, and do", app.user)
+        what: match full {
+            Room::UserIsFull => {
+                format!("the apps of user {} have as many threads in sched_ext as he may", app.user)
+            }
+            _ => {
+                let most = app.most_threads;
+                format!("the app has {has} threads in sched_ext, and may have {most}")
+            }
         },
         advice: "register fewer: what is not registered runs under the kernel's default".to_owned(),
     })

@@ -67,7 +67,7 @@ struct syrup_scx_app {
 	__u32 generation;   /* of the slot's apps, of which this is the latest */
 	__u32 user;         /* whose it is */
 	__u32 most_threads; /* in the class */
-	__u32 most_threads_of_user; /* in all the user's apps */
+	__u32 most_threads_of_user; /* in all the user's apps: the largest of these counts */
 	__u64 cpus[SYRUP_SCX_CPU_WORDS];
 };
 _Static_assert(sizeof(struct syrup_scx_app) == 112, "syrup_scx_app");
@@ -81,11 +81,9 @@ enum syrup_scx_masked {
 };
 
 /*
- * A registered thread: task storage. The loader writes it when the thread is out of the
- * class: slot, generation, claim and what it was, no index, and the rest zero, which the
- * root scheduler owns.
- * A thread that is out of the class when its app goes keeps its storage: the generation
- * tells it from those of the slot's next app.
+ * A registered thread: task storage, which loaders only read. A thread that is out of the
+ * class when its app goes keeps its storage: the generation tells it from those of the
+ * slot's next app.
  */
 struct syrup_scx_thread {
 	__u32 slot;
@@ -104,8 +102,7 @@ struct syrup_scx_thread {
 	__u32 claim;          /* the index it takes when it enters the class, if that is free */
 	__u8 was_policy;      /* SCHED_OTHER, ...: it is that again when it is given back */
 	__u8 was_priority;    /* of a real-time one */
-	__u8 entered;         /* 1: it has been in the class since it was registered */
-	__u8 _pad;
+	__u16 _pad;
 };
 _Static_assert(sizeof(struct syrup_scx_thread) == 80, "syrup_scx_thread");
 
@@ -161,7 +158,26 @@ struct syrup_scx_make_cores {
 };
 _Static_assert(sizeof(struct syrup_scx_make_cores) == 8, "syrup_scx_make_cores");
 
-/* Argument of the program that says whether an app may have another thread. */
+/* Argument of the program that makes a thread an app's that is about to enter the class. */
+struct syrup_scx_register {
+	__s32 tid;
+	__u32 slot; /* 0: it is nobody's */
+	__u32 generation;
+	__u32 index; /* it is to have */
+	__u8 was_policy;
+	__u8 was_priority;
+	__u16 _pad;
+};
+_Static_assert(sizeof(struct syrup_scx_register) == 20, "syrup_scx_register");
+
+/* Whether an app may have another thread. */
+enum syrup_scx_room {
+	SYRUP_SCX_ROOM,
+	SYRUP_SCX_APP_FULL,
+	SYRUP_SCX_USER_FULL, /* its user has as many in all his apps */
+};
+
+/* Argument of the program that says it. */
 struct syrup_scx_has_room {
 	__u32 slot;
 	__u32 _pad;

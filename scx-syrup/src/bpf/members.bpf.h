@@ -8,7 +8,6 @@
 /*
  * Threads of each app that are SCHED_EXT now, counted where they enter and leave
  * the class, so that nobody who asks has to look at every thread of the machine.
- * The loader never changes the slot of a thread while it is in the class.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -25,13 +24,39 @@ struct {
 	__type(value, __s64);
 } syrup_starting SEC(".maps");
 
-/* The slot in whose `syrup_starting` a thread is counted. */
+/*
+ * Where a thread is counted, whatever it is by now: whoever counted it there takes it out there.
+ * Made with the thread's other storage, and never written by a loader.
+ */
+struct syrup_membership {
+	u32 starts_in;  /* slot in whose `syrup_starting` it is; 0: none */
+	u32 counted_in; /* slot in whose `syrup_members` it is */
+	u32 generation; /* of the slot's apps then */
+	u32 admitted;   /* 1: there was room for it when it was asked to enter the class */
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
-	__type(value, __u32);
-} syrup_starts_in SEC(".maps");
+	__type(value, struct syrup_membership);
+} syrup_memberships SEC(".maps");
+
+static __always_inline struct syrup_membership *membership_of(struct task_struct *p)
+{
+	return bpf_task_storage_get(&syrup_memberships, p, NULL, 0);
+}
+
+/* Makes both storages of a thread; NULL where there is no memory. Only where one may sleep. */
+static __always_inline struct syrup_membership *make_member(struct task_struct *p)
+{
+	struct syrup_scx_thread *t =
+		bpf_task_storage_get(&syrup_threads, p, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
+
+	if (!t)
+		return NULL;
+	return bpf_task_storage_get(&syrup_memberships, p, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
+}
 
 /*
  * Who has which index: entered when a thread of the class takes it, removed when it leaves the
@@ -89,24 +114,29 @@ static __always_inline s64 members_of(u32 slot)
 }
 
 /*
- * May the app have another thread in the class? On several CPUs at once a few more come than
- * it may have.
+ * May the app have another thread in the class? enum syrup_scx_room. Each of its threads that
+ * is just starting another may bring one more than it may have.
  */
-__noinline int has_room(u32 slot)
+__noinline int room_in(u32 slot)
 {
 	struct syrup_scx_app *app = app_of(slot);
+	u32 most_of_user = 0, i;
 	s64 of_user = 0;
-	u32 i;
 
 	if (!app)
-		return 0;
+		return SYRUP_SCX_APP_FULL;
 	bpf_for(i, 1, SYRUP_MAX_APPS) {
 		struct syrup_scx_app *other = app_of(i);
 
-		if (other && other->in_use && other->user == app->user)
-			of_user += members_of(i);
+		if (!other || !other->in_use || other->user != app->user)
+			continue;
+		of_user += members_of(i);
+		if (other->most_threads_of_user > most_of_user)
+			most_of_user = other->most_threads_of_user;
 	}
-	return members_of(slot) < app->most_threads && of_user < app->most_threads_of_user;
+	if (members_of(slot) >= app->most_threads)
+		return SYRUP_SCX_APP_FULL;
+	return of_user >= most_of_user ? SYRUP_SCX_USER_FULL : SYRUP_SCX_ROOM;
 }
 
 static __always_inline void count_refused(u32 slot)
@@ -127,17 +157,13 @@ static __always_inline void count_refused(u32 slot)
 static __always_inline s32 joins_again(struct task_struct *p)
 {
 	struct syrup_scx_thread *t = thread_of(p), *leader;
-	u32 *starts_in = bpf_task_storage_get(&syrup_starts_in, p, NULL, 0);
+	struct syrup_membership *m = membership_of(p);
 	u32 slot = 0, generation = 0;
 
-	if (starts_in)
-		*starts_in = 0;
-	if (t) {
+	if (t && m) {
+		m->starts_in = 0;
+		m->admitted = p->policy == SCHED_EXT;
 		t->waits_in = 0;
-		t->state = 0;
-		t->runnable_at_ns = 0;
-		if (p->policy == SCHED_EXT)
-			t->entered = 0;
 		return 0;
 	}
 	if (p->policy != SCHED_EXT)
@@ -151,9 +177,11 @@ static __always_inline s32 joins_again(struct task_struct *p)
 	bpf_rcu_read_unlock();
 	if (!slot)
 		return 0;
-	t = bpf_task_storage_get(&syrup_threads, p, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!t)
+	m = make_member(p);
+	t = thread_of(p);
+	if (!m || !t)
 		return -12;
+	m->admitted = 1;
 	t->slot = slot;
 	t->generation = generation;
 	t->index = SYRUP_INDEX_NONE;
@@ -164,48 +192,76 @@ static __always_inline s32 joins_again(struct task_struct *p)
 /* Has entered the class, or was not forked after all. */
 static __always_inline void has_started(struct task_struct *p)
 {
-	u32 *starts_in = bpf_task_storage_get(&syrup_starts_in, p, NULL, 0);
+	struct syrup_membership *m = membership_of(p);
 
-	if (!starts_in || !*starts_in)
+	if (!m || !m->starts_in)
 		return;
-	add_to_slot(&syrup_starting, *starts_in, -1);
-	*starts_in = 0;
+	add_to_slot(&syrup_starting, m->starts_in, -1);
+	m->starts_in = 0;
 }
 
-static __always_inline void count_member(struct task_struct *p, s64 change)
+/* The app that the thread is of, also while that is going; 0: none. */
+static __always_inline u32 belongs_to(const struct syrup_scx_thread *t)
 {
-	struct syrup_scx_thread *t = thread_of(p);
-	u32 slot = t ? t->slot : 0;
-	struct syrup_scx_app *app = app_of(slot);
+	struct syrup_scx_app *app = app_of(t->slot);
 
-	/* Also while its app is going, so that it is counted out where it was counted in. */
-	if (!t || !app || app->generation != t->generation)
-		slot = 0;
-	add_to_slot(&syrup_members, slot, change);
+	return app && app->generation == t->generation ? t->slot : 0;
 }
 
 /*
  * Nobody asked for one that comes by itself: it was registered once and left the class, or a
- * thread that was out of it has forked it. Beyond what its app may have it is nobody's.
+ * thread that was out of it has forked it. Beyond what its app may have it is nobody's. And
+ * whoever took it out of the class has decided what it is otherwise.
  */
-static __always_inline void comes_by_itself(struct task_struct *p)
+static __always_inline void comes_by_itself(struct syrup_scx_thread *t)
 {
-	u32 *starts_in = bpf_task_storage_get(&syrup_starts_in, p, NULL, 0);
-	struct syrup_scx_thread *t = thread_of(p);
 	u32 slot = slot_of(t);
 
-	if (!t)
-		return;
-	/* Whoever took it out of the class has decided what it is otherwise. */
-	if (t->entered) {
-		t->was_policy = 0;
-		t->was_priority = 0;
-	}
-	t->entered = 1;
-	if (!slot || (starts_in && *starts_in) || has_room(slot))
+	t->was_policy = 0;
+	t->was_priority = 0;
+	if (!slot || room_in(slot) == SYRUP_SCX_ROOM)
 		return;
 	count_refused(slot);
 	t->slot = 0;
+}
+
+static __always_inline void join(struct task_struct *p)
+{
+	struct syrup_scx_thread *t = thread_of(p);
+	struct syrup_membership *m = membership_of(p);
+	u32 slot;
+
+	if (!t || !m)
+		return;
+	/* Nothing has placed it yet. */
+	t->state = 0;
+	t->runnable_at_ns = 0;
+	t->waits_since_ns = 0;
+	if (!m->starts_in && !m->admitted)
+		comes_by_itself(t);
+	m->admitted = 0;
+	slot = belongs_to(t);
+	if (!slot)
+		return;
+	m->counted_in = slot;
+	m->generation = t->generation;
+	add_to_slot(&syrup_members, slot, 1);
+}
+
+static __always_inline void leave(struct task_struct *p)
+{
+	struct syrup_membership *m = membership_of(p);
+	struct syrup_scx_app *app;
+	u32 slot;
+
+	/* The kernel lets a thread leave that has not entered, between its fork and its start. */
+	if (!m || !m->counted_in)
+		return;
+	slot = m->counted_in;
+	m->counted_in = 0;
+	app = app_of(slot);
+	if (app && app->generation == m->generation)
+		add_to_slot(&syrup_members, slot, -1);
 }
 
 /* From where on a free one is looked for. */

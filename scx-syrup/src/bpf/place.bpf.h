@@ -8,6 +8,23 @@
 #include "root.bpf.h"
 
 /*
+ * Since when a thread that is queued has not run; 0: it came just now. One that was never
+ * registered has no storage: its rank in the queue is that time (ops.enqueue), which it keeps
+ * when it is queued anew, as a change of its affinity makes the kernel do; whoever runs, or
+ * enters the class, has none.
+ */
+static __always_inline u64 waits_since(struct task_struct *p, const struct syrup_scx_thread *t)
+{
+	u64 since = p->scx.dsq_vtime;
+
+	/* Keeps the two loads apart: one instruction may not read two kinds of pointers. */
+	barrier_var(since);
+	if (t)
+		since = t->waits_since_ns;
+	return since;
+}
+
+/*
  * Does a thread of another class run on the CPU? While it does, the CPU comes for
  * threads of this class only when the kernel's deadline server makes it, and the
  * server works only while a thread of the class has the CPU as its own. The kernel's

@@ -70,19 +70,11 @@ static __always_inline bool may_run_on(const struct task_struct *p, u32 cpu)
 	return bpf_cpumask_test_cpu(cpu, p->cpus_ptr);
 }
 
-/*
- * How long a queued thread has not run. Threads of nobody are queued by that time
- * (ops.enqueue), those that were never registered by when they came.
- */
+/* How long a queued thread has not run. */
 static __always_inline u64 waited_ns(struct task_struct *p, u64 now)
 {
-	struct syrup_scx_thread *t = thread_of(p);
-	u64 since = p->scx.dsq_vtime;
+	u64 since = waits_since(p, thread_of(p));
 
-	/* Keeps the two loads apart: one instruction may not read two kinds of pointers. */
-	barrier_var(since);
-	if (t)
-		since = t->waits_since_ns;
 	/* It may have come after `now`, on another CPU. */
 	return before(now, since) ? 0 : now - since;
 }
@@ -188,8 +180,8 @@ __noinline int rescue(u32 tid, u32 cpu, u32 slice_ns, u32 rests)
 	bpf_task_release(p);
 	if (moved) {
 		on->rescuing = tid;
-		on->rescue_slice_ns = slice_ns;
-		on->rests = rests;
+		on->next_slice_ns = slice_ns;
+		on->next_rests = rests;
 	}
 	return moved;
 }
@@ -234,8 +226,11 @@ static volatile u32 has_ended;
  * the loops around.
  */
 static u64 seen, longest_ns[SYRUP_MAX_APPS], next_look_ns, watch_at, far_every_ns, told_ns;
-static u32 reach, far, homes, young, first_cpu, appointments, overdue, many, last_call;
-/* Of the overdue threads of a CPU, that of the app whose turn it is to be rescued there. */
+static u32 reach, far, homes, young, first_cpu, looked_at, appointments, overdue, many, last_call;
+/*
+ * Of the overdue threads of a CPU, that of the app whose turn it is to be rescued there. While
+ * some have waited for longer than RESCUE_LAST_NS, of these: nobody else's rest is theirs.
+ */
 static u32 chosen_tid, chosen_slot, chosen_distance;
 static u64 chosen_waited_ns;
 
@@ -331,6 +326,8 @@ static __always_inline bool consider(struct task_struct *p, u32 slot, u32 cpu, u
 	}
 	/* Apps take turns, in the order of their slots. */
 	distance = (slot - on->rescued_slot - 1) % SYRUP_MAX_APPS;
+	if (waited < RESCUE_LAST_NS)
+		distance += SYRUP_MAX_APPS;
 	if (distance < chosen_distance) {
 		chosen_distance = distance;
 		chosen_slot = slot;
@@ -390,7 +387,10 @@ __noinline int watch_cpu(u32 cpu)
 		on->looked_far_ns = now;
 		far = RESCUE_REACH_FAR;
 	}
-	chosen_distance = SYRUP_MAX_APPS;
+	/* That bit is always set. */
+	if (scx_bpf_dsq_nr_queued(queue_id(0, 0)) <= 0)
+		slots &= ~1ULL;
+	chosen_distance = 2 * SYRUP_MAX_APPS;
 	bpf_rcu_read_lock();
 	watch_overlooked(on, cpu, now);
 	first_waiter(&w, cpu);
@@ -418,7 +418,7 @@ __noinline int watch_cpu(u32 cpu)
 			young++;
 		bpf_task_release(p);
 	}
-	if (chosen_distance < SYRUP_MAX_APPS)
+	if (chosen_distance < 2 * SYRUP_MAX_APPS)
 		appoint(cpu, chosen_slot, chosen_tid, chosen_waited_ns);
 	bpf_rcu_read_unlock();
 	return 0;
@@ -478,13 +478,15 @@ static __always_inline u64 shortest_deadline(u64 slots)
 /*
  * Expels an app for which all that the rescue can do is not enough: its threads are to be taken
  * out of the class, before the watchdog takes out everybody's. Not for what one look says: all
- * have waited for long when a virtual machine was stopped for a while. Threads of nobody can
- * come again, so they are expelled anew then.
+ * have waited for long when a virtual machine was stopped for a while. It is taken back when the
+ * app is well again before anybody took its threads out; threads of nobody can come again, and
+ * are expelled anew then.
  */
 static __always_inline void expel(u32 slot, struct syrup_scx_time *time, u64 now, u64 elapsed)
 {
 	u32 zero = 0;
 	u64 *expulsions = bpf_map_lookup_elem(&syrup_expulsions, &zero);
+	struct syrup_scx_app *app = app_of(slot);
 
 	if (time->longest_ns >= RESCUE_LAST_NS) {
 		time->beyond_ns += elapsed;
@@ -492,7 +494,7 @@ static __always_inline void expel(u32 slot, struct syrup_scx_time *time, u64 now
 		time->beyond_ns -= elapsed;
 	} else {
 		time->beyond_ns = 0;
-		if (!slot)
+		if (app && app->in_use)
 			time->expelled_ns = 0;
 	}
 	if (!expulsions || time->expelled_ns ||
@@ -503,7 +505,7 @@ static __always_inline void expel(u32 slot, struct syrup_scx_time *time, u64 now
 	__sync_fetch_and_add(expulsions, 1);
 }
 
-/* Ends a look at all CPUs: what it saw of each app. */
+/* Ends the looks that saw all CPUs: what they saw of each app. */
 static __always_inline bool tell(u64 slots, u64 now)
 {
 	u64 elapsed = now - told_ns;
@@ -538,7 +540,7 @@ static int on_tick(void *map, int *key, struct bpf_timer *timer)
 	struct syrup_scx_root *root_state = root();
 	u64 now = bpf_ktime_get_ns(), shortest, soonest;
 	u32 i, nr = nr_cpus(), from = first_cpu, end_ns;
-	bool behind = false, complete = true;
+	bool behind = false, complete;
 
 	/* Others may run here now, and what is called below would be theirs. */
 	if (!root_state || !nr || has_ended)
@@ -562,17 +564,17 @@ static int on_tick(void *map, int *key, struct bpf_timer *timer)
 	reach = RESCUE_REACH_ALL;
 	/* Whatever is counted as waiting: this is for what should not be, too. */
 	bpf_for(i, 0, nr) {
-		u32 cpu = (from + i) % nr;
-
-		if (!reach) {
-			first_cpu = cpu;
-			complete = false;
+		if (!reach || looked_at >= nr)
 			break;
-		}
-		watch_cpu(cpu);
+		watch_cpu((from + i) % nr);
+		first_cpu = (from + i + 1) % nr;
+		looked_at++;
 	}
-	if (complete)
+	complete = looked_at >= nr;
+	if (complete) {
 		behind = tell(root_state->slots_in_use, now);
+		looked_at = 0;
+	}
 	if (overdue)
 		next_look_ns = shortest >> RESCUE_TICK_SHIFT;
 	soonest = nr * RESCUE_LOOK_NS;

@@ -65,19 +65,20 @@ s32 SEC("struct_ops.s/init_task")
 	BPF_PROG(syrup_init_task, struct task_struct *p, struct scx_init_task_args *args)
 {
 	struct syrup_scx_thread *parent, *child;
-	u32 *starts_in;
+	struct syrup_membership *m;
 
 	if (!args->fork)
 		return joins_again(p);
 	parent = bpf_task_storage_get(&syrup_threads, bpf_get_current_task_btf(), NULL, 0);
 	if (!parent || !parent->slot)
 		return 0;
-	if (p->policy == SCHED_EXT && slot_of(parent) && !has_room(parent->slot)) {
+	if (p->policy == SCHED_EXT && slot_of(parent) && room_in(parent->slot) != SYRUP_SCX_ROOM) {
 		count_refused(parent->slot);
 		return -11; /* EAGAIN, as where a cgroup has as many as it may */
 	}
-	child = bpf_task_storage_get(&syrup_threads, p, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!child)
+	m = make_member(p);
+	child = thread_of(p);
+	if (!m || !child)
 		return -12; /* ENOMEM: the fork fails, as it would without us */
 	child->slot = parent->slot;
 	child->generation = parent->generation;
@@ -87,22 +88,19 @@ s32 SEC("struct_ops.s/init_task")
 		child->was_policy = parent->was_policy;
 		child->was_priority = parent->was_priority;
 	}
-	if (p->policy != SCHED_EXT)
+	if (p->policy != SCHED_EXT || !belongs_to(child))
 		return 0;
-	starts_in = bpf_task_storage_get(&syrup_starts_in, p, NULL, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!starts_in)
-		return -12;
-	*starts_in = parent->slot;
-	add_to_slot(&syrup_starting, parent->slot, 1);
+	m->starts_in = child->slot;
+	add_to_slot(&syrup_starting, child->slot, 1);
 	return 0;
 }
 
-/* Enters the class: registered just now, or forked by a thread that is in it. */
+/* Enters the class: registered, forked by a thread that is in it, by itself, or at a return. */
 void SEC("struct_ops/enable") BPF_PROG(syrup_enable, struct task_struct *p)
 {
-	comes_by_itself(p);
-	count_member(p, 1);
+	join(p);
 	take_claim(p);
+	scx_bpf_task_set_dsq_vtime(p, 0); /* see waits_since() */
 	has_started(p);
 }
 
@@ -115,9 +113,9 @@ void SEC("struct_ops/exit_task")
 /* Leaves it, or exits. */
 void SEC("struct_ops/disable") BPF_PROG(syrup_disable, struct task_struct *p)
 {
-	count_member(p, -1);
+	leave(p);
 	give_index(p);
-	has_started(p); /* given back between its fork and its start */
+	has_started(p);
 }
 
 /* Chooses where the thread wakes, and inserts nothing: its policy must see every wake-up. */
@@ -179,10 +177,13 @@ static __noinline int ask_policy(unsigned long long *ctx, u32 slot)
  * again and again: each time the kernel puts it behind all others on the list that the rescue
  * goes by.
  */
-static __always_inline bool waits_too_long(const struct syrup_scx_thread *t, u64 enq_flags, u64 now)
+static __always_inline bool waits_too_long(struct task_struct *p, const struct syrup_scx_thread *t,
+					   u64 enq_flags, u64 now)
 {
-	return !(enq_flags & ENUM(scx_enq_flags, SCX_ENQ_WAKEUP)) && !never_placed(t) &&
-	       !before(now, t->waits_since_ns + SYRUP_SCX_BEHIND_MS * NSEC_PER_MSEC);
+	u64 since = waits_since(p, t);
+
+	return !(enq_flags & ENUM(scx_enq_flags, SCX_ENQ_WAKEUP)) && since &&
+	       !before(now, since + SYRUP_SCX_BEHIND_MS * NSEC_PER_MSEC);
 }
 
 static __always_inline bool app_has_place(const struct syrup_scx_app *app, u32 place)
@@ -235,7 +236,7 @@ void SEC("struct_ops/enqueue") BPF_PROG(syrup_enqueue_op, struct task_struct *p,
 	u32 zero = 0, slot = slot_on(scx_bpf_task_cpu(p), p, t), place = 0, flags, how = 0;
 	struct syrup_scx_app *app = app_of(slot);
 	u64 now = bpf_ktime_get_ns(), slice_ns = SYRUP_SCX_SLICE_US * 1000ULL, rank;
-	bool first = goes_first(p) || (t && waits_too_long(t, enq_flags, now));
+	bool first = goes_first(p) || waits_too_long(p, t, enq_flags, now);
 	struct syrup_choice *choice;
 	struct syrup_thread *in;
 	s32 home = -1;
@@ -282,7 +283,9 @@ void SEC("struct_ops/enqueue") BPF_PROG(syrup_enqueue_op, struct task_struct *p,
 				slice_ns = slice_ns * SYRUP_SCX_MANY / waiting;
 			if (t)
 				slice_ns = grant(t, slice_ns);
-			rank = t ? t->waits_since_ns : now;
+			rank = waits_since(p, t);
+			if (!rank || (!t && enq_flags & ENUM(scx_enq_flags, SCX_ENQ_WAKEUP)))
+				rank = now;
 		}
 	}
 	insert(p, t, slot, place, home, slice_ns, rank, enq_flags);
@@ -618,6 +621,8 @@ void SEC("struct_ops/running") BPF_PROG(syrup_running_op, struct task_struct *p)
 	on->since_ns = bpf_ktime_get_ns();
 	on->rescued = on->rescuing && on->rescuing == (u32)p->pid;
 	on->rescuing = 0;
+	on->rescue_slice_ns = on->next_slice_ns;
+	on->rests = on->next_rests;
 	/* A rescue is short, and preempted at once it would be none. */
 	on->queue = t && slot && !on->rescued ? t->queue : 0;
 	on->put_back = t && slot && same_app && !on->rescued && trial_lost(on, p, t);
@@ -660,8 +665,11 @@ void SEC("struct_ops/stopping") BPF_PROG(syrup_stopping, struct task_struct *p, 
 	put_back = on->put_back;
 	on->rescued = 0;
 	on->put_back = 0;
-	if (!t)
+	if (!t) {
+		if (!runnable || !cut_short)
+			scx_bpf_task_set_dsq_vtime(p, 0);
 		return;
+	}
 	/*
 	 * A rescue that something cut short is none, and a lost trial no run: to the kernel they
 	 * are, so the thread is the last again on the list that the rescue goes by.
@@ -866,10 +874,50 @@ SEC("syscall") int syrup_make_cores(struct syrup_scx_make_cores *args)
 	return create_cores(args->slot, args->nr_cpus);
 }
 
-/* Run by the loader before it registers a thread: 1 if the slot's app may have another. */
+/* Run by the loader before it registers a thread: enum syrup_scx_room. */
 SEC("syscall") int syrup_has_room(struct syrup_scx_has_room *args)
 {
-	return has_room(args->slot);
+	return room_in(args->slot);
+}
+
+/*
+ * Run by the loader when a thread is about to enter the class: makes it the app's. Of one that
+ * is in the class already nothing changes, for it is counted where it was.
+ */
+SEC("syscall") int syrup_register(struct syrup_scx_register *args)
+{
+	struct task_struct *p = bpf_task_from_vpid(args->tid);
+	struct syrup_membership *m;
+	struct syrup_scx_thread *t;
+	s32 err = -16; /* EBUSY */
+
+	if (!p)
+		return -3; /* ESRCH */
+	if (p->policy == SCHED_EXT)
+		goto out;
+	err = -12; /* ENOMEM */
+	m = make_member(p);
+	t = thread_of(p);
+	if (!m || !t)
+		goto out;
+	t->index = SYRUP_INDEX_NONE;
+	t->claim = args->index;
+	t->generation = args->generation;
+	t->was_policy = args->was_policy;
+	t->was_priority = args->was_priority;
+	t->runtime_ns = 0;
+	m->admitted = args->slot != 0;
+	__sync_lock_test_and_set(&t->slot, args->slot);
+	err = 0;
+	/* It may have entered meanwhile, as what it was. */
+	if (p->policy == SCHED_EXT) {
+		m->admitted = 0;
+		t->slot = 0;
+		err = -16;
+	}
+out:
+	bpf_task_release(p);
+	return err;
 }
 
 /* Run by the loader when a thread is in the class: gives it an index, whoever had that. */

@@ -48,8 +48,10 @@ struct syrup_running {
 	__u32 unasked;         /* its slice ended and it went on: `queue` is what it was */
 	__u32 rescued_slot;    /* of the last thread that was to be rescued here */
 	__u32 rescuing;        /* the thread that comes next is this one's rescue */
-	__u32 rescue_slice_ns; /* of the rescue that runs, or comes next */
-	__u32 appointed_ns;    /* that of `rescue` */
+	__u32 rescue_slice_ns; /* of the rescue that runs */
+	__u32 next_slice_ns;   /* of `rescuing` */
+	__u32 next_rests;      /* the same */
+	__u32 appointed_ns;    /* slice of `rescue` */
 	__u32 rests;         /* after the rescue that runs: it was the CPU's time, not its app's */
 	__u32 overlooked;    /* a thread that may be overdue, and is not in its place on the list */
 	__u64 looked_far_ns; /* by the rescue */

@@ -112,7 +112,7 @@ fn left() -> Vec<String> {
 impl Drop for Fixture {
     fn drop(&mut self) {
         // Also after a failed assertion: the next test starts on a clean machine.
-        for name in ["one", "two", "three"] {
+        for name in ["one", "two", "three", "four"] {
             let app = App { name: name.to_owned(), uid: 0, bpffs: self.bpffs.clone() };
             let _ = ScxSyrup.remove(&app);
         }

@@ -47,6 +47,8 @@ fn a_scheduler_that_the_kernel_ended_comes_back_with_its_apps_and_threads() {
     register(&two, &crews[1], 4);
     crews[1].wait_for_progress();
     let apps = [one.clone(), two.clone()];
+    // Whom it has it keeps.
+    ScxSyrup.set(&one, &[("limit".to_owned(), 1.into())].into()).unwrap();
     assert!(ScxSyrup.lagging(&apps).is_empty());
     let inputs = || ScxSyrup.read(&two).unwrap().unwrap().count(abi::SYRUP_INPUTS);
     let before = inputs();
@@ -233,9 +235,10 @@ fn multiply(app: &syrup_hook::App, index: u32) -> (usize, Option<i32>) {
 fn an_app_and_a_user_have_as_many_threads_as_they_may() {
     let Some(fixture) = Fixture::resident() else { return };
     let users = |name| syrup_hook::App { uid: 1000, ..fixture.app(name) };
-    let (one, two, other) = (users("one"), users("two"), fixture.app("three"));
+    let (one, two, small) = (users("one"), users("two"), users("four"));
+    let other = fixture.app("three");
     let limited = |limit| Target { limit: Some(limit), ..Default::default() };
-    for (app, limit) in [(&one, 5), (&two, 4), (&other, 4)] {
+    for (app, limit) in [(&one, 5), (&two, 4), (&small, 1), (&other, 4)] {
         ScxSyrup.deploy(app, &policy("fifo"), &limited(limit)).unwrap();
     }
     assert_eq!(multiply(&one, 0), (5, Some(libc::EAGAIN)));
@@ -267,7 +270,7 @@ fn an_app_and_a_user_have_as_many_threads_as_they_may() {
     drop(children);
     eventually("their end", || (threads() == Some(0)).then_some(()));
 
-    let crews = [Crew::parked(5), Crew::parked(4), Crew::parked(4)];
+    let crews = [Crew::parked(5), Crew::parked(4), Crew::parked(4), Crew::parked(2)];
     register(&one, &crews[0], 0);
     let add = |app, crew: &Crew, number| {
         ScxSyrup.register(app, Registration::Thread { tid: crew.tids()[number] }, None)
@@ -279,21 +282,21 @@ fn an_app_and_a_user_have_as_many_threads_as_they_may() {
     );
     // One that it has may come again, and has its index changed.
     assert!(add(&one, &crews[0], 0).is_ok());
-    // Twice four for a user of whom one app has five.
-    for number in 0..3 {
-        add(&two, &crews[1], number).unwrap();
-    }
-    let refused = add(&two, &crews[1], 3).unwrap_err();
+    // Twice five for a user of whom one app may have five, whatever his others may have.
+    register(&two, &crews[1], 0);
+    add(&small, &crews[3], 0).unwrap();
+    ScxSyrup.set(&small, &[("limit".to_owned(), 2.into())].into()).unwrap();
+    let refused = add(&small, &crews[3], 1).unwrap_err();
     assert!(
-        matches!(&refused, Error::Conflict { what, .. } if what.contains("user 1000 may have 8")),
+        matches!(&refused, Error::Conflict { what, .. } if what.contains("the apps of user 1000")),
         "{refused}"
     );
-    assert_eq!(crews[1].policies(), [EXT, EXT, EXT, 0]);
+    assert_eq!(crews[3].policies(), [EXT, 0]);
     // Another user's is none of theirs.
     register(&other, &crews[2], 0);
     // Whoever leaves makes room.
     ScxSyrup.unregister(&one, &Registration::Thread { tid: crews[0].tids()[0] }).unwrap();
-    assert!(add(&two, &crews[1], 3).is_ok());
+    assert!(add(&small, &crews[3], 1).is_ok());
     ScxSyrup.set(&two, &[("limit".to_owned(), 10.into())].into()).unwrap();
     assert_eq!(multiply(&two, 4), (6, Some(libc::EAGAIN)));
 }

@@ -2,16 +2,20 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
 
-use syrup_hook::{App, Deploy as _, Error, Registration};
+use libbpf_rs::libbpf_sys;
+use syrup_hook::{App, Deploy as _, Error, Registration, sys};
 use syrup_scx::ScxSyrup;
 use syrup_scx::Target;
 use syrup_sdk::abi;
-use syrup_tests::Numbers as _;
+use syrup_tests::{Numbers as _, SetOnDrop};
 
-use crate::support::fixture::{Fixture, register};
+use crate::support::fixture::{Fixture, register, slot};
 use crate::support::policy::{Scripted, policy, queues};
 use crate::support::workers::{Crew, eventually};
 
@@ -124,6 +128,58 @@ fn a_thread_that_comes_back_by_itself_has_its_index_if_nobody_else_has() {
     assert_eq!([0, 1].map(told_as), [abi::SYRUP_INDEX_NONE, 0]);
     // Both that were given up are free.
     assert_eq!([give(0, None), give(2, Some(5))], [1, 5]);
+}
+
+#[test]
+fn a_thread_that_enters_and_leaves_while_it_is_registered_is_counted_where_it_is() {
+    let Some(fixture) = Fixture::resident() else { return };
+    let app = fixture.app("one");
+    ScxSyrup.deploy(&app, &policy("fifo"), &Target::default()).unwrap();
+    let crew = Crew::parked(1);
+    let tid = crew.tids()[0];
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let _stop = SetOnDrop(&stop);
+        scope.spawn(|| {
+            while !stop.load(SeqCst) {
+                set_class(tid, Class { policy: EXT, priority: 0 });
+                set_class(tid, OTHER);
+            }
+        });
+        // It may be refused, or be out again already.
+        for _ in 0..200 {
+            let _ = ScxSyrup.register(&app, Registration::Thread { tid }, None);
+        }
+    });
+    assert_eq!(crew.policies(), [0]);
+    // What a registration that comes just then finds.
+    set_class(tid, Class { policy: EXT, priority: 0 });
+    assert_eq!(register_anew(&fixture, tid, slot(&app)), -libc::EBUSY);
+    set_class(tid, OTHER);
+    let threads = || ScxSyrup.read(&app).unwrap().unwrap().fact("threads");
+    assert_eq!(threads(), Some(0));
+    let others = Crew::parked(3);
+    register(&app, &others, 10);
+    assert_eq!(threads(), Some(3));
+    register(&app, &crew, 20);
+    assert_eq!(threads(), Some(4));
+}
+
+/// Runs the root's program of that name; returns what it said.
+fn register_anew(fixture: &Fixture, tid: i32, slot: u32) -> i32 {
+    let program = sys::obj_get_required(&fixture.bpffs().join("_scx/syrup_register")).unwrap();
+    // struct syrup_scx_register: of the slot's first app, with index 0.
+    let mut args = [tid as u32, slot, 1, 0, 0];
+    let mut opts = libbpf_sys::bpf_test_run_opts {
+        sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
+        ctx_in: args.as_mut_ptr().cast(),
+        ctx_size_in: size_of_val(&args) as u32,
+        ..Default::default()
+    };
+    // SAFETY: opts and what it points to live for the call.
+    let run = unsafe { libbpf_sys::bpf_prog_test_run_opts(program.as_raw_fd(), &raw mut opts) };
+    assert_eq!(run, 0);
+    opts.retval as i32
 }
 
 /// A program of two threads, of which the second becomes another program.

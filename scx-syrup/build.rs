@@ -10,13 +10,15 @@ use anyhow::{Context as _, Result, anyhow};
 use libbpf_cargo::SkeletonBuilder;
 use syrup_sdk::Compiler;
 
-/// Our own BPF programs: source and object, without their suffixes.
-const PROGRAMS: &[&str] = &["root", "policy"];
+/// Our own BPF programs, the last one for tests: their folder, and their name without suffix.
+const PROGRAMS: &[(&str, &str)] =
+    &[("src/bpf", "root"), ("src/bpf", "policy"), ("tests/bpf", "fifo")];
 
 fn main() -> Result<()> {
     println!("cargo::rerun-if-changed=src");
     println!("cargo::rerun-if-changed=policies");
     println!("cargo::rerun-if-changed=tests/policies");
+    println!("cargo::rerun-if-changed=tests/bpf");
     println!("cargo::rerun-if-env-changed=BPF_CLANG");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let compiler = Compiler::find()?;
@@ -31,9 +33,9 @@ fn main() -> Result<()> {
     let scx = out.join("scx_utils-bpf_h");
     let arch = scx.join("arch").join(scx_cargo::ClangInfo::new()?.kernel_target()?);
     let (scx, arch) = (scx.to_str().context("OUT_DIR")?, arch.to_str().context("OUT_DIR")?);
-    for name in PROGRAMS {
+    for (folder, name) in PROGRAMS {
         SkeletonBuilder::new()
-            .source(format!("src/bpf/{name}.bpf.c"))
+            .source(format!("{folder}/{name}.bpf.c"))
             .obj(out.join(format!("{name}.o")))
             .clang(compiler.path())
             .clang_args([
@@ -45,13 +47,15 @@ fn main() -> Result<()> {
                 "-Wno-unused-parameter",
                 "-I",
                 include,
+                "-I",
+                "src/bpf",
                 "-isystem",
                 arch,
                 "-isystem",
                 scx,
             ])
             .build()
-            .with_context(|| format!("src/bpf/{name}.bpf.c"))?;
+            .with_context(|| format!("{folder}/{name}.bpf.c"))?;
     }
     layout(&out, include)?;
     // For tests that run it natively.

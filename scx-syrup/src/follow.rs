@@ -30,7 +30,7 @@ pub(crate) fn behind(dirs: &[Dir]) -> Vec<&Dir> {
         }
         let is_expelled = |dir: &&Dir| deploy::is_to_be_expelled(dir).unwrap_or(false);
         let mut behind: Vec<&Dir> = dirs.iter().filter(is_expelled).collect();
-        // Threads of nobody are everybody's affair: whoever is asked first takes them out.
+        // Threads of nobody are everybody's affair: whoever comes first takes them out.
         if behind.is_empty() && root.waits(slots::NOBODYS)?.expelled.is_some() {
             behind.push(first);
         }
@@ -50,9 +50,7 @@ pub(crate) fn follow(dir: &Dir) -> Result<bool> {
         log::warn!("the kernel had ended the root scheduler, which is put back: {why}");
         return Ok(true);
     }
-    if deploy::expel(dir)? {
-        return Ok(true);
-    }
+    let expelled_any = deploy::expel(dir);
     if let Some(expelled) = root.waits(slots::NOBODYS)?.expelled {
         let many = slots::release_nobodys(&root)?;
         if many > 0 {
@@ -62,5 +60,5 @@ pub(crate) fn follow(dir: &Dir) -> Result<bool> {
             );
         }
     }
-    Ok(false)
+    expelled_any
 }

@@ -485,8 +485,8 @@ impl Root {
         })
     }
 
-    /// Makes a thread an app's that is about to enter the class; returns whether it is out
-    /// of the class, as it has to be.
+    /// Makes a thread an app's when it enters the class, which is about to be; returns
+    /// whether it is out of the class, as it has to be. Slot 0 takes that back.
     pub fn register(&self, args: syrup_scx_register) -> Result<bool> {
         let tid = args.tid;
         match self.call(REGISTER, &mut { args }, &format!("register thread {tid}")) {
@@ -510,16 +510,17 @@ impl Root {
     /// Gives a thread of the owner's that is in the class an index; whoever had it has none.
     pub fn set_index(&self, tid: i32, owner: Owner, index: u32) -> Result<()> {
         let Owner { slot, generation } = owner;
-        let args = syrup_scx_set_index { tid, slot, generation, index };
+        let mut args = syrup_scx_set_index { tid, slot, generation, index, by_force: 0 };
         let what = format!("give thread {tid} the index {index}");
-        for _ in 0..INDEX_TRIES {
+        for tries in 1..=INDEX_TRIES {
+            args.by_force = u32::from(tries == INDEX_TRIES);
             let errno = match self.call(SET_INDEX, &mut { args }, &what) {
                 Err(Error::Kernel { source, .. }) => source.raw_os_error().unwrap_or_default(),
                 other => return other.map(drop),
             };
             match errno {
                 // Its holder is just leaving.
-                libc::EAGAIN => std::thread::yield_now(),
+                libc::EAGAIN => std::thread::sleep(Duration::from_micros(100)),
                 libc::ESRCH => return Err(threads::no_such_thread(tid)),
                 libc::E2BIG => {
                     return Err(Error::Conflict {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use syrup_hook::record::Record;
-use syrup_hook::{Error, Result, pin};
+use syrup_hook::{Error, Result, pin, sys};
 use syrup_sdk::abi;
 
 use crate::SPEC;
@@ -158,6 +158,7 @@ pub(crate) fn sweep(root: &Root, bpffs: &Path) -> Result<()> {
 pub(crate) fn expel(root: &Root, slot: u32) -> Result<bool> {
     end(root, slot)?;
     // The root takes it back, until then, when the app is well again.
+    sys::wait_for_running_programs();
     if root.waits(slot)?.expelled.is_none() {
         root.set_app(slot, &syrup_scx_app { in_use: 1, ..root.app(slot)? })?;
         return Ok(false);

@@ -84,61 +84,58 @@ pub(crate) fn register(
         Room::Free => {}
         full => return Err(no_room(root, slot, full)?),
     }
-    let mut args = syrup_scx_register { tid, slot, generation, index, ..Default::default() };
-    for tries in 0.. {
-        if is_ext(tid) {
-            // In the class it counts as a thread of the app it has, so it leaves that first.
-            release(threads, tid)?;
-        }
-        let was = class_of(tid)?;
-        if was.policy == libc::SCHED_DEADLINE {
-            return Err(Error::Usage(format!(
-                "thread {tid} is SCHED_DEADLINE: it has promised the kernel when it is done, \
-                 which no thread policy would keep"
-            )));
-        }
-        args.was_policy = u8::try_from(was.policy).unwrap_or_default();
-        args.was_priority = u8::try_from(was.priority).unwrap_or_default();
-        if root.register(args)? {
-            break;
-        }
-        if tries == REGISTER_TRIES {
-            return Err(Error::Timeout(format!(
-                "thread {tid}: it enters sched_ext by itself again and again"
-            )));
-        }
-    }
+    let args = syrup_scx_register { tid, slot, generation, index };
     let undo = || {
         if let Err(e) = root.register(syrup_scx_register { slot: 0, ..args }) {
             log::warn!("{e}");
         }
     };
-    // The id may be another thread's by now, which is nobody's.
-    if thread.has_ended()? {
-        undo();
-        return Err(no_such_thread(tid));
-    }
-    match set_class(tid, Class::EXT) {
-        // The class is set by id as well.
-        Ok(()) if thread.has_ended()? => {
+    for _ in 0..REGISTER_TRIES {
+        if is_ext(tid) {
+            // In the class it counts as a thread of the app it has, so it leaves that first.
             release(threads, tid)?;
-            undo();
-            Err(no_such_thread(tid))
         }
-        // It has the index already, unless another has.
-        Ok(()) => root.set_index(tid, owner, index).inspect_err(|_| {
-            if let Err(e) = release(threads, tid) {
-                log::warn!("{e}");
-            }
-        }),
-        Err(e) => {
+        if policy_of(tid)? == libc::SCHED_DEADLINE {
+            return Err(Error::Usage(format!(
+                "thread {tid} is SCHED_DEADLINE: it has promised the kernel when it is done, \
+                 which no thread policy would keep"
+            )));
+        }
+        if !root.register(args)? {
+            continue;
+        }
+        // The id may be another thread's by now, which is nobody's.
+        if thread.has_ended()? {
+            undo();
+            return Err(no_such_thread(tid));
+        }
+        if let Err(e) = set_class(tid, Class::EXT) {
             undo();
             if e.raw_os_error() == Some(libc::ESRCH) {
                 return Err(no_such_thread(tid));
             }
-            Err(Error::kernel(format!("make thread {tid} SCHED_EXT"), e))
+            return Err(Error::kernel(format!("make thread {tid} SCHED_EXT"), e));
         }
+        // The class is set by id as well.
+        if thread.has_ended()? {
+            release(threads, tid)?;
+            return Err(no_such_thread(tid));
+        }
+        // It entered by itself just before.
+        if owner_of(threads, tid)? != Some(owner) {
+            continue;
+        }
+        // It has the index already, unless another has.
+        return root.set_index(tid, owner, index).inspect_err(|_| {
+            if let Err(e) = release(threads, tid) {
+                log::warn!("{e}");
+            }
+        });
     }
+    undo();
+    Err(Error::Timeout(format!(
+        "thread {tid}: it enters and leaves sched_ext by itself again and again"
+    )))
 }
 
 /// What a thread of the class is registered as, for an app that may be gone; `None` when it
@@ -191,9 +188,7 @@ fn release_rounds(root: &Root, threads: &Map, slot: u32, rounds: usize) -> Resul
         if members.is_empty() {
             return Ok(true);
         }
-        for member in members {
-            release(threads, member.tid)?;
-        }
+        release_each(threads, members.iter().map(|member| member.tid))?;
     }
     Ok(false)
 }
@@ -202,10 +197,14 @@ fn release_rounds(root: &Root, threads: &Map, slot: u32, rounds: usize) -> Resul
 /// long enters the class, as its parent was when it began, after everybody was released.
 /// One that entered the class again by itself cannot be told from these.
 pub(crate) fn release_strays(threads: &Map, live: &[Owner]) -> Result<()> {
-    for stray in registered(threads)?.iter().filter(|thread| !live.contains(&thread.owner)) {
-        release(threads, stray.tid)?;
-    }
-    Ok(())
+    let strays = registered(threads)?;
+    let strays = strays.iter().filter(|thread| !live.contains(&thread.owner));
+    release_each(threads, strays.map(|stray| stray.tid))
+}
+
+/// Returns the first failure, after all others were given back.
+fn release_each(threads: &Map, tids: impl Iterator<Item = i32>) -> Result<()> {
+    tids.map(|tid| release(threads, tid)).fold(Ok(()), Result::and)
 }
 
 /// Gives back every thread of the class that none of the apps has, or that may run on none of
@@ -221,9 +220,13 @@ pub(crate) fn release_nobodys(threads: &Map, apps: &[(Owner, Vec<u32>)]) -> Resu
             // It ended.
             (Some(_), Err(_)) => false,
         };
-        if is_nobodys {
-            release(threads, tid)?;
-            released += 1;
+        if !is_nobodys {
+            continue;
+        }
+        match release(threads, tid) {
+            Ok(()) => released += 1,
+            // The others all the same.
+            Err(e) => log::warn!("{e}"),
         }
     }
     Ok(released)
@@ -242,7 +245,12 @@ pub(crate) fn release(threads: &Map, tid: i32) -> Result<()> {
         policy: thread.was_policy.into(),
         priority: thread.was_priority.into(),
     });
-    match set_class(tid, was) {
+    // What it was may have become impossible: in a cgroup without real time, for one.
+    let given = set_class(tid, was).or_else(|e| match e.raw_os_error() {
+        Some(libc::ESRCH) => Ok(()),
+        _ => set_class(tid, Class::OTHER),
+    });
+    match given {
         Err(e) if e.raw_os_error() != Some(libc::ESRCH) => {
             Err(Error::kernel(format!("give thread {tid} back to the kernel"), e))
         }
@@ -332,18 +340,16 @@ fn is_ext(tid: i32) -> bool {
     policy & !libc::SCHED_RESET_ON_FORK == SCHED_EXT
 }
 
-fn class_of(tid: i32) -> Result<Class> {
-    let mut param = libc::sched_param { sched_priority: 0 };
-    // SAFETY: param is writable for the call.
-    let (policy, got) =
-        unsafe { (libc::sched_getscheduler(tid), libc::sched_getparam(tid, &raw mut param)) };
-    if policy < 0 || got < 0 {
+fn policy_of(tid: i32) -> Result<i32> {
+    // SAFETY: a plain system call on numbers.
+    let policy = unsafe { libc::sched_getscheduler(tid) };
+    if policy < 0 {
         return Err(match io::Error::last_os_error() {
             e if e.raw_os_error() == Some(libc::ESRCH) => no_such_thread(tid),
             e => Error::kernel(format!("read the scheduling class of thread {tid}"), e),
         });
     }
-    Ok(Class { policy: policy & !libc::SCHED_RESET_ON_FORK, priority: param.sched_priority })
+    Ok(policy & !libc::SCHED_RESET_ON_FORK)
 }
 
 /// Whether its children have the default class stays as it is.

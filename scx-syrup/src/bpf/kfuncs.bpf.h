@@ -24,6 +24,8 @@
 
 #define EOPNOTSUPP      95
 #define CLOCK_MONOTONIC 1
+#define SCHED_FIFO      1
+#define SCHED_RR        2
 #define SCHED_EXT       7
 #define PF_EXITING      0x00000004
 #define PF_KTHREAD      0x00200000

@@ -50,7 +50,7 @@ _Static_assert(2 * SYRUP_SCX_BEHIND_MS == SYRUP_SCX_WATCHDOG_MS, "SYRUP_SCX_BEHI
 #define SYRUP_SCX_THREADS 16384U
 
 /* Indices that all apps' threads have at a time. */
-#define SYRUP_SCX_INDICES (1U << 18)
+#define SYRUP_SCX_INDICES (1U << 16)
 
 /* As often in a minute it is put back when the kernel has ended it. */
 #define SYRUP_SCX_RETURNS 3
@@ -164,11 +164,11 @@ struct syrup_scx_register {
 	__u32 slot; /* 0: it is nobody's */
 	__u32 generation;
 	__u32 index; /* it is to have */
-	__u8 was_policy;
-	__u8 was_priority;
-	__u16 _pad;
 };
-_Static_assert(sizeof(struct syrup_scx_register) == 20, "syrup_scx_register");
+_Static_assert(sizeof(struct syrup_scx_register) == 16, "syrup_scx_register");
+
+/* For so long: whoever asked may have ended before the thread entered. */
+#define SYRUP_SCX_REGISTER_MS 10000U
 
 /* Whether an app may have another thread. */
 enum syrup_scx_room {
@@ -190,8 +190,9 @@ struct syrup_scx_set_index {
 	__u32 slot;
 	__u32 generation; /* another app's thread is left alone */
 	__u32 index;
+	__u32 by_force; /* 1: also from a thread that has ended, and not given it back yet */
 };
-_Static_assert(sizeof(struct syrup_scx_set_index) == 16, "syrup_scx_set_index");
+_Static_assert(sizeof(struct syrup_scx_set_index) == 20, "syrup_scx_set_index");
 
 /* Argument of the program that finds the smallest index no thread of an app has. */
 struct syrup_scx_free_index {

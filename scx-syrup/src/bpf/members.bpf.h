@@ -32,7 +32,15 @@ struct syrup_membership {
 	u32 starts_in;  /* slot in whose `syrup_starting` it is; 0: none */
 	u32 counted_in; /* slot in whose `syrup_members` it is */
 	u32 generation; /* of the slot's apps then */
-	u32 admitted;   /* 1: there was room for it when it was asked to enter the class */
+	u32 returns;    /* 1: it was in the class when the kernel ended the scheduler */
+	/* What it is to be when it enters the class: a loader asked for that then. 0: nobody did.
+	 */
+	u64 asked_ns;
+	u32 asked_slot;
+	u32 asked_generation;
+	u32 asked_index;
+	u8 was_policy;
+	u8 was_priority;
 };
 
 struct {
@@ -76,8 +84,7 @@ struct syrup_holder {
 };
 
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(type, BPF_MAP_TYPE_HASH); /* allocated at once: there is no time for that later */
 	__uint(max_entries, SYRUP_SCX_INDICES);
 	__type(key, struct syrup_index);
 	__type(value, struct syrup_holder);
@@ -162,7 +169,7 @@ static __always_inline s32 joins_again(struct task_struct *p)
 
 	if (t && m) {
 		m->starts_in = 0;
-		m->admitted = p->policy == SCHED_EXT;
+		m->returns = p->policy == SCHED_EXT;
 		t->waits_in = 0;
 		return 0;
 	}
@@ -181,7 +188,6 @@ static __always_inline s32 joins_again(struct task_struct *p)
 	t = thread_of(p);
 	if (!m || !t)
 		return -12;
-	m->admitted = 1;
 	t->slot = slot;
 	t->generation = generation;
 	t->index = SYRUP_INDEX_NONE;
@@ -225,6 +231,16 @@ static __always_inline void comes_by_itself(struct syrup_scx_thread *t)
 	t->slot = 0;
 }
 
+/* Is what a loader asked for still to be done? */
+static __always_inline bool is_asked(struct syrup_membership *m)
+{
+	u64 asked_ns = m->asked_ns;
+
+	m->asked_ns = 0;
+	return asked_ns &&
+	       before(bpf_ktime_get_ns(), asked_ns + SYRUP_SCX_REGISTER_MS * NSEC_PER_MSEC);
+}
+
 static __always_inline void join(struct task_struct *p)
 {
 	struct syrup_scx_thread *t = thread_of(p);
@@ -237,9 +253,17 @@ static __always_inline void join(struct task_struct *p)
 	t->state = 0;
 	t->runnable_at_ns = 0;
 	t->waits_since_ns = 0;
-	if (!m->starts_in && !m->admitted)
+	if (is_asked(m)) {
+		t->slot = m->asked_slot;
+		t->generation = m->asked_generation;
+		t->claim = m->asked_index;
+		t->was_policy = m->was_policy;
+		t->was_priority = m->was_priority;
+		t->runtime_ns = 0;
+	} else if (!m->starts_in && !m->returns) {
 		comes_by_itself(t);
-	m->admitted = 0;
+	}
+	m->returns = 0;
 	slot = belongs_to(t);
 	if (!slot)
 		return;
@@ -308,14 +332,23 @@ static __always_inline void take_claim(struct task_struct *p)
 {
 	struct syrup_scx_thread *t = thread_of(p);
 	struct syrup_index key = {};
+	struct syrup_holder *holder;
 
 	if (!t || !slot_of(t) || t->claim == SYRUP_INDEX_NONE)
 		return;
 	key.slot = t->slot;
 	key.generation = t->generation;
 	key.index = t->claim;
-	if (!enter_index(&key, p, BPF_NOEXIST))
+	if (!enter_index(&key, p, BPF_NOEXIST)) {
 		t->index = key.index;
+		return;
+	}
+	/* It is just being given to this thread, or somebody else has it by now. */
+	holder = bpf_map_lookup_elem(&syrup_indices, &key);
+	if (holder && holder->task == (u64)p)
+		t->index = key.index;
+	else
+		t->claim = SYRUP_INDEX_NONE;
 }
 
 /* Did this take the index out of the thread's storage? */
@@ -340,8 +373,8 @@ static __always_inline void give_index(struct task_struct *p)
 }
 
 /*
- * Takes an index out of the storage of the thread with this id, if that one has it. Returns
- * whether somebody else is just doing that, who removes the entry then.
+ * Takes an index out of the storage of the thread with this id, if that one has it
+ * (`is_theirs`). Returns whether somebody else was just doing that, who removes the entry then.
  */
 static __always_inline bool is_just_lost(s32 tid, const struct syrup_index *key, bool *is_theirs)
 {
@@ -353,7 +386,7 @@ static __always_inline bool is_just_lost(s32 tid, const struct syrup_index *key,
 		return false;
 	t = thread_of(p);
 	if (t && t->slot == key->slot && t->generation == key->generation &&
-	    t->claim == key->index) {
+	    t->index == key->index) {
 		*is_theirs = true;
 		if (lose_index(t, key->index))
 			t->claim = SYRUP_INDEX_NONE;
@@ -364,24 +397,29 @@ static __always_inline bool is_just_lost(s32 tid, const struct syrup_index *key,
 	return lost;
 }
 
-/* Gives a thread of the class an index, which whoever has it loses; 0 or an error. */
+/*
+ * Gives a thread of the class an index, which whoever has it loses; 0 or an error. One that has
+ * ended, and whose id is gone, gives it back itself, soon.
+ */
 static __always_inline s32 give_to(struct task_struct *p, struct syrup_scx_thread *t,
-				   struct syrup_index *key)
+				   struct syrup_index *key, bool by_force)
 {
 	struct syrup_holder *holder = bpf_map_lookup_elem(&syrup_indices, key);
 	u32 index = key->index, had;
 	bool is_theirs = false;
 	s32 err;
 
-	if (holder && holder->task == (u64)p)
+	if (holder && holder->task == (u64)p && t->index == index)
 		return 0;
-	if (holder) {
+	if (holder && holder->task != (u64)p) {
 		s32 tid = holder->tid, tgid = holder->tgid;
 
 		if (is_just_lost(tid, key, &is_theirs))
 			return -11; /* EAGAIN */
 		/* The thread that called exec has its leader's id since. */
 		if (!is_theirs && is_just_lost(tgid, key, &is_theirs))
+			return -11;
+		if (!is_theirs && !by_force)
 			return -11;
 	}
 	err = enter_index(key, p, BPF_ANY);

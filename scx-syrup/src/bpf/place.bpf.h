@@ -378,11 +378,9 @@ static __noinline int call_cpu(struct task_struct *p, u32 slot, u32 queue, u32 h
 					       : ENUM(scx_kick_flags, SCX_KICK_IDLE));
 		return 0;
 	}
-	bpf_for(cpu, 0, nr_cpus()) {
+	bpf_for(cpu, 0, how & SYRUP_CALL_PREEMPTS ? nr_cpus() : 0) {
 		struct syrup_running *on = running_on(cpu);
 
-		if (!(how & SYRUP_CALL_PREEMPTS))
-			break;
 		if (!on || !on->active || on->called || on->slot != slot)
 			continue;
 		if (queue_on(on, app) <= worst)

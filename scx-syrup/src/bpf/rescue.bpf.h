@@ -14,8 +14,6 @@
 
 #include "place.bpf.h"
 
-#define NSEC_PER_MSEC 1000000ULL
-
 /*
  * A starved thread gets this much at a time, and then its CPU rescues nobody for so many
  * times as long as that took, switching included: a sixteenth of a CPU, whatever the deadlines of
@@ -387,9 +385,6 @@ __noinline int watch_cpu(u32 cpu)
 		on->looked_far_ns = now;
 		far = RESCUE_REACH_FAR;
 	}
-	/* That bit is always set. */
-	if (scx_bpf_dsq_nr_queued(queue_id(0, 0)) <= 0)
-		slots &= ~1ULL;
 	chosen_distance = 2 * SYRUP_MAX_APPS;
 	bpf_rcu_read_lock();
 	watch_overlooked(on, cpu, now);
@@ -567,6 +562,9 @@ static int on_tick(void *map, int *key, struct bpf_timer *timer)
 		if (!reach || looked_at >= nr)
 			break;
 		watch_cpu((from + i) % nr);
+		/* Of this one not all was seen, unless it has more than there is. */
+		if (!reach && i)
+			break;
 		first_cpu = (from + i + 1) % nr;
 		looked_at++;
 	}

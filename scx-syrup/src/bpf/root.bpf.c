@@ -306,8 +306,11 @@ __noinline int app_waits(u32 slot, u32 cpu)
 	struct syrup_scx_app *app = app_of(slot);
 	u32 queue;
 
-	if (!app || !app_has_cpu(app, cpu))
+	if (!app || !app_has_cpu(app, cpu) || !may_wait(slot))
 		return 0;
+	/* What is counted is in one of the queues, or will be at once. */
+	if (slot && !app->cores)
+		return 1;
 	bpf_for(queue, 0, SYRUP_MAX_QUEUES) {
 		if (queue >= app->nr_queues)
 			break;
@@ -329,6 +332,8 @@ __noinline int dispatch_app(u32 slot, u32 cpu, u32 limit)
 		return 1;
 	if (app->cores && limit && scx_bpf_dsq_move_to_local(core_id(slot, cpu), 0))
 		return 1;
+	if (app->nr_queues == 1)
+		return limit && scx_bpf_dsq_move_to_local(queue_id(slot, 0), 0);
 	bpf_for(queue, 0, SYRUP_MAX_QUEUES) {
 		if (queue >= limit || queue >= app->nr_queues)
 			break;
@@ -365,7 +370,7 @@ __noinline u32 pick_app(u64 candidates, u32 cpu, u32 prev_slot)
 		time = time_of(slot);
 		if (!app || !time)
 			continue;
-		if (slot != prev_slot && (!may_wait(slot) || !app_waits(slot, cpu)))
+		if (slot != prev_slot && !app_waits(slot, cpu))
 			continue;
 		standing = standing_of(here, slot, app, time);
 		fair_stand(here, slot, time->vtime_ns, standing);
@@ -735,7 +740,7 @@ void SEC("struct_ops/update_idle") BPF_PROG(syrup_update_idle, s32 cpu, bool idl
 	u64 bits;
 	u32 i;
 
-	if (!idle || !is_online(cpu))
+	if (!idle)
 		return;
 	bits = waiting_slots();
 	bpf_for(i, 0, SYRUP_MAX_APPS) {
@@ -746,7 +751,8 @@ void SEC("struct_ops/update_idle") BPF_PROG(syrup_update_idle, s32 cpu, bool idl
 		slot = lowest_bit(bits);
 		bits &= bits - 1;
 		if (app_waits(slot, cpu) || (slot && is_coming(slot, cpu))) {
-			scx_bpf_kick_cpu(cpu, 0);
+			if (is_online(cpu))
+				scx_bpf_kick_cpu(cpu, 0);
 			return;
 		}
 	}
@@ -881,8 +887,9 @@ SEC("syscall") int syrup_has_room(struct syrup_scx_has_room *args)
 }
 
 /*
- * Run by the loader when a thread is about to enter the class: makes it the app's. Of one that
- * is in the class already nothing changes, for it is counted where it was.
+ * Run by the loader when a thread is about to enter the class: what it is to be there. It becomes
+ * that when it enters (join()), under the lock of its run queue; of one that is in the class
+ * already nothing changes. Slot 0 takes back what was asked for.
  */
 SEC("syscall") int syrup_register(struct syrup_scx_register *args)
 {
@@ -890,31 +897,41 @@ SEC("syscall") int syrup_register(struct syrup_scx_register *args)
 	struct syrup_membership *m;
 	struct syrup_scx_thread *t;
 	s32 err = -16; /* EBUSY */
+	u32 policy, priority;
 
 	if (!p)
 		return -3; /* ESRCH */
-	if (p->policy == SCHED_EXT)
+	if (p->policy == SCHED_EXT && args->slot)
 		goto out;
 	err = -12; /* ENOMEM */
 	m = make_member(p);
 	t = thread_of(p);
 	if (!m || !t)
 		goto out;
-	t->index = SYRUP_INDEX_NONE;
-	t->claim = args->index;
-	t->generation = args->generation;
-	t->was_policy = args->was_policy;
-	t->was_priority = args->was_priority;
-	t->runtime_ns = 0;
-	m->admitted = args->slot != 0;
-	__sync_lock_test_and_set(&t->slot, args->slot);
+	/* Has just been made: a thread of nobody has no index. */
+	if (!t->slot)
+		t->index = SYRUP_INDEX_NONE;
 	err = 0;
-	/* It may have entered meanwhile, as what it was. */
-	if (p->policy == SCHED_EXT) {
-		m->admitted = 0;
-		t->slot = 0;
-		err = -16;
+	m->asked_ns = 0;
+	if (!args->slot)
+		goto out;
+	policy = p->policy;
+	priority = p->rt_priority;
+	/* Somebody may be changing both. */
+	if ((policy != SCHED_FIFO && policy != SCHED_RR) || !priority) {
+		priority = 0;
+		if (policy == SCHED_FIFO || policy == SCHED_RR)
+			policy = 0;
 	}
+	m->asked_slot = args->slot;
+	m->asked_generation = args->generation;
+	m->asked_index = args->index;
+	m->was_policy = policy;
+	m->was_priority = priority;
+	__sync_lock_test_and_set(&m->asked_ns, bpf_ktime_get_ns());
+	/* It may have entered meanwhile, as what it was. */
+	if (p->policy == SCHED_EXT)
+		err = -16;
 out:
 	bpf_task_release(p);
 	return err;
@@ -933,7 +950,7 @@ SEC("syscall") int syrup_set_index(struct syrup_scx_set_index *args)
 		return err;
 	t = thread_of(p);
 	if (t && t->slot == args->slot && t->generation == args->generation)
-		err = give_to(p, t, &key);
+		err = give_to(p, t, &key, args->by_force);
 	bpf_task_release(p);
 	return err;
 }

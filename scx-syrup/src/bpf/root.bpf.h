@@ -7,6 +7,8 @@
 
 #include "fairness.h"
 
+#define NSEC_PER_MSEC 1000000ULL
+
 /* Registered threads, and those that inherited from one. */
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
@@ -184,8 +186,8 @@ static __always_inline struct syrup_load *load_of(u32 slot)
 /*
  * A bit for each app with threads that may wait, so that those without cost nothing. Set when
  * the first is counted, and cleared by a CPU that finds it set although none is. Both look at
- * the other's word after they wrote their own: whoever is last puts it right. Bit 0 is always
- * taken as set: of the threads of nobody most cannot be counted.
+ * the other's word after they wrote their own: whoever is last puts it right. Bit 0 is set where
+ * that is asked: of the threads of nobody most cannot be counted.
  */
 u64 syrup_waiting __attribute__((aligned(64)));
 
@@ -239,7 +241,9 @@ static __always_inline bool may_wait(u32 slot)
 
 static __always_inline u64 waiting_slots(void)
 {
-	return READ_ONCE(syrup_waiting) | 1;
+	u64 bits = READ_ONCE(syrup_waiting) & ~1ULL;
+
+	return scx_bpf_dsq_nr_queued(queue_id(0, 0)) > 0 ? bits | 1 : bits;
 }
 
 /* How the apps stand on each CPU: fairness.h. */

@@ -45,6 +45,8 @@ fn a_scheduler_that_the_kernel_ended_comes_back_with_its_apps_and_threads() {
     let crews = [Crew::spinning(2), Crew::spinning(2)];
     register(&one, &crews[0], 0);
     register(&two, &crews[1], 4);
+    let many = Crew::parked(48);
+    register(&two, &many, 100);
     crews[1].wait_for_progress();
     let apps = [one.clone(), two.clone()];
     // Whom it has it keeps.
@@ -69,13 +71,17 @@ fn a_scheduler_that_the_kernel_ended_comes_back_with_its_apps_and_threads() {
     assert!(!ScxSyrup.catch_up(&two).unwrap());
     assert!(ScxSyrup.lagging(&apps).is_empty());
 
-    for (app, crew) in apps.iter().zip(&crews) {
+    for (tid, index) in many.tids().into_iter().zip(100..) {
+        let had = ScxSyrup.register(&two, Registration::Thread { tid }, None).unwrap();
+        assert_eq!(had, index);
+    }
+    for ((app, crew), threads) in apps.iter().zip(&crews).zip([2, 50]) {
         let calls = script.calls();
         crew.wait_for_progress();
         let seen = ScxSyrup.read(app).unwrap().unwrap();
         let Health::Degraded(said) = &seen.health else { panic!("{:?}", seen.health) };
         assert!(said.contains("stall") && said.contains("put back"), "{said}");
-        assert_eq!(seen.target["threads"], 2);
+        assert_eq!(seen.target["threads"], threads);
         eventually("the policy to be asked", || (script.calls() > calls).then_some(()));
     }
     crews.iter().for_each(Crew::forget);

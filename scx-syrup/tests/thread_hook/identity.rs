@@ -158,8 +158,13 @@ fn a_thread_that_enters_and_leaves_while_it_is_registered_is_counted_where_it_is
     set_class(tid, OTHER);
     let threads = || ScxSyrup.read(&app).unwrap().unwrap().fact("threads");
     assert_eq!(threads(), Some(0));
+    // Nor is an index lost.
     let others = Crew::parked(3);
-    register(&app, &others, 10);
+    let given = others
+        .tids()
+        .into_iter()
+        .map(|tid| ScxSyrup.register(&app, Registration::Thread { tid }, None).unwrap());
+    assert!(given.eq([0, 1, 2]));
     assert_eq!(threads(), Some(3));
     register(&app, &crew, 20);
     assert_eq!(threads(), Some(4));
@@ -169,7 +174,7 @@ fn a_thread_that_enters_and_leaves_while_it_is_registered_is_counted_where_it_is
 fn register_anew(fixture: &Fixture, tid: i32, slot: u32) -> i32 {
     let program = sys::obj_get_required(&fixture.bpffs().join("_scx/syrup_register")).unwrap();
     // struct syrup_scx_register: of the slot's first app, with index 0.
-    let mut args = [tid as u32, slot, 1, 0, 0];
+    let mut args = [tid as u32, slot, 1, 0];
     let mut opts = libbpf_sys::bpf_test_run_opts {
         sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
         ctx_in: args.as_mut_ptr().cast(),

@@ -7,6 +7,7 @@
 // Clippy knows tests by their attribute, and helpers have none.
 #![allow(clippy::unwrap_used)]
 
+mod cost;
 mod latency;
 mod neighbours;
 mod order;

@@ -119,18 +119,27 @@ fn a_failure_while_a_cpu_is_taken_gives_it_back() {
 }
 
 /// The labels of an app's workers, as the test itself maps them.
-struct Labels(syrup::MappedMap);
+struct Labels {
+    map: syrup::MappedMap,
+    tids: Vec<i32>,
+}
 
 impl Labels {
-    fn open(ctl: &Ctl, app: &str) -> Self {
+    fn open(ctl: &Ctl, app: &str, tids: &[i32]) -> Self {
         let map = App::named(app).at_socket(ctl.socket()).open_map("request_type").unwrap();
-        Self(map.mmap().unwrap())
+        Self { map: map.mmap().unwrap(), tids: tids.to_vec() }
     }
 
-    /// Waits until no worker has, or is about to have, a request.
+    /// Waits until no worker has, or is about to have, a request, and all sleep: one that is
+    /// still on its way there takes the next without a wake-up.
     fn wait_until_idle(&self) {
+        let sleeps = |tid: &i32| {
+            let stat = std::fs::read_to_string(format!("/proc/{tid}/task/{tid}/stat"));
+            stat.unwrap_or_default().rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'))
+        };
         wait_for("idle workers", Duration::from_secs(20), || {
-            (0..WORKERS).all(|worker| self.0.load(worker) == 0).then_some(())
+            let unlabelled = (0..WORKERS).all(|worker| self.map.load(worker) == 0);
+            (unlabelled && self.tids.iter().all(sleeps)).then_some(())
         });
     }
 }
@@ -214,7 +223,7 @@ fn the_life_of_an_app_at_both_hooks(language: Language, uid: u32) {
     );
 
     let flows = Flows::new(PORT, 8);
-    let labels = Labels::open(&ctl, "stack");
+    let labels = Labels::open(&ctl, "stack", &tids);
     let mut sent = each_label_reaches_its_thread(&ctl, "stack", &flows, &labels);
     sent += gets_overtake_scans(&flows, &labels);
 
@@ -444,7 +453,7 @@ fn two_apps_do_not_touch_each_other_and_one_restarts() {
     let again = roots.start();
     assert_eq!(again.map_id, roots_started.map_id);
     assert_eq!(identity("roots"), roots_before);
-    let labels = Labels::open(&ctl, "roots");
+    let labels = Labels::open(&ctl, "roots", &again.tids);
     let flows = Flows::new(PORT + 1, 8);
     let was = both(&ctl, "roots");
     let sent = each_label_reaches_its_thread(&ctl, "roots", &flows, &labels);

@@ -59,8 +59,8 @@ impl Class {
     const EXT: Self = Self { policy: SCHED_EXT, priority: 0 };
 }
 
-/// Gives a thread to an app under an index, which whoever has it loses: first the storage, so
-/// that the root scheduler knows it from its first enqueue on, then the scheduling class.
+/// Gives a thread to an app under an index, which whoever has it loses: the root scheduler is
+/// told first, and makes the thread the app's when it enters the scheduling class.
 pub(crate) fn register(
     root: &Root,
     threads: &Map,

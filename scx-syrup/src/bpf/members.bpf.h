@@ -33,8 +33,7 @@ struct syrup_membership {
 	u32 counted_in; /* slot in whose `syrup_members` it is */
 	u32 generation; /* of the slot's apps then */
 	u32 returns;    /* 1: it was in the class when the kernel ended the scheduler */
-	/* What it is to be when it enters the class: a loader asked for that then. 0: nobody did.
-	 */
+	/* When a loader asked for what it is to be in the class; 0: nobody did. */
 	u64 asked_ns;
 	u32 asked_slot;
 	u32 asked_generation;

@@ -90,7 +90,7 @@ fn measure(into_class: &dyn Fn(&Crew)) -> [Duration; 3] {
 }
 
 #[test]
-fn a_decision_costs_little_more_than_a_minimal_schedulers() {
+fn what_a_decision_costs_beside_a_minimal_scheduler() {
     if fixture().is_none() {
         return;
     }

@@ -309,9 +309,13 @@ static __always_inline void remove_index(const struct syrup_index *key, struct t
 	struct syrup_scx_app *app = app_of(key->slot);
 	u32 slot = key->slot;
 	struct syrup_free *free = bpf_map_lookup_elem(&syrup_free, &slot);
+	u32 i;
 
-	if (holder && holder->task == (u64)p)
-		bpf_map_delete_elem(&syrup_indices, key);
+	/* The map's lock gives up where another CPU holds it for long, as a virtual one may. */
+	bpf_for(i, 0, 8) {
+		if (!holder || holder->task != (u64)p || !bpf_map_delete_elem(&syrup_indices, key))
+			break;
+	}
 	if (!free || !app || app->generation != key->generation)
 		return;
 	__sync_fetch_and_add(&free->times, 1);
@@ -324,6 +328,20 @@ static __always_inline long enter_index(const struct syrup_index *key, struct ta
 	struct syrup_holder holder = {.task = (u64)p, .tid = p->pid, .tgid = p->tgid};
 
 	return bpf_map_update_elem(&syrup_indices, key, &holder, flags);
+}
+
+/*
+ * The index of a thread is set where it was none, and taken out, in one step each: what gives it
+ * one (give_to()) runs beside its coming and going. Whoever took it out removes the entry.
+ */
+static __always_inline bool take_index(struct syrup_scx_thread *t, u32 index)
+{
+	return __sync_val_compare_and_swap(&t->index, SYRUP_INDEX_NONE, index) == SYRUP_INDEX_NONE;
+}
+
+static __always_inline bool lose_index(struct syrup_scx_thread *t, u32 index)
+{
+	return __sync_val_compare_and_swap(&t->index, index, SYRUP_INDEX_NONE) == index;
 }
 
 /* Of one that enters the class: another's index is not taken from it here. */
@@ -339,21 +357,15 @@ static __always_inline void take_claim(struct task_struct *p)
 	key.generation = t->generation;
 	key.index = t->claim;
 	if (!enter_index(&key, p, BPF_NOEXIST)) {
-		t->index = key.index;
+		/* It was given another meanwhile. */
+		if (!take_index(t, key.index) && t->index != key.index)
+			remove_index(&key, p);
 		return;
 	}
-	/* It is just being given to this thread, or somebody else has it by now. */
+	/* Whoever entered it for this thread, or is taking it from it, goes on with that. */
 	holder = bpf_map_lookup_elem(&syrup_indices, &key);
-	if (holder && holder->task == (u64)p)
-		t->index = key.index;
-	else
-		t->claim = SYRUP_INDEX_NONE;
-}
-
-/* Did this take the index out of the thread's storage? */
-static __always_inline bool lose_index(struct syrup_scx_thread *t, u32 index)
-{
-	return __sync_val_compare_and_swap(&t->index, index, SYRUP_INDEX_NONE) == index;
+	if (!holder || holder->task != (u64)p)
+		__sync_val_compare_and_swap(&t->claim, key.index, SYRUP_INDEX_NONE);
 }
 
 /* Of one that leaves the class: it claims the index when it comes again. */
@@ -362,12 +374,12 @@ static __always_inline void give_index(struct task_struct *p)
 	struct syrup_scx_thread *t = thread_of(p);
 	struct syrup_index key = {};
 
-	if (!t || t->index == SYRUP_INDEX_NONE)
+	if (!t)
 		return;
 	key.slot = t->slot;
 	key.generation = t->generation;
-	key.index = t->index;
-	if (lose_index(t, key.index))
+	key.index = __sync_lock_test_and_set(&t->index, SYRUP_INDEX_NONE);
+	if (key.index != SYRUP_INDEX_NONE)
 		remove_index(&key, p);
 }
 
@@ -423,7 +435,7 @@ static __always_inline s32 give_to(struct task_struct *p, struct syrup_scx_threa
 	}
 	err = enter_index(key, p, BPF_ANY);
 	if (err)
-		return err;
+		return err == -7 /* E2BIG */ ? err : -11;
 	t->claim = index;
 	had = __sync_lock_test_and_set(&t->index, index);
 	if (had != SYRUP_INDEX_NONE && had != index) {

@@ -150,11 +150,17 @@ fn a_thread_that_enters_and_leaves_while_it_is_registered_is_counted_where_it_is
         for _ in 0..200 {
             let _ = ScxSyrup.register(&app, Registration::Thread { tid }, None);
         }
+        // struct syrup_scx_set_index: of the slot's first app, not by force.
+        for index in [0, 1, 2].into_iter().cycle().take(5000) {
+            call(&fixture, "syrup_set_index", &[tid as u32, slot(&app), 1, index, 0]);
+        }
     });
     assert_eq!(crew.policies(), [0]);
     // What a registration that comes just then finds.
     set_class(tid, Class { policy: EXT, priority: 0 });
-    assert_eq!(register_anew(&fixture, tid, slot(&app)), -libc::EBUSY);
+    // struct syrup_scx_register: of the slot's first app, with index 0.
+    let register_anew = || call(&fixture, "syrup_register", &[tid as u32, slot(&app), 1, 0]);
+    assert_eq!(register_anew(), -libc::EBUSY);
     set_class(tid, OTHER);
     let threads = || ScxSyrup.read(&app).unwrap().unwrap().fact("threads");
     assert_eq!(threads(), Some(0));
@@ -164,21 +170,21 @@ fn a_thread_that_enters_and_leaves_while_it_is_registered_is_counted_where_it_is
         .tids()
         .into_iter()
         .map(|tid| ScxSyrup.register(&app, Registration::Thread { tid }, None).unwrap());
-    assert!(given.eq([0, 1, 2]));
+    assert_eq!(given.collect::<Vec<_>>(), [0, 1, 2]);
     assert_eq!(threads(), Some(3));
     register(&app, &crew, 20);
     assert_eq!(threads(), Some(4));
 }
 
 /// Runs the root's program of that name; returns what it said.
-fn register_anew(fixture: &Fixture, tid: i32, slot: u32) -> i32 {
-    let program = sys::obj_get_required(&fixture.bpffs().join("_scx/syrup_register")).unwrap();
-    // struct syrup_scx_register: of the slot's first app, with index 0.
-    let mut args = [tid as u32, slot, 1, 0];
+fn call(fixture: &Fixture, program: &str, args: &[u32]) -> i32 {
+    let path = fixture.bpffs().join("_scx").join(program);
+    let program = sys::obj_get_required(&path).unwrap();
+    let mut args = args.to_vec();
     let mut opts = libbpf_sys::bpf_test_run_opts {
         sz: size_of::<libbpf_sys::bpf_test_run_opts>() as libbpf_sys::size_t,
         ctx_in: args.as_mut_ptr().cast(),
-        ctx_size_in: size_of_val(&args) as u32,
+        ctx_size_in: size_of_val(args.as_slice()) as u32,
         ..Default::default()
     };
     // SAFETY: opts and what it points to live for the call.

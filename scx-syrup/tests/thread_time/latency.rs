@@ -1,9 +1,11 @@
 //! How long a thread that woke waits for a core.
 
+use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use libbpf_rs::libbpf_sys;
 use syrup_hook::{App, Deploy as _, Linked};
 use syrup_scx::ScxSyrup;
 use syrup_sdk::abi::{SYRUP_THREAD_PREEMPTED, syrup_thread_policy};
@@ -146,21 +148,47 @@ fn get_priority_runs_a_get_at_once_and_a_scan_when_no_get_wants_the_core() {
     assert!(scans.iter().all(|l| rescued.contains(l)), "{scans:?}");
 }
 
+/// Has the kernel count the runs of BPF programs, until that is dropped.
+fn count_runs() -> OwnedFd {
+    // SAFETY: a plain call.
+    let fd = unsafe { libbpf_sys::bpf_enable_stats(libbpf_sys::BPF_STATS_RUN_TIME) };
+    assert!(fd >= 0, "{}", std::io::Error::from_raw_os_error(-fd));
+    // SAFETY: the kernel just made it for us.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// How often a core has looked for a thread to run, since runs are counted.
+fn dispatches() -> u64 {
+    let programs = libbpf_rs::query::ProgInfoIter::default();
+    programs
+        .filter(|program| program.name == *"syrup_dispatch")
+        .map(|program| program.run_cnt)
+        .sum()
+}
+
 #[test]
 fn an_arrival_leaves_a_thread_of_its_own_queue_alone() {
+    const ARRIVALS: u64 = 48;
     let Some(fixture) = fixture() else { return };
-    let script = Scripted::new();
-    (0..2).for_each(|index| script.place(index, at(1).slice_us(60_000)));
-    let waiting = beside_a_hog(&fixture, &script.policy(preempting(3)), 8);
-    let told = script.told_since(0);
-    let preempted = told
-        .iter()
-        .filter(|told| (told.thread.index, told.thread.flags) == (0, SYRUP_THREAD_PREEMPTED));
-    let preempted = preempted.count();
-    println!("in the same queue {waiting:?}, {preempted} preemptions of the hog");
-    assert!(waiting.iter().any(|&l| l > Duration::from_millis(20)), "{waiting:?}");
-    // The kernel's own threads now and then.
-    assert!(preempted <= 4, "{preempted} preemptions in eight arrivals");
+    let _stats = count_runs();
+    let beside_a_hog = |policy: fn(u32) -> _| {
+        let script = Scripted::new();
+        (0..2).for_each(|index| script.place(index, at(1).slice_us(10_000)));
+        let before = dispatches();
+        let waiting = beside_a_hog(&fixture, &script.policy(policy(3)), ARRIVALS as usize);
+        let looked = dispatches() - before;
+        let preempted = script.told_since(0).iter().fold(0, |count, told| {
+            count + u32::from((told.thread.index, told.thread.flags) == (0, SYRUP_THREAD_PREEMPTED))
+        });
+        println!("{preempted} preemptions of the hog, {looked} dispatches: {waiting:?}");
+        assert!(waiting.iter().any(|&l| l > Duration::from_millis(5)), "{waiting:?}");
+        // The kernel's own threads now and then.
+        assert!(preempted <= ARRIVALS as u32 / 2, "{preempted} in {ARRIVALS} arrivals");
+        looked
+    };
+    let (asked_to_preempt, never) = (beside_a_hog(preempting), beside_a_hog(queues));
+    // Nor is the core called for nothing.
+    assert!(asked_to_preempt < never + ARRIVALS / 2, "{asked_to_preempt} against {never}");
 }
 
 /// How late a thread woke, and on which core.

@@ -60,7 +60,7 @@ pub fn plan(setting: &Setting) -> Plan {
         configs: vec![
             Config::new("vanilla", &format!("no policy; {eevdf}")),
             scan_avoid("scan-avoid", &format!("socket-select with scan-avoid; {eevdf}"))
-                .at(&[at(0.3), half, at(0.7), at(0.8)], 1),
+                .at(&[at(0.3), half, at(0.7)], 1),
             scan_avoid(
                 "scan-avoid-long-slice",
                 &format!("the same; EEVDF's slice {} ms: the default, dilated", long_us / 1000),

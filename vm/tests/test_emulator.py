@@ -6,30 +6,43 @@ import unittest
 from syrup_vm import emulator
 
 
-def panic(oops="int3", byte="e9", place="sched_tick+0xba/0x230", number=1, taint="Not tainted", before=""):
+def panic(
+    oops="int3", code="e9 <81> 00 00 00", place="sched_tick+0xba/0x230", number=1, taint="Not tainted", before=""
+):
     return before + (
         f"[  1.0] Oops: {oops}: 0000 [#{number}] SMP NOPTI\n"
         f"[  1.0] CPU: 0 UID: 0 PID: 208 Comm: dmesg {taint} 7.2.13+deb14-cloud-amd64 #1 PREEMPT(lazy)\n"
         f"[  1.0] RIP: 0010:{place}\n"
-        f"[  1.0] Code: 31 d2 48 e8 27 d4 03 00 {byte} <81> 00 00 00 4c 89\n"
+        f"[  1.0] Code: 31 d2 48 e8 27 d4 03 00 {code} 4c 89\n"
         "[  1.0] RIP: 0033:0x7f1fe5ed3829\n"
         "[  1.0] Code: 0f 05 <48> 3d 01 f0\n"
     )
 
 
 class StaleCode(unittest.TestCase):
-    def test_is_a_breakpoint_that_memory_does_not_hold_where_it_was_seen(self):
+    def test_is_a_breakpoint_where_memory_holds_what_the_kernel_patches(self):
         self.assertEqual(emulator.stale_code(panic()), "sched_tick+0xba")
-        elsewhere = panic(place="pick_task_fair+0x11c/0x7b0")
-        self.assertEqual(emulator.stale_code(elsewhere), "pick_task_fair+0x11c")
+        for place, code in {
+            "pick_task_fair+0x11c": "66 <90> 48",
+            "__pick_next_task+0x44": "eb <cd> 48 81",
+            "__schedule.isra.0+0x9": "0f <1f> 44 00 00",
+            "kfree+0x1": "c3 <cc> cc cc cc",
+        }.items():
+            with self.subTest(place):
+                self.assertEqual(emulator.stale_code(panic(place=f"{place}/0x7b0", code=code)), place)
         for harmless in ("Tainted: G            E      ", "Tainted: P           OE      "):
             self.assertEqual(emulator.stale_code(panic(taint=harmless)), "sched_tick+0xba")
 
     def test_is_nothing_else(self):
         for what, console in {
-            "a breakpoint": panic(byte="cc"),
+            "a breakpoint": panic(code="cc <81> 00 00 00"),
+            "an interrupt of two bytes": panic(code="03 <81> 00 00 00"),
+            "no instruction that is patched": panic(code="0f <1f> 40 00 00"),
+            "another nop": panic(code="66 <0f> 1f 44"),
             "another trap": panic(oops="invalid opcode"),
-            "another place": panic(place="scx_tick+0x1/0x2"),
+            "a module": panic(place="tick+0x1/0x2 [broken]"),
+            "a BPF program": panic(place="bpf_prog_6deef7357e7b4530_dispatch+0x1/0x2"),
+            "no function": panic(place="0xffffffffc0201000"),
             "a second oops": panic(number=2),
             "after an oops": panic(before="[  0.9] Oops: 0002 [#1] SMP\n"),
             "after a warning": panic(before="[  0.9] WARNING: kernel/sched/ext.c:1 at x\n"),

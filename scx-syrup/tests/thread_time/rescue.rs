@@ -83,7 +83,7 @@ fn gap_in(crew: &Crew, time: Duration) -> Duration {
     crew.wait_for_progress();
     crew.forget();
     std::thread::sleep(time);
-    crew.workers[0].gap()
+    crew.workers.iter().map(|worker| worker.gap()).max().unwrap()
 }
 
 #[test]
@@ -122,8 +122,9 @@ fn an_app_with_more_starved_threads_than_can_be_rescued_takes_no_rescue_from_ano
     let favoured = [Crew::spinning(2), Crew::spinning(2)];
     register(&many, &favoured[0], 0);
     register(&few, &favoured[1], 2);
-    // Two cores rescue 32 within a deadline, and a look reaches 64 on each.
-    let starved = [Crew::spinning(160), Crew::spinning(1)];
+    // Two cores rescue some 50 within a deadline, and a near look reaches 64 on each. Of the few
+    // one is tried at the end of each slice, and remembered for that; nobody remembers the others.
+    let starved = [Crew::spinning(400), Crew::spinning(3)];
     register(&many, &starved[0], 100);
     register(&few, &starved[1], 300);
     let rescued = |app| ScxSyrup.read(app).unwrap().unwrap().count(abi::SYRUP_RESCUED);

@@ -139,15 +139,16 @@ int syr_map_munmap(void *address);
 
 /*
  * Makes a bound socket an executor of this app's packet policies, under
- * `index`; -1: the one it has, else the next free one. An index in use is given to this socket. All
- * sockets of one deployment are of one SO_REUSEPORT group; the policy sees
- * their port's packets from the first one on. A socket that is closed leaves by
- * itself.
+ * `index`; -1: the one it has, else the next free one. An index in use is given to this socket.
+ * Indexes count in each SO_REUSEPORT group (protocol, address and port) by itself, and a
+ * deployment has up to 64 of these; the policy sees a group's packets from its first socket on.
+ * A socket that is closed leaves by itself.
  *
  * Returns the index.
  *   -ENOENT  this app has no packet policy: the kernel's default decides
  *   -EBUSY   the port is another app's
- *   -EINVAL  the socket is not bound with SO_REUSEPORT, or is of another group
+ *   -EINVAL  the socket is not bound with SO_REUSEPORT, or to none of the deployment's ports, or
+ *            there are too many
  *   -EBADF   not an open descriptor
  */
 int syr_register_socket(int fd, int index);
@@ -176,7 +177,7 @@ int syr_unregister_socket(int fd);
  * Returns the index.
  *   -ENOENT  this app has no thread policy: the kernel's default scheduler runs it
  *   -ESRCH   there is no such thread
- *   -EBUSY   another app has it
+ *   -EBUSY   another app has it, or this one or its user has as many as it may
  *   -EPERM   it is another user's
  *   -EINVAL  it is the kernel's own, or SCHED_DEADLINE
  */

@@ -507,8 +507,9 @@ impl Root {
         Ok(args.index)
     }
 
-    /// Gives a thread of the owner's that is in the class an index; whoever had it has none.
-    pub fn set_index(&self, tid: i32, owner: Owner, index: u32) -> Result<()> {
+    /// Gives a thread of the owner's that is in the class an index; whoever had it has none. False:
+    /// it is not in the class, or is another's.
+    pub fn set_index(&self, tid: i32, owner: Owner, index: u32) -> Result<bool> {
         let Owner { slot, generation } = owner;
         let mut args = syrup_scx_set_index { tid, slot, generation, index, by_force: 0 };
         let what = format!("give thread {tid} the index {index}");
@@ -516,11 +517,12 @@ impl Root {
             args.by_force = u32::from(tries == INDEX_TRIES);
             let errno = match self.call(SET_INDEX, &mut { args }, &what) {
                 Err(Error::Kernel { source, .. }) => source.raw_os_error().unwrap_or_default(),
-                other => return other.map(drop),
+                other => return other.map(|_| true),
             };
             match errno {
                 // Its holder is just leaving.
                 libc::EAGAIN => std::thread::sleep(Duration::from_micros(100)),
+                libc::EBUSY => return Ok(false),
                 libc::ESRCH => return Err(threads::no_such_thread(tid)),
                 libc::E2BIG => {
                     return Err(Error::Conflict {

@@ -21,6 +21,8 @@ const RELEASE_ROUNDS: usize = 20;
 const EXPEL_ROUNDS: usize = 2;
 /// Of a thread that enters the class just when it is registered.
 const REGISTER_TRIES: usize = 100;
+/// One that holds a lock for which a real-time thread waits is given so long to let go, each time.
+const BOOSTED: Duration = Duration::from_millis(1);
 /// A fork takes far less, unless it waits for memory.
 const STARTING: Duration = Duration::from_secs(1);
 
@@ -57,6 +59,15 @@ struct Class {
 impl Class {
     const OTHER: Self = Self { policy: libc::SCHED_OTHER, priority: 0 };
     const EXT: Self = Self { policy: SCHED_EXT, priority: 0 };
+
+    /// What a registered thread was before: never this class itself, or it could not be given
+    /// back.
+    fn before(thread: &syrup_scx_thread) -> Self {
+        match i32::from(thread.was_policy) {
+            SCHED_EXT => Self::OTHER,
+            policy => Self { policy, priority: thread.was_priority.into() },
+        }
+    }
 }
 
 /// Gives a thread to an app under an index, which whoever has it loses: the root scheduler is
@@ -76,20 +87,32 @@ pub(crate) fn register(
         )));
     }
     // What is remembered of a wait that is under way stays.
-    if is_ext(tid) && lookup(threads, key)?.is_some_and(|thread| Owner::of(&thread) == owner) {
-        return root.set_index(tid, owner, index);
+    if is_ext(tid)
+        && lookup(threads, key)?.is_some_and(|thread| Owner::of(&thread) == owner)
+        && root.set_index(tid, owner, index)?
+    {
+        return Ok(());
     }
-    let Owner { slot, generation } = owner;
-    match root.room(slot)? {
+    match root.room(owner.slot)? {
         Room::Free => {}
-        full => return Err(no_room(root, slot, full)?),
+        full => return Err(no_room(root, owner.slot, full)?),
     }
-    let args = syrup_scx_register { tid, slot, generation, index };
-    let undo = || {
-        if let Err(e) = root.register(syrup_scx_register { slot: 0, ..args }) {
-            log::warn!("{e}");
+    let entered = enter(root, threads, thread, owner, index);
+    if entered.is_err() {
+        let Owner { generation, .. } = owner;
+        // What was asked for is not to be done by whatever comes later.
+        match root.register(syrup_scx_register { tid, slot: 0, generation, index }) {
+            Ok(_) | Err(Error::NotFound { .. }) => {}
+            Err(e) => log::warn!("{e}"),
         }
-    };
+    }
+    entered
+}
+
+/// Has the thread enter the class as the owner's, and gives it the index.
+fn enter(root: &Root, threads: &Map, thread: &Thread, owner: Owner, index: u32) -> Result<()> {
+    let tid = thread.tid();
+    let Owner { slot, generation } = owner;
     for _ in 0..REGISTER_TRIES {
         if is_ext(tid) {
             // In the class it counts as a thread of the app it has, so it leaves that first.
@@ -101,16 +124,14 @@ pub(crate) fn register(
                  which no thread policy would keep"
             )));
         }
-        if !root.register(args)? {
+        if !root.register(syrup_scx_register { tid, slot, generation, index })? {
             continue;
         }
         // The id may be another thread's by now, which is nobody's.
         if thread.has_ended()? {
-            undo();
             return Err(no_such_thread(tid));
         }
         if let Err(e) = set_class(tid, Class::EXT) {
-            undo();
             if e.raw_os_error() == Some(libc::ESRCH) {
                 return Err(no_such_thread(tid));
             }
@@ -121,20 +142,29 @@ pub(crate) fn register(
             release(threads, tid)?;
             return Err(no_such_thread(tid));
         }
-        // It entered by itself just before.
         if owner_of(threads, tid)? != Some(owner) {
-            continue;
+            // It entered by itself just before, or holds a lock that a thread of a higher
+            // class waits for, whose class it has for so long.
+            if is_ext(tid) {
+                std::thread::sleep(BOOSTED);
+            }
+            if owner_of(threads, tid)? != Some(owner) {
+                continue;
+            }
         }
         // It has the index already, unless another has.
-        return root.set_index(tid, owner, index).inspect_err(|_| {
+        let given = root.set_index(tid, owner, index).inspect_err(|_| {
             if let Err(e) = release(threads, tid) {
                 log::warn!("{e}");
             }
-        });
+        })?;
+        if given {
+            return Ok(());
+        }
     }
-    undo();
     Err(Error::Timeout(format!(
-        "thread {tid}: it enters and leaves sched_ext by itself again and again"
+        "thread {tid}: it enters and leaves sched_ext by itself again and again, or a thread of \
+         another class waits for a lock that it holds"
     )))
 }
 
@@ -241,14 +271,14 @@ pub(crate) fn may_run_on_any(allowed: &[u32], cpus: &[u32]) -> bool {
 /// another has started, the class that it would have inherited.
 pub(crate) fn release(threads: &Map, tid: i32) -> Result<()> {
     let Some(thread) = Thread::open(tid)? else { return Ok(()) };
-    let was = lookup(threads, key(&thread))?.map_or(Class::OTHER, |thread| Class {
-        policy: thread.was_policy.into(),
-        priority: thread.was_priority.into(),
-    });
+    let was = lookup(threads, key(&thread))?.map_or(Class::OTHER, |it| Class::before(&it));
     // What it was may have become impossible: in a cgroup without real time, for one.
     let given = set_class(tid, was).or_else(|e| match e.raw_os_error() {
         Some(libc::ESRCH) => Ok(()),
-        _ => set_class(tid, Class::OTHER),
+        _ => {
+            log::warn!("thread {tid} cannot be what it was ({was:?}: {e}): it is SCHED_OTHER");
+            set_class(tid, Class::OTHER)
+        }
     });
     match given {
         Err(e) if e.raw_os_error() != Some(libc::ESRCH) => {

@@ -35,7 +35,8 @@ pub fn trouble(deployment: &Deployment) -> Option<Failure> {
     let advice = match health {
         Health::Ejected(_) => format!(
             "its inputs get the kernel's default; correct the policy, then \
-             'syrupctl unload {hook} --app {app}' and load it again"
+             'syrupctl unload {hook} --app {app}' and load it again; where others are ejected, \
+             too (syrupctl list), after all of them are unloaded"
         ),
         Health::Broken(_) => {
             format!("'syrupctl unload {hook} --app {app}' takes away what is left of it")

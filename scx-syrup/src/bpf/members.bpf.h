@@ -26,13 +26,14 @@ struct {
 
 /*
  * Where a thread is counted, whatever it is by now: whoever counted it there takes it out there.
- * Made with the thread's other storage, and never written by a loader.
+ * And what a loader asked for it to be, which is written by the root's program that it runs, like
+ * all of this. Made with the thread's other storage.
  */
 struct syrup_membership {
 	u32 starts_in;  /* slot in whose `syrup_starting` it is; 0: none */
 	u32 counted_in; /* slot in whose `syrup_members` it is */
 	u32 generation; /* of the slot's apps then */
-	u32 returns;    /* 1: it was in the class when the kernel ended the scheduler */
+	u32 returns;    /* 1: it was SCHED_EXT when the scheduler was attached again */
 	/* When a loader asked for what it is to be in the class; 0: nobody did. */
 	u64 asked_ns;
 	u32 asked_slot;
@@ -230,12 +231,11 @@ static __always_inline void comes_by_itself(struct syrup_scx_thread *t)
 	t->slot = 0;
 }
 
-/* Is what a loader asked for still to be done? */
+/* Is what a loader asked for still to be done? It is done once. */
 static __always_inline bool is_asked(struct syrup_membership *m)
 {
-	u64 asked_ns = m->asked_ns;
+	u64 asked_ns = __sync_lock_test_and_set(&m->asked_ns, 0);
 
-	m->asked_ns = 0;
 	return asked_ns &&
 	       before(bpf_ktime_get_ns(), asked_ns + SYRUP_SCX_REGISTER_MS * NSEC_PER_MSEC);
 }
@@ -322,12 +322,20 @@ static __always_inline void remove_index(const struct syrup_index *key, struct t
 	lower_free(free, key->index);
 }
 
+/* 0, or an error: the table is full, or another has it (BPF_NOEXIST), or see remove_index(). */
 static __always_inline long enter_index(const struct syrup_index *key, struct task_struct *p,
 					u64 flags)
 {
 	struct syrup_holder holder = {.task = (u64)p, .tid = p->pid, .tgid = p->tgid};
+	long err = -11;
+	u32 i;
 
-	return bpf_map_update_elem(&syrup_indices, key, &holder, flags);
+	bpf_for(i, 0, 8) {
+		err = bpf_map_update_elem(&syrup_indices, key, &holder, flags);
+		if (!err || err == -7 /* E2BIG */ || err == -17 /* EEXIST */)
+			break;
+	}
+	return err;
 }
 
 /*
@@ -362,9 +370,12 @@ static __always_inline void take_claim(struct task_struct *p)
 			remove_index(&key, p);
 		return;
 	}
-	/* Whoever entered it for this thread, or is taking it from it, goes on with that. */
+	/*
+	 * It claims it no more where another has it. Whoever entered it for this thread, or is
+	 * taking it from it, goes on with that.
+	 */
 	holder = bpf_map_lookup_elem(&syrup_indices, &key);
-	if (!holder || holder->task != (u64)p)
+	if (holder && holder->task != (u64)p)
 		__sync_val_compare_and_swap(&t->claim, key.index, SYRUP_INDEX_NONE);
 }
 
@@ -413,7 +424,8 @@ static __always_inline bool is_just_lost(s32 tid, const struct syrup_index *key,
  * ended, and whose id is gone, gives it back itself, soon.
  */
 static __always_inline s32 give_to(struct task_struct *p, struct syrup_scx_thread *t,
-				   struct syrup_index *key, bool by_force)
+				   const struct syrup_membership *m, struct syrup_index *key,
+				   bool by_force)
 {
 	struct syrup_holder *holder = bpf_map_lookup_elem(&syrup_indices, key);
 	u32 index = key->index, had;
@@ -443,12 +455,17 @@ static __always_inline s32 give_to(struct task_struct *p, struct syrup_scx_threa
 		remove_index(key, p);
 		key->index = index;
 	}
-	/* It may have left the class before it had this one to give back. */
-	if ((p->policy != SCHED_EXT || p->flags & PF_EXITING) && lose_index(t, index)) {
-		remove_index(key, p);
-		return -3; /* ESRCH */
-	}
-	return 0;
+	/*
+	 * It may have left the class, or the app, before it had this one to give back: leave()
+	 * writes that before give_index() looks. Its policy is changed only after both.
+	 */
+	if (READ_ONCE(m->counted_in) == key->slot && READ_ONCE(m->generation) == key->generation)
+		return 0;
+	/* The same number may be another app's, which it is by now. */
+	if (had != index)
+		lose_index(t, index);
+	remove_index(key, p);
+	return -16; /* EBUSY */
 }
 
 #endif /* SYRUP_SCX_MEMBERS_BPF_H */

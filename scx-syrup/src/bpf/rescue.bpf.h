@@ -415,6 +415,9 @@ __noinline int watch_cpu(u32 cpu)
 	}
 	if (chosen_distance < 2 * SYRUP_MAX_APPS)
 		appoint(cpu, chosen_slot, chosen_tid, chosen_waited_ns);
+	/* Cut short: it begins the next look, and that is to be as far. */
+	if (!reach && far == RESCUE_REACH_FAR)
+		on->looked_far_ns = 0;
 	bpf_rcu_read_unlock();
 	return 0;
 }

@@ -308,7 +308,10 @@ __noinline int app_waits(u32 slot, u32 cpu)
 
 	if (!app || !app_has_cpu(app, cpu) || !may_wait(slot))
 		return 0;
-	/* What is counted is in one of the queues, or will be at once. */
+	/*
+	 * What is counted is in one of the queues, or will be at once, or was taken out and has
+	 * not run yet: beside an ordinary thread that can take the deadline server's second.
+	 */
 	if (slot && !app->cores)
 		return 1;
 	bpf_for(queue, 0, SYRUP_MAX_QUEUES) {
@@ -889,68 +892,82 @@ SEC("syscall") int syrup_has_room(struct syrup_scx_has_room *args)
 /*
  * Run by the loader when a thread is about to enter the class: what it is to be there. It becomes
  * that when it enters (join()), under the lock of its run queue; of one that is in the class
- * already nothing changes. Slot 0 takes back what was asked for.
+ * already nothing changes (EBUSY). Slot 0 takes back what was asked for.
  */
 SEC("syscall") int syrup_register(struct syrup_scx_register *args)
 {
 	struct task_struct *p = bpf_task_from_vpid(args->tid);
+	u32 none = 0, policy, priority;
 	struct syrup_membership *m;
 	struct syrup_scx_thread *t;
-	s32 err = -16; /* EBUSY */
-	u32 policy, priority;
+	s32 err = 0;
 
 	if (!p)
 		return -3; /* ESRCH */
-	if (p->policy == SCHED_EXT && args->slot)
+	/* A leader that has ended, and waits for its threads, has an id, and never enters. */
+	if (p->exit_state && args->slot) {
+		err = -3;
 		goto out;
-	err = -12; /* ENOMEM */
-	m = make_member(p);
+	}
+	m = args->slot ? make_member(p) : membership_of(p);
 	t = thread_of(p);
-	if (!m || !t)
+	if (!m || !t) {
+		err = args->slot ? -12 /* ENOMEM */ : 0;
 		goto out;
-	/* Has just been made: a thread of nobody has no index. */
-	if (!t->slot)
-		t->index = SYRUP_INDEX_NONE;
-	err = 0;
-	m->asked_ns = 0;
+	}
+	__sync_lock_test_and_set(&m->asked_ns, 0);
 	if (!args->slot)
 		goto out;
-	policy = p->policy;
+	/* What it is to be again one day: read once, for somebody may be changing it. */
+	policy = READ_ONCE(p->policy);
 	priority = p->rt_priority;
-	/* Somebody may be changing both. */
+	err = -16; /* EBUSY */
+	if (policy == SCHED_EXT)
+		goto out;
 	if ((policy != SCHED_FIFO && policy != SCHED_RR) || !priority) {
 		priority = 0;
 		if (policy == SCHED_FIFO || policy == SCHED_RR)
 			policy = 0;
 	}
+	/* Has just been made: a thread of nobody has no index. */
+	if (!t->slot)
+		__sync_val_compare_and_swap(&t->index, none, SYRUP_INDEX_NONE);
 	m->asked_slot = args->slot;
 	m->asked_generation = args->generation;
 	m->asked_index = args->index;
 	m->was_policy = policy;
 	m->was_priority = priority;
 	__sync_lock_test_and_set(&m->asked_ns, bpf_ktime_get_ns());
+	err = 0;
 	/* It may have entered meanwhile, as what it was. */
-	if (p->policy == SCHED_EXT)
+	if (READ_ONCE(p->policy) == SCHED_EXT) {
+		__sync_lock_test_and_set(&m->asked_ns, 0);
 		err = -16;
+	}
 out:
 	bpf_task_release(p);
 	return err;
 }
 
-/* Run by the loader when a thread is in the class: gives it an index, whoever had that. */
+/*
+ * Run by the loader when a thread is in the class: gives it an index, whoever had that. EBUSY: it
+ * is not, or is another app's.
+ */
 SEC("syscall") int syrup_set_index(struct syrup_scx_set_index *args)
 {
 	struct task_struct *p = bpf_task_from_vpid(args->tid);
 	struct syrup_index key = {
 		.slot = args->slot, .generation = args->generation, .index = args->index};
+	struct syrup_membership *m;
 	struct syrup_scx_thread *t;
-	s32 err = -3; /* ESRCH */
+	s32 err = -16;
 
 	if (!p)
-		return err;
+		return -3; /* ESRCH */
 	t = thread_of(p);
-	if (t && t->slot == args->slot && t->generation == args->generation)
-		err = give_to(p, t, &key, args->by_force);
+	m = membership_of(p);
+	if (t && m && t->slot == args->slot && t->generation == args->generation)
+		err = give_to(p, t, m, &key, args->by_force);
 	bpf_task_release(p);
 	return err;
 }

@@ -253,6 +253,35 @@ fn loading_adopts_the_threads_of_a_process() {
     });
 }
 
+/// Its first thread has ended, and has an id for as long as the process lives.
+#[test]
+fn loading_adopts_what_is_left_of_a_process() {
+    let Some(fixture) = Fixture::resident() else { return };
+    let app = fixture.app("one");
+    // Of a thread alone, where libc's ends the process.
+    let program = "import ctypes, threading, time\n\
+                   for _ in range(3): threading.Thread(target=time.sleep, args=(1000,)).start()\n\
+                   ctypes.CDLL(None).syscall(60, 0)";
+    let mut child = Command::new("python3").args(["-c", program]).spawn().unwrap();
+    let pid = child.id() as i32;
+    let policy_of_leader = || {
+        // SAFETY: a plain system call.
+        unsafe { libc::sched_getscheduler(pid) }
+    };
+    eventually("its first thread's end", || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/task/{pid}/stat")).unwrap();
+        stat.rsplit(')').next().unwrap().starts_with(" Z").then_some(())
+    });
+    let target = Target { pid: Some(pid), ..Default::default() };
+    ScxSyrup.deploy(&app, &policy("fifo"), &target).unwrap();
+    assert_eq!(ScxSyrup.read(&app).unwrap().unwrap().fact("threads"), Some(3));
+    let refused = ScxSyrup.register(&app, Registration::Thread { tid: pid }, None).unwrap_err();
+    assert!(matches!(refused, Error::NotFound { .. }), "{refused:?}");
+    assert_eq!(policy_of_leader(), 0);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
 #[test]
 fn bad_requests_are_refused_and_change_nothing() {
     let Some(fixture) = Fixture::new() else { return };

@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 
 use libbpf_rs::libbpf_sys;
+use syrup_hook::process::Thread;
 use syrup_hook::{App, Deploy as _, Error, Registration, sys};
 use syrup_scx::ScxSyrup;
 use syrup_scx::Target;
@@ -137,6 +138,48 @@ fn a_thread_that_enters_and_leaves_while_it_is_registered_is_counted_where_it_is
     ScxSyrup.deploy(&app, &policy("fifo"), &Target::default()).unwrap();
     let crew = Crew::parked(1);
     let tid = crew.tids()[0];
+    let threads = sys::obj_get_required(&fixture.bpffs().join("_scx/syrup_threads")).unwrap();
+    let threads = sys::Map::new(threads).unwrap();
+    let thread = Thread::open(tid).unwrap().unwrap();
+    // struct syrup_scx_register: of the slot's first app, with index 0.
+    let ask = || call(&fixture, "syrup_register", &[tid as u32, slot(&app), 1, 0]);
+    toggling(tid, OTHER, || {
+        // It may be refused, or be out again already.
+        for _ in 0..100 {
+            let _ = ScxSyrup.register(&app, Registration::Thread { tid }, None);
+        }
+        // What it is while it is registered is not what it was before: it could not be given
+        // back. struct syrup_scx_thread: was_policy is its 76th byte.
+        let key = thread.as_fd().as_raw_fd().to_ne_bytes();
+        for _ in 0..5000 {
+            ask();
+            assert_ne!(i32::from(threads.lookup(&key).unwrap().unwrap()[76]), EXT);
+        }
+        // struct syrup_scx_set_index: of the slot's first app, not by force.
+        for index in [0, 1, 2].into_iter().cycle().take(5000) {
+            call(&fixture, "syrup_set_index", &[tid as u32, slot(&app), 1, index, 0]);
+        }
+    });
+    assert_eq!(crew.policies(), [0]);
+    // No index is lost: before it enters once more, and gives back what it has.
+    let others = Crew::parked(3);
+    let given = others
+        .tids()
+        .into_iter()
+        .map(|tid| ScxSyrup.register(&app, Registration::Thread { tid }, None).unwrap());
+    assert_eq!(given.collect::<Vec<_>>(), [0, 1, 2]);
+    // What a registration that comes just then finds.
+    set_class(tid, Class { policy: EXT, priority: 0 });
+    assert_eq!(ask(), -libc::EBUSY);
+    set_class(tid, OTHER);
+    let threads = || ScxSyrup.read(&app).unwrap().unwrap().fact("threads");
+    assert_eq!(threads(), Some(3));
+    register(&app, &crew, 20);
+    assert_eq!(threads(), Some(4));
+}
+
+/// Has the thread enter and leave the class again and again meanwhile, and then be `last`.
+fn toggling(tid: i32, last: Class, meanwhile: impl FnOnce()) {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let _stop = SetOnDrop(&stop);
@@ -145,35 +188,10 @@ fn a_thread_that_enters_and_leaves_while_it_is_registered_is_counted_where_it_is
                 set_class(tid, Class { policy: EXT, priority: 0 });
                 set_class(tid, OTHER);
             }
+            set_class(tid, last);
         });
-        // It may be refused, or be out again already.
-        for _ in 0..200 {
-            let _ = ScxSyrup.register(&app, Registration::Thread { tid }, None);
-        }
-        // struct syrup_scx_set_index: of the slot's first app, not by force.
-        for index in [0, 1, 2].into_iter().cycle().take(5000) {
-            call(&fixture, "syrup_set_index", &[tid as u32, slot(&app), 1, index, 0]);
-        }
+        meanwhile();
     });
-    assert_eq!(crew.policies(), [0]);
-    // What a registration that comes just then finds.
-    set_class(tid, Class { policy: EXT, priority: 0 });
-    // struct syrup_scx_register: of the slot's first app, with index 0.
-    let register_anew = || call(&fixture, "syrup_register", &[tid as u32, slot(&app), 1, 0]);
-    assert_eq!(register_anew(), -libc::EBUSY);
-    set_class(tid, OTHER);
-    let threads = || ScxSyrup.read(&app).unwrap().unwrap().fact("threads");
-    assert_eq!(threads(), Some(0));
-    // Nor is an index lost.
-    let others = Crew::parked(3);
-    let given = others
-        .tids()
-        .into_iter()
-        .map(|tid| ScxSyrup.register(&app, Registration::Thread { tid }, None).unwrap());
-    assert_eq!(given.collect::<Vec<_>>(), [0, 1, 2]);
-    assert_eq!(threads(), Some(3));
-    register(&app, &crew, 20);
-    assert_eq!(threads(), Some(4));
 }
 
 /// Runs the root's program of that name; returns what it said.

@@ -109,7 +109,7 @@ fn what_a_decision_costs_beside_a_minimal_scheduler() {
     ScxSyrup.deploy(&app, &policy("fifo"), &Target::default()).unwrap();
     let ours = measure(&|crew| register(&app, crew, 0));
     let eevdf = measure(&|_| ());
-    let bounds = [("wake to idle", 1.65), ("hop", 1.65), ("yield", 2.3)];
+    let bounds = [("wake to idle", 1.55), ("hop", 1.55), ("yield", 2.04)];
     for ((what, bound), at) in bounds.into_iter().zip(0..) {
         let ratio = ours[at].as_secs_f64() / fifo[at].as_secs_f64();
         println!(

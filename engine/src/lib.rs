@@ -16,4 +16,5 @@ pub use as_caller::{AsCaller, Caller};
 pub use engine::{CheckReport, DEFAULT_BPFFS, Engine, Recovery, pins_last};
 pub use hooks::{flags, infos as hooks, policies, specs};
 pub use policy::{canonical, compile, linked};
+pub use syrup_hook::process::raise_descriptor_limit;
 pub use watch::Watch;

@@ -8,10 +8,11 @@ use syrup_hook::Changes;
 
 use crate::Engine;
 
-/// How long nobody looks where nothing has changed. Not everything is counted: what a killed
-/// call left, a UDP socket that was connected and not bound anew, a listener that was bound to
-/// an interface.
-const ALL_THE_SAME: Duration = Duration::from_secs(10);
+/// How long nobody looks where nothing has changed: at first, then twice as long each time, and
+/// at most. Not everything is counted: what a killed call left, a UDP socket that was connected
+/// and not bound anew, a listener that was bound to an interface, a socket that was on its way
+/// from one process to another.
+const ALL_THE_SAME: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
 /// Knows when [`Engine::follow`] may find something to do.
 ///
@@ -24,6 +25,8 @@ pub struct Watch {
     /// What was seen at the last two questions.
     seen: [Option<Seen>; 2],
     looked: Instant,
+    /// When to look again although nothing has changed.
+    all_the_same: Duration,
 }
 
 /// The hooks' counts, and when the pins were last changed.
@@ -47,6 +50,7 @@ impl Engine {
             changes: changes.ok(),
             seen: [None, None],
             looked: Instant::now(),
+            all_the_same: ALL_THE_SAME.0,
         }
     }
 }
@@ -59,9 +63,11 @@ impl Watch {
         let settled = now.is_some() && self.seen.iter().all(|seen| *seen == now);
         let [_, last] = std::mem::take(&mut self.seen);
         self.seen = [last, now];
-        if settled && self.looked.elapsed() < ALL_THE_SAME {
+        if settled && self.looked.elapsed() < self.all_the_same {
             return false;
         }
+        let (first, longest) = ALL_THE_SAME;
+        self.all_the_same = if settled { longest.min(2 * self.all_the_same) } else { first };
         self.looked = Instant::now();
         true
     }

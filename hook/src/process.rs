@@ -5,10 +5,11 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::Once;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::{Error, Result};
 
@@ -113,13 +114,31 @@ pub fn from_namespace_of(of: i32, id: i32) -> Option<i32> {
     })
 }
 
+/// Has this process open as many files as it may at most: all sockets of a server pass through
+/// its hands at once. The soft limit is kept low for select(2), which nobody here uses; what is
+/// started from then on inherits it.
+///
+/// # Errors
+/// The kernel's.
+pub fn raise_descriptor_limit() -> io::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    Ok(setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })?)
+}
+
 /// The sockets of a process whose inodes are `wanted`, by fd number, duplicated into
-/// ours (pidfd_getfd: needs ptrace rights over it).
+/// ours (pidfd_getfd: needs ptrace rights over it). Raises the limit of open files
+/// ([`raise_descriptor_limit`]).
 ///
 /// # Errors
 /// [`Error::NotFound`] when there is no such process, [`Error::Kernel`] without the right
 /// or when they are more than we may have open.
 pub fn sockets(pid: i32, wanted: impl Fn(u64) -> bool) -> Result<Vec<(i32, OwnedFd)>> {
+    static RAISE: Once = Once::new();
+    RAISE.call_once(|| {
+        if let Err(e) = raise_descriptor_limit() {
+            log::info!("cannot raise the number of open files: {e}");
+        }
+    });
     let pidfd = open(pid)?;
     let dir = format!("/proc/{pid}/fd");
     let mut numbers = Vec::new();

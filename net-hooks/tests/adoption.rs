@@ -4,6 +4,7 @@
 mod support;
 
 use std::os::fd::AsRawFd as _;
+use std::time::{Duration, Instant};
 
 use libbpf_rs::MapType;
 use rustix::net::SocketType;
@@ -424,11 +425,15 @@ fn what_is_beyond_the_limits_is_never_live() {
     let Health::Degraded(reason) = lab.read().health else { panic!("{:?}", lab.read().health) };
     assert!(reason.starts_with("6 sockets of its ports could not be taken in"), "{reason}");
     assert!(!lags(&lab));
+    // One of them that closed is no trouble any more.
+    all.pop();
+    let Health::Degraded(reason) = lab.read().health else { panic!("{:?}", lab.read().health) };
+    assert!(reason.starts_with("5 sockets of its ports could not be taken in"), "{reason}");
     // With room they are.
     all.drain(..6);
     assert!(lab.hook.catch_up(&lab.app).unwrap());
     assert_eq!(lab.read().health, Health::LIVE);
-    for index in [7, 40, 70] {
+    for index in [7, 40, 69] {
         let flow = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         flow.send_to(b"?", format!("127.0.1.{index}:{PORT}")).unwrap();
     }
@@ -455,6 +460,9 @@ fn another_users_socket_at_the_port_is_not_taken_in() {
     assert!(!lags(&lab));
     assert_eq!((lab.read().executors, lab.read().health), (2, Health::LIVE));
     drop(sockets);
+    assert!(lab.hook.catch_up(&lab.app).unwrap(), "its own are closed");
+    let Health::Live(Some(reason)) = lab.read().health else { panic!("{:?}", lab.read()) };
+    assert!(reason.contains("another user's (65534)"), "{reason}");
     // Of an app that is a user's, from the start.
     lab.hook.remove(&lab.app).unwrap();
     let theirs = syrup_hook::App { uid: 65533, ..lab.app.clone() };
@@ -469,7 +477,10 @@ fn a_socket_that_nobody_holds_is_told_and_not_looked_for_for_ever() {
     if !require(&[Need::Root]) {
         return;
     }
-    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    use rustix::net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    };
     let lab = Lab::new();
     let sockets = udp_sockets(2);
     lab.hook.deploy(&lab.app, &builtin("round-robin"), &Lab::target()).unwrap();
@@ -485,6 +496,27 @@ fn a_socket_that_nobody_holds_is_told_and_not_looked_for_for_ever() {
     lab.hook.catch_up(&lab.app).unwrap();
     assert!(!lags(&lab));
     let Health::Degraded(reason) = lab.read().health else { panic!("{:?}", lab.read()) };
-    assert!(reason.starts_with("1 sockets of its ports could not be taken in"), "{reason}");
-    drop((sockets, theirs));
+    assert!(reason.starts_with("1 sockets of its ports are held by no process"), "{reason}");
+    // It is looked for again, less and less often, and in vain.
+    let mut looks = 0;
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(2) {
+        looks += u32::from(lags(&lab));
+        assert!(!lab.hook.catch_up(&lab.app).unwrap());
+        std::thread::sleep(Duration::from_millis(20)); // as the daemon between two looks
+    }
+    assert!((1..=4).contains(&looks), "{looks}");
+    // Until it has arrived.
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut beside = RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = [0u8; 1];
+    let into = &mut [std::io::IoSliceMut::new(&mut bytes)];
+    recvmsg(&theirs, into, &mut beside, RecvFlags::empty()).unwrap();
+    let arrived = beside.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    wait_for("it to be taken in", LIMIT, || lab.hook.catch_up(&lab.app).unwrap().then_some(()));
+    assert_eq!((lab.read().executors, lab.read().health), (3, Health::LIVE));
+    drop((sockets, arrived));
 }

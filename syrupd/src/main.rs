@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use syrup_engine::{DEFAULT_BPFFS, Engine};
 use syrup_protocol::{Code, DEFAULT_SOCKET, Failure};
 use syrupd::group::{self, DEFAULT_GROUP};
@@ -80,7 +79,10 @@ fn run(args: Args) -> syrup_protocol::Result<()> {
     let bpffs = args.bpffs.or(config.bpffs).unwrap_or_else(|| DEFAULT_BPFFS.into());
     let group = group::of_users(args.group.or(config.group).as_deref())?;
 
-    raise_descriptor_limit();
+    // Everybody's connections are open beside the sockets of servers.
+    if let Err(e) = syrup_engine::raise_descriptor_limit() {
+        log::warn!("cannot raise the number of open files: {e}");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -89,15 +91,6 @@ fn run(args: Args) -> syrup_protocol::Result<()> {
     // A call that outlived its time must not keep the process.
     runtime.shutdown_background();
     served
-}
-
-/// All sockets of a server pass through our hands at once, and everybody's connections are
-/// open beside them. We use no select(2), for which the soft limit is kept low.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    if let Err(e) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
-        log::warn!("cannot raise the number of open files: {e}");
-    }
 }
 
 async fn serve(socket: PathBuf, bpffs: PathBuf, group: Option<u32>) -> syrup_protocol::Result<()> {

@@ -50,15 +50,13 @@ def stale_code(console: str) -> str | None:
     taint = re.search(r"^.*\bCPU: \d+ .*?(Not tainted|Tainted: ([A-Z ]+)) +\d", console, re.M)
     if not taint or set(taint[2] or "") - set("GPOE "):
         return None
-    code = re.search(
-        r"RIP: 0010:([\w.]+\+0x\w+)/0x\w+(.*)\n.*?Code: (?:[0-9a-f]{2} )*?([0-9a-f]{2} <.*)",
-        console[first.start() :],
-    )
-    if not code or code[2].strip() or code[1].startswith("bpf_"):
+    # The first that is told, whatever that is: later ones are other CPUs', or user space's.
+    said = console[first.start() :]
+    trap = re.search(r"RIP: (.*)\n.*?Code: (?:[0-9a-f]{2} )*?([0-9a-f]{2} <.*)", said)
+    place = trap and re.fullmatch(r"0010:(?!bpf_)([\w.]+\+0x\w+)/0x\w+", trap[1].strip())
+    if not place or not _PATCHED.match(trap[2].replace("<", "").replace(">", "")):
         return None
-    if not _PATCHED.match(code[3].replace("<", "").replace(">", "")):
-        return None
-    return code[1]
+    return place[1]
 
 
 def keep(guest: record.Record, place: str, facts: dict, counted: bool) -> tuple[int, Path]:

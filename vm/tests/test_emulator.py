@@ -43,6 +43,7 @@ class StaleCode(unittest.TestCase):
             "a module": panic(place="tick+0x1/0x2 [broken]"),
             "a BPF program": panic(place="bpf_prog_6deef7357e7b4530_dispatch+0x1/0x2"),
             "no function": panic(place="0xffffffffc0201000"),
+            "no function, and then one": panic(place="0xffffffffc0201000") + panic(number=2),
             "a second oops": panic(number=2),
             "after an oops": panic(before="[  0.9] Oops: 0002 [#1] SMP\n"),
             "after a warning": panic(before="[  0.9] WARNING: kernel/sched/ext.c:1 at x\n"),

@@ -222,6 +222,8 @@ pub(crate) struct Server {
     pub pid: i32,
     pub proto: Proto,
     pub port: u16,
+    /// Whose the socket is.
+    pub uid: u32,
     /// Why it can be no executor, if it cannot.
     pub unfit: Option<Unfit>,
 }
@@ -231,8 +233,8 @@ pub(crate) struct Server {
 /// # Errors
 /// [`Error::Kernel`].
 pub(crate) fn servers(ports: &[u16]) -> Result<Vec<Server>> {
-    let listed = bound(&[], ports)?.into_iter().map(|b| (b.inode, b.key));
-    let mut wanted: HashMap<u64, GroupKey> = listed.collect();
+    let listed = bound(&[], ports)?.into_iter().map(|b| (b.inode, (b.key, b.uid)));
+    let mut wanted: HashMap<u64, (GroupKey, u32)> = listed.collect();
     let mut found = Vec::new();
     for pid in process::all() {
         if wanted.is_empty() {
@@ -240,9 +242,11 @@ pub(crate) fn servers(ports: &[u16]) -> Result<Vec<Server>> {
         }
         for (_, fd) in not_of_others(process::sockets(pid, |inode| wanted.contains_key(&inode)))? {
             let inode = rustix::fs::fstat(&fd).map(|stat| stat.st_ino);
-            let Some(key) = inode.ok().and_then(|inode| wanted.remove(&inode)) else { continue };
+            let Some((key, uid)) = inode.ok().and_then(|inode| wanted.remove(&inode)) else {
+                continue;
+            };
             let unfit = inspect(fd).ok().and_then(Result::err);
-            found.push(Server { pid, proto: key.proto, port: key.address.port(), unfit });
+            found.push(Server { pid, proto: key.proto, port: key.address.port(), uid, unfit });
         }
     }
     Ok(found)

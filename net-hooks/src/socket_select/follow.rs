@@ -10,35 +10,72 @@ use super::adopt;
 use super::bound::{Bound, bound};
 use super::pins::{Cookies, Pins, Place};
 use super::sockets::{GroupKey, Member};
-use super::state::{Group, State};
+use super::state::{Group, Retry, State};
 
 /// Sockets that get inputs of a deployment and are not its executors.
 ///
 /// Of a deployment that follows its ports, all there but those that can be none; of another,
 /// those in its groups. Nothing when its network namespace is out of our reach.
-///
-/// # Errors
-/// `Error::Kernel`.
-pub(crate) fn strangers(state: &State, cookies: &[Cookies]) -> Result<Vec<Bound>> {
-    if state.ports.is_empty() {
-        return Ok(Vec::new());
-    }
-    let look = || bound(&state.protos, &state.ports);
-    let listed = netns::within_cookie(state.netns_cookie, state.pid, look)?;
-    Ok(strangers_among(&listed.transpose()?.unwrap_or_default(), state, cookies))
+#[derive(Debug, Default)]
+pub(crate) struct Outside {
+    /// Which can be taken in, as far as is known.
+    pub strangers: Vec<Bound>,
+    /// How many could not be: [`State::left_out`].
+    pub left_out: usize,
+    /// How many nobody holds into whom we may look: [`State::unreachable`].
+    pub unreachable: usize,
 }
 
-/// Forgets sockets that were closed of those that are not to be executors.
+impl Outside {
+    /// What there is now.
+    ///
+    /// # Errors
+    /// `Error::Kernel`.
+    pub fn of(state: &State, cookies: &[Cookies]) -> Result<Self> {
+        if state.ports.is_empty() {
+            return Ok(Self::default());
+        }
+        let listed = listed(state)?.unwrap_or_default();
+        let is_unreachable = |b: &Bound| state.unreachable.contains_key(&b.cookie);
+        let (unreachable, strangers): (Vec<_>, Vec<_>) =
+            strangers_among(&listed, state, cookies).into_iter().partition(is_unreachable);
+        Ok(Self {
+            strangers,
+            left_out: listed.iter().filter(|b| state.left_out.contains(&b.cookie)).count(),
+            unreachable: unreachable.len(),
+        })
+    }
+}
+
+/// What the kernel lists of a deployment's ports; `None` when its network namespace is out of
+/// our reach.
+fn listed(state: &State) -> Result<Option<Vec<Bound>>> {
+    let look = || bound(&state.protos, &state.ports);
+    netns::within_cookie(state.netns_cookie, state.pid, look)?.transpose()
+}
+
+/// Forgets sockets that were closed of those that are no executors.
 ///
 /// # Errors
 /// `Error::Kernel`.
 pub(crate) fn forget_closed(state: &mut State) -> Result<()> {
-    let look = || bound(&state.protos, &state.ports);
-    let listed = netns::within_cookie(state.netns_cookie, state.pid, look)?;
-    if let Some(listed) = listed.transpose()? {
-        state.unfit.retain(|cookie| listed.iter().any(|b| b.cookie == *cookie));
+    if let Some(listed) = listed(state)? {
+        let open: BTreeSet<u64> = listed.iter().map(|b| b.cookie).collect();
+        state.unfit.retain(|cookie| open.contains(cookie));
+        state.left_out.retain(|cookie| open.contains(cookie));
+        state.unreachable.retain(|cookie, _| open.contains(cookie));
     }
     Ok(())
+}
+
+/// Whether [`forget_closed`] has something to do.
+fn has_closed(state: &State, listed: &[Bound]) -> bool {
+    let outside = state.unfit.iter().chain(&state.left_out).chain(state.unreachable.keys());
+    outside.into_iter().any(|cookie| listed.iter().all(|b| b.cookie != *cookie))
+}
+
+fn is_due(state: &State, socket: &Bound) -> bool {
+    state.unreachable.get(&socket.cookie).is_none_or(|retry| retry.is_due())
 }
 
 fn strangers_among(listed: &[Bound], state: &State, cookies: &[Cookies]) -> Vec<Bound> {
@@ -52,7 +89,7 @@ fn strangers_among(listed: &[Bound], state: &State, cookies: &[Cookies]) -> Vec<
         .filter(|b| state.covers(&b.key) && (state.follows || has_sockets(&b.key)))
         .filter(|b| !known.contains(&b.cookie) && !state.unfit.contains(&b.cookie))
         .filter(|b| !state.left_out.contains(&b.cookie))
-        .filter(|b| b.uid == 0 || state.uids.is_empty() || state.uids.contains(&b.uid))
+        .filter(|b| state.is_of(b.uid))
         .cloned()
         .collect()
 }
@@ -103,10 +140,14 @@ pub(crate) fn behind(dirs: &[Dir]) -> Vec<&Dir> {
     followed
         .iter()
         .filter(|(_, (state, cookies))| {
-            let listed = listed.get(&state.netns_cookie).map_or(&[][..], Vec::as_slice);
+            let listed = listed.get(&state.netns_cookie);
+            let is_missed = |listed: &Vec<Bound>| {
+                let strangers = strangers_among(listed, state, cookies);
+                strangers.iter().any(|b| is_due(state, b)) || has_closed(state, listed)
+            };
             state.changing
                 || state.groups.iter().zip(cookies).any(is_other)
-                || !strangers_among(listed, state, cookies).is_empty()
+                || listed.is_some_and(is_missed)
         })
         .map(|(dir, _)| *dir)
         .collect()
@@ -125,19 +166,22 @@ pub(crate) fn follow(dir: &mut Dir) -> Result<bool> {
     }
     let cookies = pins.cookies(&state)?;
     let had_left = state.changing || state.groups.iter().zip(&cookies).any(is_other);
-    let strangers = strangers(&state, &cookies)?;
+    forget_closed(&mut state)?;
+    let mut strangers = strangers_among(&listed(&state)?.unwrap_or_default(), &state, &cookies);
+    strangers.retain(|b| is_due(&state, b));
     let found = adopt::take(&strangers, state.pid)?;
     if !state.pid.is_some_and(syrup_hook::process::is_running) {
         state.pid = found.pid.or(state.pid);
     }
-    forget_closed(&mut state)?;
-    // One that nobody holds whom we may look into would be looked for again and again.
-    let is_found = |b: &&Bound| {
-        found.members.iter().any(|member| member.cookie == b.cookie)
-            || found.unfit.contains(&b.cookie)
-    };
-    let unreachable = strangers.iter().filter(|b| !is_found(b));
-    state.left_out.extend(unreachable.map(|b| b.cookie));
+    // To look for one that nobody holds is to look into every process: not again and again.
+    for b in &strangers {
+        let is_found = found.members.iter().any(|member| member.cookie == b.cookie)
+            || found.unfit.contains(&b.cookie);
+        let last = state.unreachable.remove(&b.cookie);
+        if !is_found {
+            state.unreachable.insert(b.cookie, Retry::after(last));
+        }
+    }
     state.unfit.extend(&found.unfit);
     if state.uids.is_empty() {
         state.uids.clone_from(&found.uids);

@@ -9,7 +9,7 @@ use syrup_sdk::abi::{
 
 use super::SPEC;
 use super::adopt::{self, Server};
-use super::follow;
+use super::follow::Outside;
 use super::pins::Cookies;
 use super::state::{MAX_GROUPS, State};
 
@@ -76,23 +76,35 @@ fn wrong(
     if closed > 0 {
         reasons.push(format!("{closed} of {} sockets are closed", alive + closed));
     }
-    if alive > 0 {
-        let strangers = follow::strangers(state, cookies)?;
-        if let Some(one) = strangers.first() {
-            let key = one.key;
-            let which = match strangers.len() {
-                1 => "1 socket of its ports is no executor".to_owned(),
-                n => format!("{n} sockets of its ports are no executors"),
-            };
-            let way = if state.follows {
-                "syrupd takes them in while it runs, or 'syrupctl gc'"
-            } else {
-                "the app has not registered them"
-            };
-            reasons.push(format!("{which} ({key}): {way}"));
-        }
+    let outside = if alive > 0 || !state.left_out.is_empty() || !state.unreachable.is_empty() {
+        Outside::of(state, cookies)?
+    } else {
+        Outside::default()
+    };
+    if alive > 0
+        && let Some(one) = outside.strangers.first()
+    {
+        let key = one.key;
+        let which = match outside.strangers.len() {
+            1 => "1 socket of its ports is no executor".to_owned(),
+            n => format!("{n} sockets of its ports are no executors"),
+        };
+        let way = if state.follows {
+            "syrupd takes them in while it runs, or 'syrupctl gc'"
+        } else {
+            "the app has not registered them"
+        };
+        reasons.push(format!("{which} ({key}): {way}"));
     }
-    match state.left_out.len() {
+    match outside.unreachable {
+        0 => {}
+        n => reasons.push(format!(
+            "{n} sockets of its ports are held by no process that can be looked into (on their way \
+             to another one, or outside this pid namespace); syrupd looks for them again and \
+             again, or 'syrupctl gc'"
+        )),
+    }
+    match outside.left_out {
         0 => {}
         n => reasons.push(format!(
             "{n} sockets of its ports could not be taken in (a deployment has {MAX_GROUPS} groups of \
@@ -147,7 +159,9 @@ fn without_sockets(app: &str, state: &State) -> Health {
             return Health::Degraded(format!("{waits}, and who has the port is unknown: {e}"));
         }
     };
-    let is_its = |server: &&Server| state.protos.is_empty() || state.protos.contains(&server.proto);
+    let is_its = |server: &&Server| {
+        state.is_of(server.uid) && (state.protos.is_empty() || state.protos.contains(&server.proto))
+    };
     let (ours, others): (Vec<&Server>, Vec<&Server>) = servers.iter().partition(is_its);
     if let Some(server) = ours.iter().find(|server| server.unfit.is_none()) {
         let what = format!(
@@ -168,6 +182,10 @@ fn without_sockets(app: &str, state: &State) -> Health {
         ));
     }
     let instead = match others.first() {
+        Some(Server { pid, proto, port, uid, .. }) if !state.is_of(*uid) => format!(
+            "process {pid} has {proto} port {port}, and is another user's ({uid}): this \
+             deployment takes in none of those"
+        ),
         Some(Server { pid, proto, port, .. }) => {
             format!("process {pid} has {proto} port {port}: for that, {load} --proto {proto}")
         }
@@ -185,7 +203,9 @@ fn without_sockets(app: &str, state: &State) -> Health {
 /// A server of these ports in another network namespace.
 fn elsewhere(state: &State) -> Option<Server> {
     let serves = |server: &Server| {
-        server.unfit.is_none() && (state.protos.is_empty() || state.protos.contains(&server.proto))
+        server.unfit.is_none()
+            && state.is_of(server.uid)
+            && (state.protos.is_empty() || state.protos.contains(&server.proto))
     };
     netns::all().iter().find_map(|other| {
         use std::os::fd::AsFd as _;

@@ -40,7 +40,7 @@ use syrup_sdk::abi::SYRUP_MAX_EXECUTORS;
 use self::changes::GroupChanges;
 use self::pins::{Pins, Place};
 use self::sockets::{GroupKey, Member};
-use self::state::{MAX_GROUPS, State};
+use self::state::{MAX_GROUPS, Retry, State};
 use crate::POLICIES;
 
 /// The hook `socket-select`.
@@ -200,9 +200,10 @@ impl Hook for SocketSelect {
             follow::attach(dir, &pins).unwrap_or_else(|e| log::warn!("{e}"));
         }
         let mut state: State = dir.state()?;
-        if !state.left_out.is_empty() {
+        if !state.left_out.is_empty() || !state.unreachable.is_empty() {
             // There may be room now: whoever follows looks at them once more.
             state.left_out.clear();
+            state.unreachable.values_mut().for_each(Retry::hurry);
             dir.set_state(&state).unwrap_or_else(|e| log::warn!("{e}"));
         }
         Ok(())

@@ -1,7 +1,8 @@
 //! What is kept of a deployment beside its pins: which inputs it is for, and the groups of
 //! sockets that it decides about.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 use syrup_hook::{Proto, Result};
@@ -11,6 +12,8 @@ use super::too_many_groups;
 
 /// Groups of one deployment (`MAX_GROUPS` in shared.bpf.h).
 pub(crate) const MAX_GROUPS: usize = 64;
+/// How long a socket that was not found is not looked for: at first, and at most.
+const RETRY_MS: RangeInclusive<u64> = 300..=10_000;
 
 /// One reuseport group of the app. Its number, by which the maps know it, is its place in
 /// [`State::groups`].
@@ -55,12 +58,52 @@ pub(crate) struct State {
     /// Whether `end` is more than there is: a call is changing the sockets, or died of that.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub changing: bool,
-    /// Cookies of sockets in its groups that could not be taken in: too many, in another
-    /// program's map, or held by nobody that we may look into.
+    /// Cookies of sockets in its groups that could not be taken in: too many, or in another
+    /// program's map.
     pub left_out: BTreeSet<u64>,
+    /// Sockets in its groups that no process holds into which we may look. They may be on
+    /// their way from one to another.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub unreachable: BTreeMap<u64, Retry>,
+}
+
+/// When it is worth to look for a socket once more; in milliseconds since the machine started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Retry {
+    since_ms: u64,
+    again_ms: u64,
+}
+
+impl Retry {
+    /// Of a socket that was not found before, then of one that was not found again.
+    pub fn after(last: Option<Self>) -> Self {
+        let now = uptime_ms();
+        let since_ms = last.map_or(now, |last| last.since_ms);
+        let wait = now.saturating_sub(since_ms).clamp(*RETRY_MS.start(), *RETRY_MS.end());
+        Self { since_ms, again_ms: now + wait }
+    }
+
+    pub fn is_due(self) -> bool {
+        uptime_ms() >= self.again_ms
+    }
+
+    /// At once, because somebody asks for it.
+    pub fn hurry(&mut self) {
+        self.again_ms = 0;
+    }
+}
+
+fn uptime_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
 }
 
 impl State {
+    /// Whether sockets of that user are taken in.
+    pub fn is_of(&self, uid: u32) -> bool {
+        uid == 0 || self.uids.is_empty() || self.uids.contains(&uid)
+    }
+
     /// The number of the group with that key, which is new if it has to be.
     ///
     /// # Errors

@@ -203,21 +203,20 @@ fn sockets() -> u64 {
 fn has_followed(ctl: &Ctl, workers: u64) {
     let (mut hides_since, mut there_since) = (None, None);
     wait_for("the deployment to follow", LIMIT, || {
-        let before = sockets();
+        let (asked, before) = (Instant::now(), sockets());
         let now = status(ctl);
         let there = before.min(sockets());
-        match there == workers {
-            true => {
-                let late = there_since.get_or_insert_with(Instant::now).elapsed();
-                assert!(late < SECOND, "{late:?}: {there} sockets in a group: {now}");
-            }
-            false => there_since = None,
-        }
         let executors = now["executors"].as_u64().unwrap();
+        let has_followed = now["state"] == "live" && executors == workers;
+        if there != workers {
+            there_since = None;
+        } else if !has_followed {
+            let late = asked - *there_since.get_or_insert(asked);
+            assert!(late < SECOND, "{late:?}: {there} sockets in a group: {now}");
+        }
         if now["state"] != "live" || executors >= there {
             hides_since = None;
-            return (now["state"] == "live" && executors == workers && there == workers)
-                .then_some(());
+            return (has_followed && there == workers).then_some(());
         }
         let hides = hides_since.get_or_insert_with(Instant::now).elapsed();
         assert!(hides < SECOND, "{hides:?}: {there} sockets in a group: {now}");

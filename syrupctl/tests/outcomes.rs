@@ -114,7 +114,7 @@ fn advice_leads_out_of_a_deployment_without_sockets() {
     let done = ctl.run(&["gc"]).ok();
     assert!(done.contains("socket-select of app default"), "{done}");
     assert_eq!(ctl.deployment("default", "socket-select")["executors"], 2);
-    assert_eq!(ctl.run(&["gc"]).ok(), "all is in order\n");
+    assert_eq!(ctl.run(&["gc"]).ok(), "there was nothing to do\n");
     // With sockets, 'replace' is what one wants.
     load().fails(7, "syrupctl replace socket-select");
     replace().ok();

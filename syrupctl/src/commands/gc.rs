@@ -30,7 +30,7 @@ impl Gc {
 
 fn text(Tidied { changed, removed }: &Tidied) -> String {
     if changed.is_empty() && removed.is_empty() {
-        return "all is in order\n".to_owned();
+        return "there was nothing to do\n".to_owned();
     }
     let changed = changed
         .iter()
